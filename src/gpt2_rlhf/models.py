@@ -1,0 +1,82 @@
+"""Load the models that the stages train and hand on: policy, reward model, and LoRA around either.
+
+Weights are always float32 here (mixed precision is the trainer's), always safetensors, and never with remote code.
+"""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from gpt2_rlhf import tokens
+from gpt2_rlhf.settings import Model, Peft
+
+EMBEDDED_DIR = Path(__file__).parent / "embedded" / "model"
+
+
+def source(model: Model) -> str:
+    """The Hub name or folder that transformers loads this base model from."""
+    return str(EMBEDDED_DIR) if model.name == "embedded" else model.name
+
+
+def load_base_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer under the token contract."""
+    place = source(model) if model.tokenizer is None else model.tokenizer
+    return tokens.load_tokenizer(str(EMBEDDED_DIR) if place == "embedded" else place, model.revision)
+
+
+def load_base(model: Model, seed: int) -> PreTrainedModel:
+    """The base policy: trained weights, or random ones of the shape in `model.random`, drawn with `seed`."""
+    if model.random is None:
+        return load_policy(source(model), model.revision)
+    tokenizer = load_base_tokenizer(model)
+    set_seed(seed)
+    shape = GPT2Config(**model.random, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id)
+    return GPT2LMHeadModel(shape)
+
+
+def load_policy(path: str, revision: str | None = None) -> PreTrainedModel:
+    """A causal language model in float32 from a folder or the Hub."""
+    return AutoModelForCausalLM.from_pretrained(
+        path, revision=revision, dtype=torch.float32, use_safetensors=True
+    )
+
+
+def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:
+    """A sequence classifier with one score, in float32, that reads it at the last token that is not padding.
+
+    From a policy's folder the score head is new: seed the global generator before the call.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, dtype=torch.float32, use_safetensors=True
+    )
+    model.config.pad_token_id = pad_token_id
+    return model
+
+
+def lora(peft: Peft, task: TaskType) -> LoraConfig | None:
+    """The adapter that `peft` asks for, or None at rank 0: all weights are trained."""
+    if peft.r == 0:
+        return None
+    return LoraConfig(
+        r=peft.r,
+        lora_alpha=peft.lora_alpha,
+        lora_dropout=peft.lora_dropout,
+        target_modules=peft.target_modules,
+        fan_in_fan_out=True,  # GPT-2 stores its linear layers transposed, as Conv1D
+        task_type=task,
+    )
+
+
+def merged(model: torch.nn.Module) -> PreTrainedModel:
+    """The model with its adapter folded into the weights; unchanged when it has none."""
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[return-value]

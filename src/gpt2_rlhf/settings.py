@@ -1,0 +1,112 @@
+"""The run's settings as frozen records: what every stage reads, once config.py has composed and checked it.
+
+Defaults live in conf/ alone; a field here has none, so that a value nobody set is an error and not a surprise.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Model:
+    """The base model: a Hub name with its revision, a local folder, or "embedded" for the bundled one."""
+
+    name: str
+    revision: str | None
+    tokenizer: str | None  # where the tokenizer comes from when not from `name`
+    random: dict[str, int] | None  # GPT2Config sizes: random weights of that shape instead of trained ones
+
+
+@dataclass(frozen=True)
+class Data:
+    """Preference pairs: a Hub dataset with its revision, a local file or folder, or "embedded"."""
+
+    name: str
+    revision: str | None
+    path: str | None  # local file or folder; wins over `name`
+    subsets: list[str] | None  # folders of the source to read; null reads every one there
+    train_pairs: int | None  # null takes all
+    test_pairs: int | None
+    shares: dict[str, float]  # of the training prompts: sft, reward, ppo
+    disjoint: bool  # false: every stage gets all the training pairs
+    max_prompt_tokens: int
+    max_answer_tokens: int
+    seed: int
+    utility: str | None  # import path "module:function" of a (prompt, answer) -> float that is the truth
+
+
+@dataclass(frozen=True)
+class Peft:
+    """LoRA for one stage; rank 0 trains all weights."""
+
+    r: int
+    lora_alpha: int
+    lora_dropout: float
+    target_modules: list[str] | None  # null: peft's default for the architecture
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Supervised fine-tuning: `args` are fields of TRL's SFTConfig."""
+
+    args: dict[str, Any]
+    peft: Peft
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The reward model: `args` are fields of TRL's RewardConfig."""
+
+    args: dict[str, Any]
+    peft: Peft
+
+
+@dataclass(frozen=True)
+class Ppo:
+    """PPO: `args` are fields of TRL's PPOConfig."""
+
+    args: dict[str, Any]
+    peft: Peft
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The comparison of base, SFT and PPO on held-out prompts."""
+
+    prompts: int
+    batch_size: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Where the final model goes on the Hub; null leaves it on disk."""
+
+    repo_id: str | None
+    private: bool
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a training stage is started: one process, or several under torchrun or accelerate."""
+
+    processes: int
+    accelerate_config: str | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything one run is made of."""
+
+    seed: int
+    output_dir: str
+    model: Model
+    data: Data
+    sft: Sft
+    reward: Reward
+    ppo: Ppo
+    evaluate: Evaluate
+    publish: Publish
+    launch: Launch
