@@ -3,8 +3,6 @@
 Weights are always float32 here (mixed precision is the trainer's), always safetensors, and never with remote code.
 """
 
-from pathlib import Path
-
 import torch
 from peft import LoraConfig, PeftModel, TaskType
 from transformers import (
@@ -17,38 +15,29 @@ from transformers import (
     set_seed,
 )
 
-from gpt2_rlhf import tokens
+from gpt2_rlhf import model_files, tokens
 from gpt2_rlhf.settings import Model, Peft
-
-EMBEDDED_DIR = Path(__file__).parent / "embedded" / "model"
-
-
-def source(model: Model) -> str:
-    """The Hub name or folder that transformers loads this base model from."""
-    return str(EMBEDDED_DIR) if model.name == "embedded" else model.name
 
 
 def load_base_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The base model's tokenizer under the token contract."""
-    place = source(model) if model.tokenizer is None else model.tokenizer
-    return tokens.load_tokenizer(str(EMBEDDED_DIR) if place == "embedded" else place, model.revision)
+    place = model.name if model.tokenizer is None else model.tokenizer
+    return tokens.load_tokenizer(model_files.source(place), model.revision)
 
 
 def load_base(model: Model, seed: int) -> PreTrainedModel:
     """The base policy: trained weights, or random ones of the shape in `model.random`, drawn with `seed`."""
     if model.random is None:
-        return load_policy(source(model), model.revision)
-    tokenizer = load_base_tokenizer(model)
+        return load_policy(model_files.source(model.name), model.revision)
+    eos_token_id = load_base_tokenizer(model).eos_token_id
     set_seed(seed)
-    shape = GPT2Config(**model.random, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id)
-    return GPT2LMHeadModel(shape)
+    special = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
+    return GPT2LMHeadModel(GPT2Config.from_dict({**model.random, **special}))
 
 
 def load_policy(path: str, revision: str | None = None) -> PreTrainedModel:
     """A causal language model in float32 from a folder or the Hub."""
-    return AutoModelForCausalLM.from_pretrained(
-        path, revision=revision, dtype=torch.float32, use_safetensors=True
-    )
+    return AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32, use_safetensors=True)
 
 
 def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:

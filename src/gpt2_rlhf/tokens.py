@@ -29,9 +29,7 @@ def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def padding_copy(
-    tokenizer: PreTrainedTokenizerBase, side: Literal["left", "right"]
-) -> PreTrainedTokenizerBase:
+def padding_copy(tokenizer: PreTrainedTokenizerBase, side: Literal["left", "right"]) -> PreTrainedTokenizerBase:
     """A copy that pads with a token no text produces, for the reward model and PPO. Never save it.
 
     Raises:
@@ -50,10 +48,22 @@ def padding_copy(
     return padded
 
 
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of EOS, which load_tokenizer has made sure of."""
+    assert isinstance(tokenizer.eos_token_id, int)
+    return tokenizer.eos_token_id
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the padding that `padding_copy` chose."""
+    assert isinstance(tokenizer.pad_token_id, int)
+    return tokenizer.pad_token_id
+
+
 def encode_sft(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str]) -> dict[str, list[int]]:
     """Columns for SFTTrainer: prompt + chosen + EOS, with labels -100 on the prompt."""
     prompt = tokenizer(row["prompt"])["input_ids"]
-    answer = [*tokenizer(row["chosen"])["input_ids"], tokenizer.eos_token_id]
+    answer = [*tokenizer(row["chosen"])["input_ids"], eos_id(tokenizer)]
     return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
 
@@ -61,7 +71,7 @@ def encode_reward(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str]) ->
     """Columns for RewardTrainer: prompt + answer + EOS for both answers; the score is read at EOS."""
     prompt = tokenizer(row["prompt"])["input_ids"]
     return {
-        f"{side}_ids": [*prompt, *tokenizer(row[side])["input_ids"], tokenizer.eos_token_id]
+        f"{side}_ids": [*prompt, *tokenizer(row[side])["input_ids"], eos_id(tokenizer)]
         for side in ("chosen", "rejected")
     }
 

@@ -1,0 +1,112 @@
+"""Find a base model's files and read its config without importing torch, so that faults show within seconds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt2_rlhf.errors import UserError
+from gpt2_rlhf.settings import Model
+
+EMBEDDED_DIR = Path(__file__).parent / "embedded" / "model"
+_HUB_TIMEOUT_S = 10
+
+
+def local_dir(place: str) -> Path | None:
+    """The folder that `place` names, or None for a Hub name."""
+    if place == "embedded":
+        return EMBEDDED_DIR
+    path = Path(place).expanduser()
+    return path if path.is_dir() or place.startswith((".", "/", "~")) else None
+
+
+def source(place: str) -> str:
+    """What transformers' from_pretrained takes for `place`: a folder or a Hub name."""
+    folder = local_dir(place)
+    return place if folder is None else str(folder)
+
+
+def check(model: Model) -> dict[str, Any]:
+    """The base model's config as a dict, after a look at all that loading it will need.
+
+    Raises:
+        UserError: a folder or file is missing or unreadable, weights are not safetensors, the model is not a causal
+            language model with known positions, or the Hub has no such model or cannot be reached.
+    """
+    tokenizer = model.name if model.tokenizer is None else model.tokenizer
+    _require(tokenizer, "tokenizer.json", model)
+    if model.random is not None:
+        return {**model.random, "model_type": "gpt2"}
+    config_file = _require(model.name, "config.json", model)
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.name: {config_file} cannot be read as JSON ({error}); wanted a model's config"
+        ) from error
+    if "n_positions" not in config and "max_position_embeddings" not in config:
+        raise UserError(
+            f"model.name: {config_file} has no n_positions or max_position_embeddings; wanted a causal language model"
+        )
+    folder = local_dir(model.name)
+    if folder is not None:
+        weights = next(iter(sorted(folder.glob("*.safetensors"))), None)
+        if weights is None:
+            raise UserError(f"model.name: {folder} has no .safetensors weights; save the model with safe_serialization")
+        _check_safetensors(weights)
+    return config
+
+
+def positions(config: dict[str, Any]) -> int:
+    """How many tokens the model can read at once."""
+    return int(config["n_positions"] if "n_positions" in config else config["max_position_embeddings"])
+
+
+def _require(place: str, file: str, model: Model) -> Path:
+    folder = local_dir(place)
+    if folder is None:
+        return _from_hub(place, file, model.revision)
+    if not folder.is_dir():
+        raise UserError(f"model.name: there is no folder {folder}; wanted a model's folder or a Hub name")
+    if not (folder / file).is_file():
+        raise UserError(f"model.name: {folder} has no {file}; wanted a folder written by save_pretrained")
+    return folder / file
+
+
+def _from_hub(name: str, file: str, revision: str | None) -> Path:
+    # huggingface_hub reads its settings when imported, and nothing else here needs it
+    from huggingface_hub import errors, hf_hub_download
+
+    at = f"{name} at revision {revision or 'main'}"
+    try:
+        return Path(hf_hub_download(name, file, revision=revision, etag_timeout=_HUB_TIMEOUT_S))
+    except errors.HFValidationError as error:
+        raise UserError(
+            f"model.name: {name!r} is neither a folder nor a Hub name such as openai-community/gpt2"
+        ) from error
+    except errors.GatedRepoError as error:
+        raise UserError(f"model.name: {name} is gated; ask for access on its page, then `hf auth login`") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise UserError(
+            f"model.name: the Hub has no {at}, or not for you; check the name or `hf auth login`"
+        ) from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise UserError(f"model.name: {at} has no {file}; wanted a model saved by transformers") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise UserError(
+            f"model.name: the Hub cannot be reached and {name} is not in the cache; "
+            "connect, or use model=embedded or a local folder"
+        ) from error
+
+
+def _check_safetensors(path: Path) -> None:
+    """The header of a safetensors file: 8 bytes of length, then JSON (github.com/huggingface/safetensors, Format)."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(size) if size < path.stat().st_size else b""
+    try:
+        tensors = json.loads(header)
+        end = max(t["data_offsets"][1] for n, t in tensors.items() if n != "__metadata__")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model.name: {path} is not a safetensors file; download it again or save it anew") from error
+    if 8 + size + end != path.stat().st_size:
+        raise UserError(f"model.name: {path} is cut short or padded; download it again or save it anew")

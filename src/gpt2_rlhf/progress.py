@@ -1,0 +1,145 @@
+"""Show how far a trainer is, keep its metrics, and let it stop with a checkpoint when asked to.
+
+Both are callbacks that work alike under SFTTrainer, RewardTrainer and PPOTrainer. The progress line has an ETA from
+this process's own steps, so it is right after a resume; metrics.jsonl holds each step once, also after one.
+"""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+_SHOWN = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "objective/scores": "reward",
+    "objective/kl": "kl",
+    "learning_rate": "lr",
+    "lr": "lr",
+}
+_LINE_EVERY_S = 10.0  # in a log file; a terminal's line is rewritten in place at each log
+
+
+class Interrupted(Exception):  # noqa: N818 - it is a request, not an error
+    """Ctrl-C or SIGTERM arrived; a checkpoint has been written."""
+
+    def __init__(self, signum: int, checkpoint: str | None):
+        self.signum = signum
+        self.checkpoint = checkpoint
+        super().__init__(signal.Signals(signum).name)
+
+
+class Progress(TrainerCallback):
+    """One line with step, figures and ETA; each log as a line of metrics.jsonl."""
+
+    def __init__(self, name: str, metrics_file: Path):
+        self._name = name
+        self._metrics_file = metrics_file
+        self._first_step: int | None = None
+        self._trimmed = False
+        self._started = 0.0
+        self._printed = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Keep the metrics and rewrite the line."""
+        if not state.is_world_process_zero or logs is None:
+            return
+        self._note_first(state)
+        if not self._trimmed:
+            self._forget_from(state.global_step)
+        with self._metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        self._print(state, logs)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Note where this process began, so that a resume's ETA is right."""
+        self._note_first(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Leave the cursor on a line of its own."""
+        if state.is_world_process_zero and sys.stdout.isatty():
+            print(flush=True)
+
+    def _note_first(self, state: TrainerState) -> None:
+        # Trainer ends a step before it logs, PPOTrainer logs before it ends one: whichever comes first
+        if self._first_step is None:
+            self._first_step = state.global_step - 1
+
+    def _forget_from(self, step: int) -> None:
+        """Drop the lines of steps that are about to be done again, after a resume."""
+        self._trimmed = True
+        if not self._metrics_file.exists():
+            return
+        lines = self._metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+        self._metrics_file.write_text("".join(kept), encoding="utf-8")
+
+    def _print(self, state: TrainerState, logs: dict[str, Any]) -> None:
+        now, last = time.monotonic(), state.global_step >= state.max_steps
+        done = state.global_step - (self._first_step or 0)
+        live = sys.stdout.isatty()
+        if not live and not last and now - self._printed < _LINE_EVERY_S:
+            return
+        self._printed = now
+        left_s = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
+        figures = "  ".join(f"{label} {float(logs[key]):.3g}" for key, label in _SHOWN.items() if key in logs)
+        line = f"  {self._name} {state.global_step}/{state.max_steps}  {figures}  eta {left_s:.0f} s"
+        print(f"\r{line:<100}" if live else line, end="" if live else "\n", flush=True)
+
+
+class StopOnSignal(TrainerCallback):
+    """Turn Ctrl-C and SIGTERM into a checkpoint at the next step's end, then Interrupted."""
+
+    def __init__(self) -> None:
+        self._signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Listen for as long as training lasts."""
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for a checkpoint if a signal came."""
+        if self._signum is not None:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop once the checkpoint is whole."""
+        if self._signum is not None:
+            raise Interrupted(self._signum, f"checkpoint-{state.global_step}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Give the signals back."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._signum = signum

@@ -1,0 +1,47 @@
+"""Stage 2, the reward model: the SFT model with one score as its head learns which of two answers people prefer.
+
+The score is read at EOS, which is where PPO reads it (token contract). Accuracy is computed here over every held-out
+pair: RewardTrainer's own `eval_accuracy` is a mean of batch means.
+"""
+
+import time
+
+from datasets import Dataset
+from peft import TaskType
+from transformers import set_seed
+from trl import RewardConfig, RewardTrainer
+
+from gpt2_rlhf import data, models, scoring, tokens, training
+from gpt2_rlhf.settings import Settings
+from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
+
+
+def run(settings: Settings, stage: Stage) -> Outcome:
+    """Train on the `reward` rows and leave the model in `stage.model_dir`, with its held-out accuracy."""
+    prepared = stage.needs["data"].directory
+    train_rows, test_rows = data.load(prepared, "reward"), data.load(prepared, "test")
+    tokenizer = models.load_base_tokenizer(settings.model)
+    padding = tokens.padding_copy(tokenizer, "right")
+    set_seed(settings.seed)  # before the score head is drawn
+    model = models.load_reward(str(stage.needs["sft"].model_dir), tokens.pad_id(padding))
+
+    started = time.perf_counter()
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(**settings.reward.args, **training.own_arguments(settings, stage), max_length=None),
+        train_dataset=Dataset.from_list([tokens.encode_reward(tokenizer, row) for row in train_rows]),
+        eval_dataset=Dataset.from_list([tokens.encode_reward(tokenizer, row) for row in test_rows]),
+        processing_class=padding,
+        peft_config=models.lora(settings.reward.peft, TaskType.SEQ_CLS),
+        callbacks=training.callbacks(stage),
+    )
+    training.train(trainer, newest_whole_checkpoint(stage, trainer.args.world_size))
+    if not trainer.is_world_process_zero():
+        return Outcome({}, time.perf_counter() - started)
+    training.save(trainer.model, tokenizer, stage.model_dir)
+    saved = models.load_reward(str(stage.model_dir), tokens.pad_id(padding))
+    report = scoring.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, settings.seed)
+    return Outcome(
+        {**report, "train_rows": len(train_rows), "steps": trainer.state.global_step},
+        time.perf_counter() - started,
+    )

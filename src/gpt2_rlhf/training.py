@@ -1,0 +1,44 @@
+"""What the three training stages share: the arguments the pipeline sets, the callbacks, the hand-over on disk."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+
+from gpt2_rlhf import models
+from gpt2_rlhf.progress import Progress, StopOnSignal
+from gpt2_rlhf.settings import Settings
+from gpt2_rlhf.stage import Stage
+
+
+def own_arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
+    """The fields of a TRL config that the pipeline sets itself (config.REFUSED keeps users from setting them)."""
+    return {
+        "output_dir": str(stage.checkpoints_dir),
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "disable_tqdm": True,
+    }
+
+
+def callbacks(stage: Stage) -> list[TrainerCallback]:
+    """Progress and metrics, then stopping on a signal."""
+    return [Progress(stage.name, stage.directory / "metrics.jsonl"), StopOnSignal()]
+
+
+def train(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train to the end, from a checkpoint where there is one."""
+    trainer.remove_callback(PrinterCallback)  # transformers adds it where its own progress bar is off
+    if checkpoint is not None and trainer.is_world_process_zero():
+        print(f"  resuming from {checkpoint}", flush=True)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> PreTrainedModel:
+    """Write the model, adapters merged, with the tokenizer of the token contract; returns what was written."""
+    whole = models.merged(model)
+    whole.save_pretrained(directory)
+    copy.deepcopy(tokenizer).save_pretrained(directory)
+    return whole

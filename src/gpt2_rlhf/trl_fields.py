@@ -1,0 +1,108 @@
+"""Read the fields of TRL's config dataclasses from their source, so that no field list is copied into this project.
+
+Importing TRL and torch takes seconds; parsing the five files that define the fields takes milliseconds. That keeps
+`make config`, `make status` and every complaint about a misspelt argument quick.
+"""
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_BASES = (
+    ("transformers", "training_args.py", "TrainingArguments"),
+    ("trl", "trainer/base_config.py", "_BaseConfig"),
+)
+_CONFIGS = {
+    "sft": ("trl", "trainer/sft_config.py", "SFTConfig"),
+    "reward": ("trl", "trainer/reward_config.py", "RewardConfig"),
+    "ppo": ("trl", "experimental/ppo/ppo_config.py", "PPOConfig"),
+}
+_ENUM_FILES = ("trainer_utils.py", "training_args.py")
+_SCALARS: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
+
+
+@dataclass(frozen=True)
+class TrlField:
+    """One argument of a TRL config: the type OmegaConf checks, and the only values allowed where TRL lists them."""
+
+    type: Any
+    choices: tuple[str, ...] | None
+
+
+@cache
+def fields(stage: str) -> dict[str, TrlField]:
+    """Every argument of the TRL config behind `stage` ("sft", "reward" or "ppo"), inherited ones included."""
+    found: dict[str, TrlField] = {}
+    for package, file, name in (*_BASES, _CONFIGS[stage]):
+        for statement in _class_body(_package_dir(package) / file, name):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                found[statement.target.id] = _field(statement.annotation)
+    return found
+
+
+def _field(annotation: ast.expr) -> TrlField:
+    options = _union_members(annotation)
+    optional = any(isinstance(o, ast.Constant) and o.value is None for o in options)
+    kinds = [o for o in options if not (isinstance(o, ast.Constant) and o.value is None)]
+    names = [ast.unparse(k) for k in kinds]
+    choices = next((c for c in map(_choices, kinds) if c is not None), None)
+    if choices is not None and all(n == "str" or _choices(k) for n, k in zip(names, kinds, strict=True)):
+        base: Any = str
+    elif len(names) == 1 and names[0] in _SCALARS:
+        base, choices = _SCALARS[names[0]], None
+    elif names == ["list[str]"]:
+        base, choices = list[str], None
+    else:
+        return TrlField(type=Any, choices=None)  # dicts, JSON strings and the like: TRL's own parsing decides
+    return TrlField(type=base | None if optional else base, choices=choices)
+
+
+def _union_members(annotation: ast.expr) -> list[ast.expr]:
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return _union_members(annotation.left) + _union_members(annotation.right)
+    return [annotation]
+
+
+def _choices(kind: ast.expr) -> tuple[str, ...] | None:
+    """The values that a Literal of strings or one of transformers' string enums allows; None for other types."""
+    if isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Literal":
+        values = kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice]
+        texts = tuple(v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str))
+        return texts if len(texts) == len(values) else None
+    return _enums().get(kind.id) if isinstance(kind, ast.Name) else None
+
+
+@cache
+def _enums() -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for file in _ENUM_FILES:
+        for node in _tree(_package_dir("transformers") / file).body:
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "ExplicitEnum" for b in node.bases):
+                found[node.name] = tuple(
+                    s.value.value
+                    for s in node.body
+                    if isinstance(s, ast.Assign)
+                    and isinstance(s.value, ast.Constant)
+                    and isinstance(s.value.value, str)
+                )
+    return found
+
+
+def _class_body(path: Path, name: str) -> list[ast.stmt]:
+    return next(n for n in _tree(path).body if isinstance(n, ast.ClassDef) and n.name == name).body
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _package_dir(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"{package} is not installed")
+    return Path(spec.submodule_search_locations[0])
