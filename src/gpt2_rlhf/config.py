@@ -255,4 +255,5 @@ if __name__ == "__main__":
     try:
         print(show(sys.argv[1:]), end="")
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

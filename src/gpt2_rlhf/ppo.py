@@ -4,13 +4,14 @@ Policy and reference start as the SFT model, the critic as the reward model (Zie
 Stiennon et al. 2020, arXiv:2009.01325). With LoRA the reference is the policy with its adapter switched off.
 """
 
+import sys
 import time
 
 from datasets import Dataset
 from peft import TaskType
 from transformers import set_seed
 
-from gpt2_rlhf import data, models, tokens, training
+from gpt2_rlhf import data, launch, models, pipeline, tokens, training
 from gpt2_rlhf.ppo_trainer import PPOConfig, RepairedPPOTrainer
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
@@ -42,10 +43,14 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         peft_config=adapter,
         callbacks=training.callbacks(stage),
     )
-    training.train(trainer, newest_whole_checkpoint(stage, trainer.args.world_size))
+    training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
     if trainer.is_world_process_zero():
         training.save(trainer.policy_model, tokenizer, stage.model_dir)
     return Outcome(
         {"prompts": len(prompts), "episodes": trainer.state.episode, "updates": trainer.state.global_step},
         time.perf_counter() - started,
     )
+
+
+if __name__ == "__main__":
+    pipeline.main(sys.argv[1:], last="ppo")

@@ -25,7 +25,7 @@ _SHOWN = {
 _LINE_EVERY_S = 10.0  # in a log file; a terminal's line is rewritten in place at each log
 
 
-class Interrupted(Exception):  # noqa: N818 - it is a request, not an error
+class Interrupted(Exception):
     """Ctrl-C or SIGTERM arrived; a checkpoint has been written."""
 
     def __init__(self, signum: int, checkpoint: str | None):
@@ -45,9 +45,7 @@ class Progress(TrainerCallback):
         self._started = 0.0
         self._printed = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock."""
         self._started = time.monotonic()
 
@@ -69,15 +67,11 @@ class Progress(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
         self._print(state, logs)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Note where this process began, so that a resume's ETA is right."""
         self._note_first(state)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Leave the cursor on a line of its own."""
         if state.is_world_process_zero and sys.stdout.isatty():
             print(flush=True)
@@ -116,15 +110,11 @@ class StopOnSignal(TrainerCallback):
         self._signum: int | None = None
         self._before: dict[int, Any] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Listen for as long as training lasts."""
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask for a checkpoint if a signal came."""
         if self._signum is not None:
             control.should_save = True
@@ -134,9 +124,7 @@ class StopOnSignal(TrainerCallback):
         if self._signum is not None:
             raise Interrupted(self._signum, f"checkpoint-{state.global_step}")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Give the signals back."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)

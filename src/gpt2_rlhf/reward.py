@@ -4,14 +4,16 @@ The score is read at EOS, which is where PPO reads it (token contract). Accuracy
 pair: RewardTrainer's own `eval_accuracy` is a mean of batch means.
 """
 
+import sys
 import time
 
 from datasets import Dataset
 from peft import TaskType
 from transformers import set_seed
-from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 
-from gpt2_rlhf import data, models, scoring, tokens, training
+from gpt2_rlhf import data, launch, models, pipeline, scoring, tokens, training
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
 
@@ -35,7 +37,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         peft_config=models.lora(settings.reward.peft, TaskType.SEQ_CLS),
         callbacks=training.callbacks(stage),
     )
-    training.train(trainer, newest_whole_checkpoint(stage, trainer.args.world_size))
+    training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
     if not trainer.is_world_process_zero():
         return Outcome({}, time.perf_counter() - started)
     training.save(trainer.model, tokenizer, stage.model_dir)
@@ -45,3 +47,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         {**report, "train_rows": len(train_rows), "steps": trainer.state.global_step},
         time.perf_counter() - started,
     )
+
+
+if __name__ == "__main__":
+    pipeline.main(sys.argv[1:], last="reward")

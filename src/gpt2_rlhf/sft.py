@@ -5,15 +5,17 @@ trains on, and no row is cut or dropped behind our back.
 """
 
 import copy
+import sys
 import time
 from dataclasses import asdict
 
 from datasets import Dataset
 from peft import TaskType
 from transformers import set_seed
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
-from gpt2_rlhf import data, models, scoring, tokens, training
+from gpt2_rlhf import data, launch, models, pipeline, scoring, tokens, training
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
 
@@ -38,7 +40,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         peft_config=models.lora(settings.sft.peft, TaskType.CAUSAL_LM),
         callbacks=training.callbacks(stage),
     )
-    training.train(trainer, newest_whole_checkpoint(stage, trainer.args.world_size))
+    training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
     if not trainer.is_world_process_zero():
         return Outcome({}, time.perf_counter() - started)
     training.save(trainer.model, tokenizer, stage.model_dir)
@@ -53,3 +55,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         },
         time.perf_counter() - started,
     )
+
+
+if __name__ == "__main__":
+    pipeline.main(sys.argv[1:], last="sft")

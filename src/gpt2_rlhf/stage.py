@@ -86,11 +86,11 @@ def plan(settings: Settings, processes: int) -> dict[str, Stage]:
     base = {"model": _model_identity(settings), "random": settings.model.random}
     trained = {"seed": settings.seed, "processes": processes}
     own: dict[str, dict[str, Any]] = {
-        "data": {"data": dataclasses.asdict(settings.data), "source": sources.fingerprint(settings.data), **base},
+        "data": {"data": _split_settings(settings), "source": sources.fingerprint(settings.data), **base},
         "sft": {"sft": _hashed(settings.sft), **base, **trained},
         "reward": {"reward": _hashed(settings.reward), **trained},
         "ppo": {"ppo": _hashed(settings.ppo), **trained},
-        "evaluate": {"evaluate": dataclasses.asdict(settings.evaluate), **base},
+        "evaluate": {"evaluate": dataclasses.asdict(settings.evaluate), "utility": settings.data.utility, **base},
     }
     stages: dict[str, Stage] = {}
     for name, needs in NEEDS.items():
@@ -191,6 +191,12 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _split_settings(settings: Settings) -> dict[str, Any]:
+    """What is done with the rows; which rows they are is the source's fingerprint, wherever they lie."""
+    elsewhere = {"name", "revision", "path", "subsets", "utility"}
+    return {k: v for k, v in dataclasses.asdict(settings.data).items() if k not in elsewhere}
 
 
 def _hashed(part: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
 from gpt2_rlhf import models
@@ -36,8 +35,8 @@ def train(trainer: Trainer, checkpoint: Path | None) -> None:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> PreTrainedModel:
-    """Write the model, adapters merged, with the tokenizer of the token contract; returns what was written."""
+def save(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> PreTrainedModel:
+    """Write a trainer's model, adapters merged, with the tokenizer of the token contract; returns what was written."""
     whole = models.merged(model)
     whole.save_pretrained(directory)
     copy.deepcopy(tokenizer).save_pretrained(directory)

@@ -1,0 +1,114 @@
+"""From a base model to an evaluated RLHF policy: check everything, run the stages that are not done, show the result.
+
+    python -m gpt2_rlhf.pipeline [--until STAGE] [key=value ...]
+
+Under torchrun or accelerate launch every process runs this; the training stages are then shared by all of them, and
+the first process does the rest.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from gpt2_rlhf import config, launch, locks, preflight, runner, runs, stage
+from gpt2_rlhf.errors import UserError
+from gpt2_rlhf.settings import Settings
+from gpt2_rlhf.stage import Stage
+
+_DISTRIBUTED = ("sft", "reward", "ppo")
+
+USAGE = """usage: python -m gpt2_rlhf.{module} [key=value ...]     (or: make {target} [key=value ...])
+
+{summary}
+
+Settings are Hydra overrides; every argument of TRL's SFTConfig, RewardConfig and PPOConfig is one:
+  ppo.args.kl_coef=0.2  sft.args.learning_rate=1e-4  seed=7  data.path=my_pairs.jsonl  sft.peft.r=8
+
+Groups, chosen by group=option:
+{groups}
+
+`make config` prints every value that is set, `make status` what is built.
+"""
+
+
+def main(argv: Sequence[str], last: str = "evaluate") -> None:
+    """Run the stages up to `last`, print what came out, and exit with 2 and one line where the user can mend it."""
+    if "--help" in argv or "-h" in argv:
+        print(usage("pipeline" if last == "evaluate" else last, (__doc__ or "").splitlines()[0]))
+        return
+    exit_with_one_line(lambda: run(argv, last))
+
+
+def run(argv: Sequence[str], last: str) -> None:
+    """The whole recipe."""
+    started = time.perf_counter()
+    settings = config.load(argv)
+    if launch.is_wanted(settings):
+        preflight.check(settings)
+        launch.relaunch(settings, argv, last)
+    stages = _up_to(stage.plan(settings, launch.processes(settings)), last)
+    missing = [s for s in stages.values() if not stage.is_done(s)]
+    if missing:
+        _build(settings, missing)
+    if launch.rank() == 0:
+        runs.finish(settings, argv, stages, {s.name for s in missing}, time.perf_counter() - started)
+
+
+def _build(settings: Settings, missing: Sequence[Stage]) -> None:
+    quiet_environment()
+    preflight.check(settings)
+    with locks.held(list(missing) if launch.rank() == 0 else []):
+        if launch.rank() == 0:
+            names = ", ".join(s.name for s in missing)
+            print(f"building {names} in {missing[0].directory.parent}", flush=True)
+        runner.import_trainers()
+        for part in missing:
+            if part.name in _DISTRIBUTED:
+                launch.use_next_port()
+                runner.run_in_child(settings, part)
+            elif launch.rank() == 0:
+                runner.run_in_child(settings, part)
+            else:
+                launch.wait_for(part)
+
+
+def _up_to(stages: Mapping[str, Stage], last: str) -> dict[str, Stage]:
+    wanted = {last, *stages[last].needs}
+    return {name: part for name, part in stages.items() if name in wanted}
+
+
+def quiet_environment() -> None:
+    """What libraries read from the environment when imported: no telemetry, no bars, no experimental banner."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "TRL_EXPERIMENTAL_SILENCE"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns at every fork otherwise
+
+
+def usage(target: str, summary: str) -> str:
+    """The text behind --help, with the groups and options that conf/ has."""
+    lines = [f"  {group}={' | '.join(options)}" for group, options in config.groups().items()]
+    return USAGE.format(module=target, target=target, summary=summary, groups="\n".join(lines))
+
+
+def exit_with_one_line(action: Callable[[], None]) -> None:
+    """Run an entry point; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        action()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    until = "evaluate"
+    if "--until" in arguments:
+        at = arguments.index("--until")
+        until = arguments[at + 1]
+        del arguments[at : at + 2]
+    main(arguments, until)

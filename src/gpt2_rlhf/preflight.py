@@ -1,0 +1,75 @@
+"""Find every fault that can be known before training, in the order in which it costs least to find.
+
+Nothing here imports torch: a wrong setting, a missing file or an unreachable Hub shows within seconds.
+"""
+
+from collections.abc import Iterator
+
+from gpt2_rlhf import model_files, sources
+from gpt2_rlhf.errors import UserError
+from gpt2_rlhf.settings import Settings
+
+_SPLITS = ("sft", "reward", "ppo")
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that some stage could not run with.
+
+    Raises:
+        UserError: the first fault found.
+    """
+    for fault in _range_faults(settings):
+        raise UserError(fault)
+    positions = model_files.positions(model_files.check(settings.model))
+    _check_lengths(settings, positions)
+    sources.check(settings.data)
+
+
+def _range_faults(settings: Settings) -> Iterator[str]:
+    data, evaluate, args = settings.data, settings.evaluate, settings.ppo.args
+    if sorted(data.shares) != sorted(_SPLITS):
+        yield f"data.shares: given for {sorted(data.shares)}; wanted sft, reward and ppo, each a share of the prompts"
+    if any(share <= 0 for share in data.shares.values()) or sum(data.shares.values()) > 1 + 1e-9:
+        yield f"data.shares: {data.shares}; wanted shares above 0 that sum to at most 1"
+    positive = {
+        "data.train_pairs": data.train_pairs,
+        "data.test_pairs": data.test_pairs,
+        "data.max_prompt_tokens": data.max_prompt_tokens,
+        "data.max_answer_tokens": data.max_answer_tokens,
+        "evaluate.prompts": evaluate.prompts,
+        "evaluate.batch_size": evaluate.batch_size,
+        "evaluate.max_new_tokens": evaluate.max_new_tokens,
+        "evaluate.temperature": evaluate.temperature,
+        "launch.processes": settings.launch.processes,
+        "ppo.args.response_length": args["response_length"],
+        "ppo.args.total_episodes": args.get("total_episodes"),
+        "ppo.args.temperature": args["temperature"],
+        "ppo.args.num_ppo_epochs": args["num_ppo_epochs"],
+        "ppo.args.num_mini_batches": args["num_mini_batches"],
+    }
+    for stage in ("sft", "reward", "ppo"):
+        stage_args = getattr(settings, stage).args
+        for name in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"):
+            positive[f"{stage}.args.{name}"] = stage_args.get(name)
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            yield f"{key}: {value}; wanted a number above 0"
+    for stage in ("sft", "reward", "ppo"):
+        peft = getattr(settings, stage).peft
+        if peft.r < 0:
+            yield f"{stage}.peft.r: {peft.r}; wanted 0 to train all weights, or a LoRA rank such as 8"
+
+
+def _check_lengths(settings: Settings, positions: int) -> None:
+    prompt, answer = settings.data.max_prompt_tokens, settings.data.max_answer_tokens
+    longest = {
+        "data.max_answer_tokens": answer + 1,  # and EOS
+        "ppo.args.response_length": settings.ppo.args["response_length"],
+        "evaluate.max_new_tokens": settings.evaluate.max_new_tokens,
+    }
+    for key, tokens in longest.items():
+        if prompt + tokens > positions:
+            raise UserError(
+                f"{key}: {prompt} tokens of prompt (data.max_prompt_tokens) and {tokens} of answer make "
+                f"{prompt + tokens}, but the model has {positions} positions; lower either"
+            )

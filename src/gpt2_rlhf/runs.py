@@ -1,0 +1,105 @@
+"""Put a run's results where a user looks: outputs/latest with its stages, summary.json, samples and the model.
+
+outputs/runs/<hash> holds links into the stage store, so runs that share stages share their bytes; outputs/latest is
+one symbolic link to the newest run, replaced by a rename.
+"""
+
+import os
+import shlex
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt2_rlhf import card, config, table
+from gpt2_rlhf.settings import Settings
+from gpt2_rlhf.stage import Stage, manifest, write_json
+
+
+def finish(
+    settings: Settings, argv: Sequence[str], stages: Mapping[str, Stage], built: Collection[str], wall_s: float
+) -> None:
+    """Link the stages as the newest run and print what the last of them found.
+
+    built: the names of the stages that this call ran, all others were re-used. wall_s: seconds this call took so far.
+    """
+    last = list(stages.values())[-1]
+    run_dir = Path(settings.output_dir) / "runs" / last.directory.name.rpartition("-")[2]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for part in stages.values():
+        _link(run_dir / part.name, Path("..", "..", "stages", part.directory.name))
+    (run_dir / "config.yaml").write_text(config.show(argv), encoding="utf-8")
+    if last.name == "evaluate":
+        result = summary(settings, argv, stages, built, wall_s)
+        write_json(run_dir / "summary.json", result)
+        _link(run_dir / "samples.jsonl", Path("evaluate", "samples.jsonl"))
+        _write_product(settings, stages, result, run_dir / "model")
+        print(table.render(result), end="")
+    latest = Path(settings.output_dir) / "latest"
+    _link(latest, Path("runs", run_dir.name))
+    _print_end(last, latest, settings)
+
+
+def summary(
+    settings: Settings, argv: Sequence[str], stages: Mapping[str, Stage], built: Collection[str], wall_s: float
+) -> dict[str, Any]:
+    """What summary.json holds; the README documents it. Every figure comes from a manifest."""
+    records = {name: manifest(part) for name, part in stages.items()}
+    work_s = sum(records[name]["work_s"] for name in built)
+    return {
+        "run": stages["evaluate"].directory.name.rpartition("-")[2],
+        "command": shlex.join(["make", "pipeline", *argv]),
+        "seed": settings.seed,
+        "device": records["ppo"]["device"],
+        "cpus": records["ppo"]["cpus"],
+        "finished_at": records["evaluate"]["finished_at"],
+        "wall_s": wall_s,
+        "work_s": work_s,
+        "peak_rss_mib": max(record["peak_rss_mib"] for record in records.values()),
+        "stages": {
+            name: {
+                "directory": record["directory"],
+                "wall_s": record["wall_s"],
+                "work_s": record["work_s"],
+                "reused": name not in built,
+            }
+            for name, record in records.items()
+        },
+        "sft": records["sft"]["metrics"],
+        "reward_model": records["reward"]["metrics"],
+        "ppo": records["ppo"]["metrics"],
+        "evaluation": records["evaluate"]["metrics"],
+    }
+
+
+def _write_product(settings: Settings, stages: Mapping[str, Stage], result: Mapping[str, Any], target: Path) -> None:
+    """The final policy with its card. Hard links where the file system allows: the weights take no space twice."""
+    target.mkdir(exist_ok=True)
+    for file in sorted(stages["ppo"].model_dir.iterdir()):
+        part = target / f".{file.name}.part"
+        part.unlink(missing_ok=True)
+        try:
+            part.hardlink_to(file)
+        except OSError:
+            shutil.copy2(file, part)
+        part.replace(target / file.name)
+    records = {name: manifest(part) for name, part in stages.items()}
+    (target / "README.md").write_text(card.render(settings, records, result), encoding="utf-8")
+
+
+def _link(link: Path, target: Path) -> None:
+    """Point a symbolic link at a target relative to it, by one rename."""
+    part = link.with_name(f".{link.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    part.symlink_to(target)
+    part.replace(link)
+
+
+def _print_end(last: Stage, latest: Path, settings: Settings) -> None:
+    if last.name != "evaluate":
+        print(f"{last.name} is done: {latest / last.name} ({manifest(last)['wall_s']:.1f} s when it was built)")
+        return
+    print(f"\nModel and card: {latest / 'model'}")
+    print(f"Figures: {latest / 'summary.json'}   samples: {latest / 'samples.jsonl'}")
+    if settings.publish.repo_id is None:
+        print("To publish: hf auth login, then make publish publish.repo_id=<user>/<name> with the same overrides")
