@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2_rlhf import config
-from gpt2_rlhf.pipeline import exit_with_one_line
+from gpt2_rlhf.errors import exit_with_one_line
 
 
 def clean(argv: Sequence[str], finished: bool) -> None:

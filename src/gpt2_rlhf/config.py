@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt2_rlhf import trl_fields
-from gpt2_rlhf.errors import UserError
+from gpt2_rlhf.errors import UserError, exit_with_one_line
 from gpt2_rlhf.settings import Settings
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
@@ -48,7 +48,6 @@ REFUSED: dict[str, dict[str, str]] = {
         "do_eval": _OURS,
         "do_predict": _OURS,
         "load_best_model_at_end": "the weights handed on are those after the last step",
-        "trust_remote_code": "code from a model's repository is never run",
         "push_to_hub": _HUB,
         "hub_model_id": _HUB,
         "hub_strategy": _HUB,
@@ -58,6 +57,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "hub_revision": _HUB,
     },
     "sft": {
+        "trust_remote_code": "code from a model's repository is never run",
         "max_length": _LENGTHS,
         "truncation_mode": _LENGTHS,
         "dataset_text_field": _OURS,
@@ -70,6 +70,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "pad_token": _TOKENS,
     },
     "reward": {
+        "trust_remote_code": "code from a model's repository is never run",
         "max_length": _LENGTHS,
         "model_init_kwargs": "set model.name and model.revision",
         "chat_template_path": _TOKENS,
@@ -252,8 +253,4 @@ def _build(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        print(show(sys.argv[1:]), end="")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with_one_line(lambda: print(show(sys.argv[1:]), end=""))

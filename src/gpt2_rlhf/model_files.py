@@ -8,7 +8,7 @@ from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.settings import Model
 
 EMBEDDED_DIR = Path(__file__).parent / "embedded" / "model"
-_HUB_TIMEOUT_S = 10
+_HUB_TIMEOUT_S = 5
 
 
 def local_dir(place: str) -> Path | None:
@@ -74,11 +74,16 @@ def _require(place: str, file: str, model: Model) -> Path:
 
 def _from_hub(name: str, file: str, revision: str | None) -> Path:
     # huggingface_hub reads its settings when imported, and nothing else here needs it
-    from huggingface_hub import errors, hf_hub_download
+    import httpx2  # what huggingface_hub 2 sends its requests with
+    from huggingface_hub import HfApi, errors, hf_hub_download, try_to_load_from_cache
 
     at = f"{name} at revision {revision or 'main'}"
     try:
-        return Path(hf_hub_download(name, file, revision=revision, etag_timeout=_HUB_TIMEOUT_S))
+        cached = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_S)  # one try, where a download makes six
+        return Path(hf_hub_download(name, file, revision=revision))
     except errors.HFValidationError as error:
         raise UserError(
             f"model.name: {name!r} is neither a folder nor a Hub name such as openai-community/gpt2"
@@ -91,7 +96,7 @@ def _from_hub(name: str, file: str, revision: str | None) -> Path:
         ) from error
     except errors.RemoteEntryNotFoundError as error:
         raise UserError(f"model.name: {at} has no {file}; wanted a model saved by transformers") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx2.HTTPError) as error:
         raise UserError(
             f"model.name: the Hub cannot be reached and {name} is not in the cache; "
             "connect, or use model=embedded or a local folder"

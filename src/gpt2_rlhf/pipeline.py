@@ -9,10 +9,10 @@ the first process does the rest.
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from gpt2_rlhf import config, launch, locks, preflight, runner, runs, stage
-from gpt2_rlhf.errors import UserError
+from gpt2_rlhf import config, launch, locks, preflight, publish, runner, runs, stage
+from gpt2_rlhf.errors import exit_with_one_line
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Stage
 
@@ -44,6 +44,8 @@ def run(argv: Sequence[str], last: str) -> None:
     """The whole recipe."""
     started = time.perf_counter()
     settings = config.load(argv)
+    if settings.publish.repo_id is not None:
+        publish.check(settings.publish)
     if launch.is_wanted(settings):
         preflight.check(settings)
         launch.relaunch(settings, argv, last)
@@ -53,6 +55,8 @@ def run(argv: Sequence[str], last: str) -> None:
         _build(settings, missing)
     if launch.rank() == 0:
         runs.finish(settings, argv, stages, {s.name for s in missing}, time.perf_counter() - started)
+        if last == "evaluate" and settings.publish.repo_id is not None:
+            publish.main(argv)
 
 
 def _build(settings: Settings, missing: Sequence[Stage]) -> None:
@@ -69,6 +73,8 @@ def _build(settings: Settings, missing: Sequence[Stage]) -> None:
                 runner.run_in_child(settings, part)
             elif launch.rank() == 0:
                 runner.run_in_child(settings, part)
+                if part.name == "data":
+                    runs.print_row_report(part)
             else:
                 launch.wait_for(part)
 
@@ -90,18 +96,6 @@ def usage(target: str, summary: str) -> str:
     """The text behind --help, with the groups and options that conf/ has."""
     lines = [f"  {group}={' | '.join(options)}" for group, options in config.groups().items()]
     return USAGE.format(module=target, target=target, summary=summary, groups="\n".join(lines))
-
-
-def exit_with_one_line(action: Callable[[], None]) -> None:
-    """Run an entry point; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
-    try:
-        action()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

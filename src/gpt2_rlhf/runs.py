@@ -4,6 +4,7 @@ outputs/runs/<hash> holds links into the stage store, so runs that share stages 
 one symbolic link to the newest run, replaced by a rename.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -35,9 +36,28 @@ def finish(
         _link(run_dir / "samples.jsonl", Path("evaluate", "samples.jsonl"))
         _write_product(settings, stages, result, run_dir / "model")
         print(table.render(result), end="")
+    if last.name == "data":
+        if not built:  # else the build has printed it
+            print_row_report(last)
+        _print_rows(settings, last)
     latest = Path(settings.output_dir) / "latest"
     _link(latest, Path("runs", run_dir.name))
     _print_end(last, latest, settings)
+
+
+def print_row_report(data_stage: Stage) -> None:
+    """Which rows were dropped and why, and what every stage gets."""
+    from gpt2_rlhf import preview  # it needs transformers, which showing a finished run does not
+
+    report = json.loads((data_stage.directory / "data.json").read_text(encoding="utf-8"))
+    print(f"{preview.report_text(report)}\n", flush=True)
+
+
+def _print_rows(settings: Settings, data_stage: Stage) -> None:
+    from gpt2_rlhf import data, models, preview  # as above
+
+    tables = {name: data.load(data_stage.directory, name) for name in ("sft", "reward", "ppo")}
+    print(f"{preview.preview(models.load_base_tokenizer(settings.model), tables)}\n")
 
 
 def summary(

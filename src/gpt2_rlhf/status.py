@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt2_rlhf import config, launch, locks, stage
-from gpt2_rlhf.pipeline import exit_with_one_line
+from gpt2_rlhf.errors import exit_with_one_line
 
 
 def show(argv: Sequence[str]) -> None:
