@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt2_rlhf import sources
+from gpt2_rlhf import pipeline, sources
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.intervals import wilson
 from gpt2_rlhf.settings import Data, Settings
@@ -50,7 +51,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """A pair that is within the limits; answers count the EOS that follows them."""
+    """A pair that is within the limits, with its lengths, all without EOS."""
 
     pair: Pair
     prompt_tokens: int
@@ -115,31 +116,14 @@ def load(directory: Path, split: str) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
-def check_shares(data: Data) -> None:
-    """Refuse shares of the training prompts that are none.
-
-    Raises:
-        UserError: one is not between 0 and 1, or together they are more than 1, or nothing.
-    """
-    shares = data.shares
-    if set(shares) != set(STAGES) or not all(0 <= share <= 1 for share in shares.values()):
-        raise UserError(f"data.shares: {dict(shares)}; wanted sft, reward and ppo, each from 0 to 1")
-    if not 0 < sum(shares.values()) <= 1 + 1e-9:
-        raise UserError(
-            f"data.shares: {dict(shares)} sum to {sum(shares.values()):g}; wanted at most 1, and more than 0; "
-            "to give every stage all pairs set data.disjoint=false"
-        )
-
-
 def prepare(
     data: Data, rows: Iterable[sources.RawRow], count_tokens: CountTokens, special_tokens: Sequence[str] = ()
 ) -> Prepared:
     """Clean all rows, keep train and test prompts apart, fit them to the limits, and divide them among the stages.
 
     Raises:
-        UserError: the shares are none, or a stage or the test set is left without rows.
+        UserError: a stage or the test set is left without rows.
     """
-    check_shares(data)
     train, test, held_out_prompts = _clean(rows, special_tokens)
     train.drop_prompts({row.prompt for row in test.pairs}, LEAKED)
     kept_test, test_cut = _fit(test, data, count_tokens)
@@ -179,7 +163,7 @@ def divide(pairs: Sequence[Pair], data: Data) -> dict[str, list[Pair]]:
     """The training rows of each stage: shares of the prompts, shuffled by `data.seed`; for PPO each prompt once.
 
     Raises:
-        UserError: there are too few prompts to give some to each stage that has a share.
+        UserError: there are too few prompts to give each stage some.
     """
     by_prompt: dict[str, list[Pair]] = {}
     for row in pairs:
@@ -195,7 +179,7 @@ def divide(pairs: Sequence[Pair], data: Data) -> dict[str, list[Pair]]:
     for name in STAGES:
         share_after = share_before + data.shares[name]
         own = groups[round(share_before * len(groups)) : round(share_after * len(groups))]
-        if data.shares[name] > 0 and not own:
+        if not own:
             raise UserError(
                 f"data: {len(groups)} training prompts leave none for {name} (share {data.shares[name]:g}); "
                 "use more pairs, or data.disjoint=false"
@@ -250,8 +234,8 @@ def _held_out(prompts: set[str]) -> set[str]:
 
 def _fit(side: _Side, data: Data, count_tokens: CountTokens) -> tuple[list[_Measured], int]:
     """The pairs within the limits, their prompts cut where needed, and how many were cut."""
-    chosen_tokens = [tokens + 1 for tokens in count_tokens([row.chosen for row in side.pairs])]
-    rejected_tokens = [tokens + 1 for tokens in count_tokens([row.rejected for row in side.pairs])]
+    chosen_tokens = count_tokens([row.chosen for row in side.pairs])
+    rejected_tokens = count_tokens([row.rejected for row in side.pairs])
     fits = fit_prompts([row.prompt for row in side.pairs], data.max_prompt_tokens, count_tokens)
     kept: list[_Measured] = []
     rows_cut = 0
@@ -285,7 +269,7 @@ def _shuffled(pairs: list[Pair], data: Data) -> list[Pair]:
 
 
 def _side_report(side: _Side, kept: Sequence[_Measured], rows_cut: int) -> dict[str, Any]:
-    longer = sum(1.0 if m.chosen_tokens > m.rejected_tokens else 0.0 for m in kept)
+    longer = sum(m.chosen_tokens > m.rejected_tokens for m in kept)
     ties = sum(m.chosen_tokens == m.rejected_tokens for m in kept)
     return {
         "read": side.rows_read,
@@ -316,3 +300,7 @@ def _subset_report(sides: dict[str, list[_Measured]]) -> dict[str, dict[str, int
     by_side = {name: Counter(measured.pair.subset for measured in kept) for name, kept in sides.items()}
     subsets = sorted(set().union(*by_side.values()))
     return {subset: {name: found[subset] for name, found in by_side.items()} for subset in subsets}
+
+
+if __name__ == "__main__":
+    pipeline.main(sys.argv[1:], last="data")

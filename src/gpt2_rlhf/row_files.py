@@ -6,6 +6,7 @@ train a model without a word.
 
 import csv
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ def check_first_row(path: Path) -> None:
         raise UserError(f"{path}: has no rows; wanted preference pairs")
     number, values = first
     if values is None:
-        raise UserError(f"{path}:{number}: is not valid JSON; wanted one object a line with chosen and rejected")
+        wanted = "as many fields as the header has" if path.suffix == ".csv" else "valid JSON: one object a line"
+        raise UserError(f"{path}:{number}: cannot be read as a row; wanted {wanted}")
     columns = [str(key) for key in values] if isinstance(values, dict) else []
     if not {"chosen", "rejected"} <= set(columns):
         found = f"the columns {', '.join(columns)}" if columns else f"a {type(values).__name__} for a row"
@@ -44,7 +46,7 @@ def check_first_row(path: Path) -> None:
 
 
 def rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Each row with its number, from 1 (the line's in JSON lines); None stands for a line that is no JSON.
+    """Each row with its number, from 1 (the line's in JSON lines); None stands for a line that is no row.
 
     Raises:
         UserError: the file cannot be read, or not to its end.
@@ -57,7 +59,24 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 {path.suffix} ({error}); save it as UTF-8") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
+        raise _unreadable(path, error) from error
+
+
+def file_sha256(path: Path) -> bytes:
+    """The digest of the file's bytes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -86,7 +105,9 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(2**31 - 1)  # the standard 128 KiB is less than a long conversation
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        yield from enumerate(csv.DictReader(stream), 1)
+        for number, row in enumerate(csv.DictReader(stream), 1):
+            has_fields_of_header = None not in row and None not in row.values()
+            yield number, row if has_fields_of_header else None
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -97,5 +118,5 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
         with pyarrow.parquet.ParquetFile(path) as table:
             batches = table.iter_batches(batch_size=1000)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-    except pyarrow.ArrowInvalid as error:
+    except pyarrow.ArrowException as error:
         raise UserError(f"{path}: is not a parquet file, or is cut short ({error}); get the file again") from error
