@@ -69,14 +69,14 @@ def _build(settings: Settings, missing: Sequence[Stage]) -> None:
         runner.import_trainers()
         for part in missing:
             if part.name in _DISTRIBUTED:
+                preflight.check_prompts(settings, part)
                 launch.use_next_port()
-                runner.run_in_child(settings, part)
-            elif launch.rank() == 0:
-                runner.run_in_child(settings, part)
-                if part.name == "data":
-                    runs.print_row_report(part)
-            else:
+            elif launch.rank() != 0:
                 launch.wait_for(part)
+                continue
+            runner.run_in_child(settings, part)
+            if launch.rank() == 0:
+                runs.print_found(part)
 
 
 def _up_to(stages: Mapping[str, Stage], last: str) -> dict[str, Stage]:

@@ -29,8 +29,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     started = time.perf_counter()
     trainer = RepairedPPOTrainer(
         args=PPOConfig(
-            **settings.ppo.args,
-            **training.own_arguments(settings, stage),
+            **training.arguments(settings, stage, settings.ppo.args),
             stop_token="eos",
             num_sample_generations=0,
         ),

@@ -5,9 +5,10 @@ Nothing here imports torch: a wrong setting, a missing file or an unreachable Hu
 
 from collections.abc import Iterator
 
-from gpt2_rlhf import model_files, sources
+from gpt2_rlhf import launch, model_files, sources, stage
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.settings import Settings
+from gpt2_rlhf.stage import Stage
 
 _SPLITS = ("sft", "reward", "ppo")
 
@@ -23,6 +24,25 @@ def check(settings: Settings) -> None:
     positions = model_files.positions(model_files.check(settings.model))
     _check_lengths(settings, positions)
     sources.check(settings.data)
+
+
+def check_prompts(settings: Settings, part: Stage) -> None:
+    """Refuse a PPO that has fewer prompts than one batch of episodes, once the data is there and nothing trained yet.
+
+    TRL's PPO would wait for a batch for ever (PPOTrainer.train, repeat_generator with drop_last).
+
+    Raises:
+        UserError: names the sizes and what to lower.
+    """
+    args, processes = settings.ppo.args, launch.processes(settings)
+    batch = args["per_device_train_batch_size"] * args["gradient_accumulation_steps"] * processes
+    prompts = stage.manifest(part.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
+    if prompts < batch:
+        raise UserError(
+            f"ppo.args: {prompts} prompts are fewer than one batch of {batch} (per_device_train_batch_size "
+            f"{args['per_device_train_batch_size']} x gradient_accumulation_steps "
+            f"{args['gradient_accumulation_steps']} x {processes} processes); lower either, or give more data"
+        )
 
 
 def _range_faults(settings: Settings) -> Iterator[str]:
@@ -47,17 +67,16 @@ def _range_faults(settings: Settings) -> Iterator[str]:
         "ppo.args.num_ppo_epochs": args["num_ppo_epochs"],
         "ppo.args.num_mini_batches": args["num_mini_batches"],
     }
-    for stage in ("sft", "reward", "ppo"):
-        stage_args = getattr(settings, stage).args
+    trained = {"sft": settings.sft, "reward": settings.reward, "ppo": settings.ppo}
+    for key, part in trained.items():
         for name in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"):
-            positive[f"{stage}.args.{name}"] = stage_args.get(name)
+            positive[f"{key}.args.{name}"] = part.args.get(name)
     for key, value in positive.items():
         if value is not None and value <= 0:
             yield f"{key}: {value}; wanted a number above 0"
-    for stage in ("sft", "reward", "ppo"):
-        peft = getattr(settings, stage).peft
-        if peft.r < 0:
-            yield f"{stage}.peft.r: {peft.r}; wanted 0 to train all weights, or a LoRA rank such as 8"
+    for key, part in trained.items():
+        if part.peft.r < 0:
+            yield f"{key}.peft.r: {part.peft.r}; wanted 0 to train all weights, or a LoRA rank such as 8"
 
 
 def _check_lengths(settings: Settings, positions: int) -> None:

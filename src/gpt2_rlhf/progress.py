@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 _SHOWN = {
     "loss": "loss",
+    "train_loss": "mean loss",
     "accuracy": "accuracy",
     "objective/scores": "reward",
     "objective/kl": "kl",

@@ -30,7 +30,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     started = time.perf_counter()
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(**settings.reward.args, **training.own_arguments(settings, stage), max_length=None),
+        args=RewardConfig(**training.arguments(settings, stage, settings.reward.args), max_length=None),
         train_dataset=Dataset.from_list([tokens.encode_reward(tokenizer, row) for row in train_rows]),
         eval_dataset=Dataset.from_list([tokens.encode_reward(tokenizer, row) for row in test_rows]),
         processing_class=padding,

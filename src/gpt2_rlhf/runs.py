@@ -38,19 +38,24 @@ def finish(
         print(table.render(result), end="")
     if last.name == "data":
         if not built:  # else the build has printed it
-            print_row_report(last)
+            print_found(last)
         _print_rows(settings, last)
     latest = Path(settings.output_dir) / "latest"
     _link(latest, Path("runs", run_dir.name))
     _print_end(last, latest, settings)
 
 
-def print_row_report(data_stage: Stage) -> None:
-    """Which rows were dropped and why, and what every stage gets."""
-    from gpt2_rlhf import preview  # it needs transformers, which showing a finished run does not
+def print_found(part: Stage) -> None:
+    """What a stage found, as soon as it is done: the row report, or one line."""
+    record = manifest(part)
+    metrics = record["metrics"]
+    if part.name == "data":
+        from gpt2_rlhf import preview  # it needs transformers, which showing a finished run does not
 
-    report = json.loads((data_stage.directory / "data.json").read_text(encoding="utf-8"))
-    print(f"{preview.report_text(report)}\n", flush=True)
+        report = json.loads((part.directory / "data.json").read_text(encoding="utf-8"))
+        print(f"{preview.report_text(report)}\n", flush=True)
+    elif part.name != "evaluate":
+        print(f"{part.name} done in {record['wall_s']:.0f} s: {table.found(part.name, metrics)}", flush=True)
 
 
 def _print_rows(settings: Settings, data_stage: Stage) -> None:

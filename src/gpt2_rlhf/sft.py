@@ -33,7 +33,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     set_seed(settings.seed)
     trainer = SFTTrainer(
         model=base,
-        args=SFTConfig(**settings.sft.args, **training.own_arguments(settings, stage), max_length=None),
+        args=SFTConfig(**training.arguments(settings, stage, settings.sft.args), max_length=None),
         train_dataset=Dataset.from_list([tokens.encode_sft(tokenizer, row) for row in train_rows]),
         eval_dataset=Dataset.from_list([tokens.encode_sft(tokenizer, row) for row in test_rows]),
         processing_class=copy.deepcopy(tokenizer),  # TRL writes to the one it gets

@@ -1,9 +1,11 @@
 """What the three training stages share: the arguments the pipeline sets, the callbacks, the hand-over on disk."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
 from gpt2_rlhf import models
@@ -12,14 +14,16 @@ from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Stage
 
 
-def own_arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
-    """The fields of a TRL config that the pipeline sets itself (config.REFUSED keeps users from setting them)."""
-    return {
+def arguments(settings: Settings, stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a stage's TRL config: what the user chose, and what is the pipeline's to set (config.REFUSED)."""
+    defaults = {"dataloader_pin_memory": torch.cuda.is_available()}  # TRL's own warns where there is no GPU
+    own = {
         "output_dir": str(stage.checkpoints_dir),
         "seed": settings.seed,
         "data_seed": settings.seed,
         "disable_tqdm": True,
     }
+    return {**defaults, **chosen, **own}
 
 
 def callbacks(stage: Stage) -> list[TrainerCallback]:
