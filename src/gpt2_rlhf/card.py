@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gpt2_rlhf import table
+from gpt2_rlhf.model_files import local_dir
 from gpt2_rlhf.settings import Settings
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "MODEL_CARD.md"
@@ -25,10 +26,10 @@ def render(settings: Settings, records: Mapping[str, Mapping[str, Any]], summary
     local_model = embedded or settings.model.random is not None or settings.model.revision is None
     local_data = settings.data.path is not None or settings.data.name == "embedded"
     return environment.get_template(TEMPLATE.name).render(
-        title=f"{settings.publish.repo_id or settings.model.name + '-rlhf'}",
+        title=settings.publish.repo_id or f"{Path(settings.model.name).name}-rlhf",
         is_demonstration=embedded,
         base_model_id=None if local_model else settings.model.name,
-        base_text="The bundled GPT-2" if embedded else f"{settings.model.name} (revision {settings.model.revision})",
+        base_text=_base_text(settings),
         dataset_id=None if local_data else settings.data.name,
         data_text=_data_text(settings),
         libraries=records["ppo"]["libraries"],
@@ -52,6 +53,16 @@ def _stage_row(name: str, settings: Settings, record: Mapping[str, Any]) -> dict
     metrics = record["metrics"]
     rows = f"{metrics['prompts']} prompts" if name == "ppo" else f"{metrics['train_rows']} pairs"
     return {"name": name, "rows": rows, "settings": ", ".join(f"{k} {v}" for k, v in shown.items())}
+
+
+def _base_text(settings: Settings) -> str:
+    model = settings.model
+    if model.name == "embedded":
+        return "The bundled GPT-2"
+    name = model.name if local_dir(model.name) is None else Path(model.name).name
+    if model.random is not None:
+        return f"{name} (random weights)"
+    return name if model.revision is None else f"{name} (revision {model.revision})"
 
 
 def _data_text(settings: Settings) -> str:

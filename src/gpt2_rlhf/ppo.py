@@ -5,7 +5,6 @@ Stiennon et al. 2020, arXiv:2009.01325). With LoRA the reference is the policy w
 """
 
 import sys
-import time
 
 from datasets import Dataset
 from peft import TaskType
@@ -15,6 +14,7 @@ from gpt2_rlhf import data, launch, models, pipeline, tokens, training
 from gpt2_rlhf.ppo_trainer import PPOConfig, RepairedPPOTrainer
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
+from gpt2_rlhf.stopwatch import Stopwatch
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
@@ -26,7 +26,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     adapter = models.lora(settings.ppo.peft, TaskType.CAUSAL_LM)
     set_seed(settings.seed)
 
-    started = time.perf_counter()
+    work = Stopwatch()
     trainer = RepairedPPOTrainer(
         args=PPOConfig(
             **training.arguments(settings, stage, settings.ppo.args),
@@ -42,12 +42,13 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         peft_config=adapter,
         callbacks=training.callbacks(stage),
     )
-    training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
+    with work.running():
+        training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
     if trainer.is_world_process_zero():
         training.save(trainer.policy_model, tokenizer, stage.model_dir)
     return Outcome(
         {"prompts": len(prompts), "episodes": trainer.state.episode, "updates": trainer.state.global_step},
-        time.perf_counter() - started,
+        work.seconds,
     )
 
 

@@ -5,7 +5,6 @@ pair: RewardTrainer's own `eval_accuracy` is a mean of batch means.
 """
 
 import sys
-import time
 
 from datasets import Dataset
 from peft import TaskType
@@ -16,6 +15,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from gpt2_rlhf import data, launch, models, pipeline, scoring, tokens, training
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
+from gpt2_rlhf.stopwatch import Stopwatch
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
@@ -27,7 +27,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     set_seed(settings.seed)  # before the score head is drawn
     model = models.load_reward(str(stage.needs["sft"].model_dir), tokens.pad_id(padding))
 
-    started = time.perf_counter()
+    work = Stopwatch()
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(**training.arguments(settings, stage, settings.reward.args), max_length=None),
@@ -37,15 +37,17 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         peft_config=models.lora(settings.reward.peft, TaskType.SEQ_CLS),
         callbacks=training.callbacks(stage),
     )
-    training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
+    with work.running():
+        training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
     if not trainer.is_world_process_zero():
-        return Outcome({}, time.perf_counter() - started)
+        return Outcome({}, work.seconds)
     training.save(trainer.model, tokenizer, stage.model_dir)
     saved = models.load_reward(str(stage.model_dir), tokens.pad_id(padding))
-    report = scoring.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, settings.seed)
+    with work.running():
+        report = scoring.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, settings.seed)
     return Outcome(
         {**report, "train_rows": len(train_rows), "steps": trainer.state.global_step},
-        time.perf_counter() - started,
+        work.seconds,
     )
 
 

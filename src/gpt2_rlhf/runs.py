@@ -101,6 +101,8 @@ def _write_product(settings: Settings, stages: Mapping[str, Stage], result: Mapp
     """The final policy with its card. Hard links where the file system allows: the weights take no space twice."""
     target.mkdir(exist_ok=True)
     for file in sorted(stages["ppo"].model_dir.iterdir()):
+        if (target / file.name).exists() and file.samefile(target / file.name):
+            continue  # renaming a link over another one of the same file does nothing, rename(2)
         part = target / f".{file.name}.part"
         part.unlink(missing_ok=True)
         try:

@@ -6,7 +6,6 @@ trains on, and no row is cut or dropped behind our back.
 
 import copy
 import sys
-import time
 from dataclasses import asdict
 
 from datasets import Dataset
@@ -18,6 +17,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from gpt2_rlhf import data, launch, models, pipeline, scoring, tokens, training
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
+from gpt2_rlhf.stopwatch import Stopwatch
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
@@ -28,8 +28,9 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     base = models.load_base(settings.model, settings.seed)
     batch_size = settings.evaluate.batch_size
 
-    started = time.perf_counter()
-    before = scoring.heldout_loss(base, tokenizer, test_rows, batch_size)
+    work = Stopwatch()
+    with work.running():
+        before = scoring.heldout_loss(base, tokenizer, test_rows, batch_size)
     set_seed(settings.seed)
     trainer = SFTTrainer(
         model=base,
@@ -40,12 +41,15 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         peft_config=models.lora(settings.sft.peft, TaskType.CAUSAL_LM),
         callbacks=training.callbacks(stage),
     )
-    training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
+    with work.running():
+        training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
     if not trainer.is_world_process_zero():
-        return Outcome({}, time.perf_counter() - started)
+        return Outcome({}, work.seconds)
     training.save(trainer.model, tokenizer, stage.model_dir)
     # read back from disk: what is measured is what the next stage gets
-    after = scoring.heldout_loss(models.load_policy(str(stage.model_dir)), tokenizer, test_rows, batch_size)
+    saved = models.load_policy(str(stage.model_dir))
+    with work.running():
+        after = scoring.heldout_loss(saved, tokenizer, test_rows, batch_size)
     return Outcome(
         {
             "heldout_loss_before": asdict(before),
@@ -53,7 +57,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
             "train_rows": len(train_rows),
             "steps": trainer.state.global_step,
         },
-        time.perf_counter() - started,
+        work.seconds,
     )
 
 
