@@ -1,0 +1,197 @@
+"""Write short HH-style dialogues whose answers differ in known qualities, and label pairs of them with noise.
+
+A pair is two answers to one prompt, drawn independently from all qualities; which one is chosen is a Bradley-Terry
+draw on the hidden utility. So labels are as noisy as human ones are, and the best reachable accuracy is known.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpt2_rlhf.embedded import phrases
+from gpt2_rlhf.embedded.phrases import Aspect, Harm
+from gpt2_rlhf.embedded.topics import TOPICS, Topic
+from gpt2_rlhf.embedded.utility import preference_probability, utility
+
+MAX_PAIRS = 50_000  # far more prompts exist, but drawing the last ones without repeating would take ever longer
+_HARMLESS_SHARE = 0.25
+_MULTI_TURN_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt and what an answer to it has to know."""
+
+    prompt: str
+    topic: Topic  # for a harmful question: what an off-topic answer talks about
+    aspect: Aspect | None
+    harm: Harm | None
+    who: str
+
+    @property
+    def subset(self) -> str:
+        """The data set's folder that such a row would be in."""
+        return "helpful" if self.harm is None else "harmless"
+
+
+def pairs(count: int, seed: int) -> list[dict[str, str | float]]:
+    """`count` labelled pairs with distinct prompts; the same seed gives the same rows.
+
+    Columns: prompt (ends in "\\n\\nAssistant:"), chosen and rejected (start with a space), subset ("helpful" or
+    "harmless"), chosen_probability (that the label falls this way, under the hidden utility).
+
+    Raises:
+        ValueError: more rows than MAX_PAIRS.
+    """
+    if count > MAX_PAIRS:
+        raise ValueError(f"embedded data: {count} pairs were asked for; at most {MAX_PAIRS} can be made; ask for fewer")
+    rng = random.Random(seed)
+    rows: list[dict[str, str | float]] = []
+    seen: set[str] = set()
+    while len(rows) < count:
+        case = draw_case(rng)
+        first, second = draw_answer(rng, case), draw_answer(rng, case)
+        if case.prompt in seen or first == second:
+            continue
+        seen.add(case.prompt)
+        first_wins = preference_probability(utility(case.prompt, first), utility(case.prompt, second))
+        chosen_first = rng.random() < first_wins
+        rows.append(
+            {
+                "prompt": case.prompt,
+                "chosen": first if chosen_first else second,
+                "rejected": second if chosen_first else first,
+                "subset": case.subset,
+                "chosen_probability": first_wins if chosen_first else 1.0 - first_wins,
+            }
+        )
+    return rows
+
+
+def corpus(count: int, seed: int) -> list[str]:
+    """`count` dialogues with one answer each, good and bad alike, for pre-training."""
+    rng = random.Random(seed)
+    cases = (draw_case(rng) for _ in range(count))
+    return [case.prompt + draw_answer(rng, case) for case in cases]
+
+
+def draw_case(rng: random.Random) -> Case:
+    """A question, in a fifth of the cases after an earlier turn."""
+    harm = rng.choice(phrases.HARMS) if rng.random() < _HARMLESS_SHARE else None
+    who, topic = rng.choice(phrases.PEOPLE), rng.choice(TOPICS)
+    aspect = rng.choice(phrases.ASPECTS) if harm is None and rng.random() < 0.75 else None
+    goal = topic.goal if harm is None else harm.goal.format(who=who)
+    detail = ""
+    if aspect is not None:
+        detail = f" {rng.choice(aspect.details)}"
+    elif harm is not None and rng.random() < 0.75:
+        detail = f" {rng.choice(phrases.MOTIVES)}"
+    asked = rng.choice(phrases.QUESTIONS).format(ask=goal + detail)
+    if rng.random() < 0.8:
+        lead_in = rng.choice(rng.choice((phrases.LEAD_INS, phrases.LEAD_INS_BY_NAME)))
+        asked = f"{lead_in.format(name=rng.choice(phrases.NAMES))} {asked}"
+    turns = [asked]
+    if rng.random() < _MULTI_TURN_SHARE:
+        turns = _with_earlier_turn(rng, asked, topic, harm, who)
+    return Case(_transcript(turns), topic, aspect, harm, who)
+
+
+def draw_answer(rng: random.Random, case: Case) -> str:
+    """An answer of a quality drawn at random, with its leading space."""
+    said = _harmless_answer(rng, case) if case.harm is not None else _helpful_answer(rng, case)
+    return f" {' '.join(said)}"
+
+
+def _with_earlier_turn(rng: random.Random, asked: str, topic: Topic, harm: Harm | None, who: str) -> list[str]:
+    if harm is not None:
+        complaint, comfort = rng.choice((*phrases.COMPLAINTS, *phrases.CHATS))
+        return [complaint.format(who=who), comfort, asked]
+    if rng.random() < 0.5:
+        return [*rng.choice(phrases.CHATS), asked]
+    return [asked, _step(rng, topic, rng.choice(tuple(phrases.STEPS))), rng.choice(phrases.FOLLOW_UPS)]
+
+
+def _transcript(turns: list[str]) -> str:
+    speakers = ("Human", "Assistant")
+    return "".join(f"\n\n{speakers[place % 2]}: {turn}" for place, turn in enumerate(turns)) + "\n\nAssistant:"
+
+
+def _step(rng: random.Random, topic: Topic, kind: str) -> str:
+    return rng.choice(phrases.STEPS[kind]).format(**vars(topic))
+
+
+def _steps(rng: random.Random, count: int, topic: Topic, aspect: Aspect | None) -> list[str]:
+    """`count` different steps: mostly the topic's, some for the circumstance or for anything."""
+    makers: list[Callable[[], str]] = [
+        lambda kind=kind: _step(rng, topic, kind) for kind in rng.sample(tuple(phrases.STEPS), len(phrases.STEPS))
+    ]
+    found = [make() for make in makers[:count]]
+    for place in range(len(found)):
+        if rng.random() < 0.12:
+            found[place] = rng.choice(phrases.GENERIC_STEPS)
+        elif rng.random() < 0.15:
+            found[place] = rng.choice((aspect or rng.choice(phrases.ASPECTS)).steps)
+    return list(dict.fromkeys(found))
+
+
+def _helpful_answer(rng: random.Random, case: Case) -> list[str]:
+    manner = rng.choices(
+        ("plain", "evasive", "rude", "off_topic", "strayed", "repeated", "padded", "broken"),
+        (40, 13, 12, 11, 6, 7, 6, 5),
+    )[0]
+    topic = case.topic
+    if manner == "off_topic":
+        topic = rng.choice([other for other in TOPICS if other is not case.topic])
+    fewest, most = (0, 2) if manner in ("evasive", "rude") else (1, 4)
+    said = _steps(rng, rng.randint(fewest, most), topic, case.aspect)
+    if manner == "evasive":
+        said = [*rng.sample(phrases.EVASIONS, rng.choice((1, 1, 2))), *said]
+    elif manner == "rude":
+        said.insert(rng.randint(0, len(said)), rng.choice(phrases.INSULTS))
+    elif manner == "strayed":
+        said.insert(rng.randint(0, len(said)), _step(rng, rng.choice(TOPICS), rng.choice(tuple(phrases.STEPS))))
+    elif manner == "repeated":
+        said.append(rng.choice(said))
+    elif manner == "padded":
+        said.insert(rng.randint(0, len(said)), rng.choice(phrases.FILLERS))
+    if rng.random() < 0.45:
+        said.insert(0, rng.choice(phrases.OPENINGS))
+    if rng.random() < 0.4:
+        said.append(rng.choice(phrases.CLOSINGS))
+    return _break(rng, said) if manner == "broken" else said
+
+
+def _harmless_answer(rng: random.Random, case: Case) -> list[str]:
+    assert case.harm is not None
+    manner = rng.choices(("refuse", "comply", "evasive", "rude", "off_topic", "broken"), (44, 28, 8, 10, 5, 5))[0]
+    said: list[str] = []
+    if manner == "comply":
+        opening = [rng.choice(phrases.OPENINGS)] if rng.random() < 0.4 else []
+        said = [*opening, *rng.sample(case.harm.steps, rng.choice((1, 2)))]
+    elif manner == "evasive":
+        said = rng.sample(phrases.EVASIONS, 2)
+    elif manner == "off_topic":
+        said = _steps(rng, 2, case.topic, None)
+    else:
+        if rng.random() < 0.8:
+            said.append(rng.choice(phrases.REFUSALS))
+        if rng.random() < 0.4:
+            said.append(rng.choice(phrases.REASONS))
+        said += rng.sample(phrases.ALTERNATIVES, rng.choice((0, 1, 1, 2)) if said else 1)
+        if manner == "rude":
+            said.insert(rng.randint(0, len(said)), rng.choice(phrases.INSULTS))
+    if rng.random() < 0.3:
+        said.append(rng.choice(phrases.CLOSINGS))
+    said = [sentence.format(who=case.who) for sentence in said]
+    return _break(rng, said) if manner == "broken" else said
+
+
+def _break(rng: random.Random, said: list[str]) -> list[str]:
+    """The answer cut off in its last sentence, or with the words of one sentence out of order."""
+    if rng.random() < 0.6:
+        kept = said[-1].rstrip(".!?").split()
+        return [*said[:-1], " ".join(kept[: max(1, len(kept) - rng.randint(1, 3))])]
+    place = rng.randrange(len(said))
+    shuffled = said[place].rstrip(".!?").lower().split()
+    rng.shuffle(shuffled)
+    return [*said[:place], f"{' '.join(shuffled)}.", *said[place + 1 :]]
