@@ -148,7 +148,9 @@ def test_what_has_been_downloaded_is_read_without_any_request(hub: FakeHub) -> N
     assert hub.requests == []
 
 
-def test_a_download_that_lacks_a_file_is_finished_and_offline_refused(hub: FakeHub) -> None:
+def test_a_download_that_lacks_a_file_is_refused_without_the_hub_and_finished_with_it_by_reading_alone(
+    hub: FakeHub,
+) -> None:
     whole = list(sources.read(PAIRS))
     root, _ = hub_data.locate(PAIRS)
     assert root is not None
@@ -157,6 +159,9 @@ def test_a_download_that_lacks_a_file_is_finished_and_offline_refused(hub: FakeH
     with pytest.raises(UserError, match="the Hub answered 503"):
         sources.check(PAIRS)
     hub.refusals.clear()
+    hub.requests.clear()
+    sources.check(PAIRS)
+    assert not [path for path in hub.requests if "/resolve/" in path]
     assert list(sources.read(PAIRS)) == whole
 
 

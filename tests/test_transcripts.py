@@ -138,6 +138,14 @@ def test_a_pair_without_a_prompt_column_is_refused_for_the_right_reason(chosen: 
         ({"prompt": "Hi", "chosen": "Yes.\n\nHuman: Thanks", "rejected": "No."}, transcripts.NO_ASSISTANT),
         ({"prompt": "Hi", "chosen": f"{ASKED} Yes.", "rejected": "No."}, transcripts.PROMPTS_DIFFER),
         ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": "?"}, transcripts.MALFORMED),
+        (
+            {
+                "prompt": "Hi",
+                "chosen": messages(("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes.")),
+                "rejected": messages(("system", "Be kind."), ("user", "Hi"), ("assistant", "No.")),
+            },
+            transcripts.PROMPTS_DIFFER,
+        ),
         (None, transcripts.MALFORMED),
         (["Yes.", "No."], transcripts.MALFORMED),
     ],
