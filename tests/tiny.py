@@ -48,13 +48,13 @@ def tiny_reward(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> GPT2ForSeq
     """Random weights and one score, read at the last token that is not the contract's padding."""
     config = _config(tokenizer)
     config.num_labels = 1
-    config.pad_token_id = tokens.padding_copy(tokenizer, "right").pad_token_id  # type: ignore[assignment]
+    config.pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
     torch.manual_seed(seed)
     return GPT2ForSequenceClassification(config).eval()
 
 
 def _config(tokenizer: PreTrainedTokenizerBase) -> GPT2Config:
-    eos_token_id: int = tokenizer.eos_token_id  # type: ignore[assignment]
+    eos_token_id = tokens.eos_id(tokenizer)
     return GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=POSITIONS,

@@ -10,6 +10,7 @@ import importlib
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gpt2_rlhf import data, models, tokens
+from gpt2_rlhf import data, models, pipeline, tokens
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.generation import Answer, sample
 from gpt2_rlhf.intervals import bootstrap_mean
@@ -163,7 +164,7 @@ def _device() -> torch.device:
 def _load_policy(name: str, settings: Settings, stage: Stage) -> PreTrainedModel:
     if name == "base":
         return models.load_base(settings.model, settings.seed)
-    return models.load_policy(str(stage.needs[name].directory / "model"))
+    return models.load_policy(str(stage.needs[name].model_dir))
 
 
 def _sample_all(
@@ -181,7 +182,7 @@ def _sample_all(
     sft_logps: dict[str, np.ndarray] = {}
 
     def answer_logps(model: PreTrainedModel, name: str) -> np.ndarray:
-        sampled = [[*a.ids, tokenizer.eos_token_id] if a.ended else a.ids for a in answers[name]]
+        sampled = [[*a.ids, tokens.eos_id(tokenizer)] if a.ended else a.ids for a in answers[name]]
         by_token = sequence_logprobs(model, prompt_ids, sampled, evaluate.temperature, evaluate.batch_size)
         return np.array([row.sum() for row in by_token])
 
@@ -199,8 +200,9 @@ def _sample_all(
             )
             own_logps[name] = answer_logps(model, name)
             if name == "sft":
-                sft_logps = {read: answer_logps(model, read) for read in answers}
+                sft_logps = {read: answer_logps(model, read) for read in ("base", "ppo")}
         del model
+    sft_logps["sft"] = own_logps["sft"]
     return answers, {name: own_logps[name] - sft_logps[name] for name in answers}
 
 
@@ -213,14 +215,14 @@ def _rewards(
     work: _Stopwatch,
 ) -> dict[str, np.ndarray]:
     """The reward model's scores by model, shape (prompts,) each."""
-    pad_token_id: int = tokens.padding_copy(tokenizer, "right").pad_token_id  # type: ignore[assignment]
-    model = models.load_reward(str(stage.needs["reward"].directory / "model"), pad_token_id)
+    pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
+    model = models.load_reward(str(stage.needs["reward"].model_dir), pad_token_id)
     model.to(_device())  # type: ignore[arg-type]
     prompt_ids = [tokens.encode_ppo(tokenizer, row)["input_ids"] for row in rows]
     rewards = {}
     for name, given in answers.items():
         sequences = [
-            [*prompt, *answer.ids, tokenizer.eos_token_id] for prompt, answer in zip(prompt_ids, given, strict=True)
+            [*prompt, *answer.ids, tokens.eos_id(tokenizer)] for prompt, answer in zip(prompt_ids, given, strict=True)
         ]
         with work.running():
             rewards[name] = score(model, pad_token_id, sequences, evaluate.batch_size)
@@ -265,3 +267,7 @@ def _sample_record(judged: Judged, place: int) -> dict[str, Any]:
         "reward": float(judged.rewards[place]),
         "utility": None if judged.utilities is None else float(judged.utilities[place]),
     }
+
+
+if __name__ == "__main__":
+    pipeline.main(sys.argv[1:], last="evaluate")

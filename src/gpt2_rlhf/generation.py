@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gpt2_rlhf import tokens
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.scoring import by_length, inference
 
@@ -44,7 +45,7 @@ def sample(
     Raises:
         UserError: a prompt and its answer need more positions than the model has.
     """
-    prompt_ids: list[list[int]] = [tokenizer(prompt)["input_ids"] for prompt in prompts]  # type: ignore[misc]
+    prompt_ids = [tokens.encode_ppo(tokenizer, {"prompt": prompt})["input_ids"] for prompt in prompts]
     longest = max((len(ids) for ids in prompt_ids), default=0)
     positions = model.config.max_position_embeddings
     if longest + max_new_tokens > positions:
@@ -54,7 +55,7 @@ def sample(
         )
     draws = torch.rand(len(prompts), max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     answers: list[list[int]] = [[] for _ in prompts]
-    eos_token_id: int = tokenizer.eos_token_id  # type: ignore[assignment]
+    eos_token_id = tokens.eos_id(tokenizer)
     with inference(model) as device:
         # a float32 sum over 50,257 probabilities loses the rarest tokens, but Apple's GPUs have nothing finer
         draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
@@ -130,7 +131,7 @@ def _through_eos(ids: list[int], eos_token_id: int) -> list[int]:
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Answer:
-    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    ended = bool(ids) and ids[-1] == tokens.eos_id(tokenizer)
     content = ids[:-1] if ended else ids
     # clean-up would move spaces, and the text would no longer be what the model wrote
     text = tokenizer.decode(content, skip_special_tokens=True, clean_up_tokenization_spaces=False)

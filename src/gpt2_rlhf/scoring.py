@@ -129,7 +129,7 @@ def reward_report(
     `score_mean` and `score_std` (population) are over both answers of all pairs, to normalise rewards with.
     """
     encoded = [tokens.encode_reward(tokenizer, row) for row in rows]
-    pad_token_id: int = tokens.padding_copy(tokenizer, "right").pad_token_id  # type: ignore[assignment]
+    pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
     sequences = [row[side] for side in ("chosen_ids", "rejected_ids") for row in encoded]
     scores = score(model, pad_token_id, sequences, batch_size)
     margins = scores[: len(rows)] - scores[len(rows) :]

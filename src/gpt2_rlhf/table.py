@@ -6,6 +6,7 @@ Markdown, so that they can be pasted into a page as they are.
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -15,14 +16,14 @@ from rich.table import Table
 WIDTH = 100
 _MODELS = ("base", "sft", "ppo")
 _FIGURES = (  # key in the evaluation, label, whether it is a share
-    ("reward", "Reward (reward model)", False),
-    ("utility", "Utility (the truth)", False),
+    ("reward", "Reward", False),
+    ("utility", "Utility", False),
     ("win_rate_vs_base", "Wins against base", True),
     ("win_rate_vs_sft", "Wins against SFT", True),
-    ("answer_tokens", "Answer length, tokens", False),
+    ("answer_tokens", "Length (tokens)", False),
     ("eos_rate", "Ended with EOS", True),
     ("distinct_2", "Distinct bigrams", True),
-    ("kl_to_sft_nats", "KL to SFT, nats", False),
+    ("kl_to_sft_nats", "KL to SFT (nats)", False),
 )
 
 
@@ -37,13 +38,13 @@ def render(summary: Mapping[str, Any]) -> str:
         file=text, width=WIDTH, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False
     )
     evaluation = summary["evaluation"]
-    console.print(f"Run {summary['run']}, seed {summary['seed']}\n")
+    console.print(f"Run {summary['run']}, seed {summary['seed']}")
     console.print(_stages(summary["stages"]))
     sft = summary["sft"]
     before, after = sft["heldout_loss_before"], sft["heldout_loss_after"]
     console.print(
         f"Supervised fine-tuning: held-out loss in nats per token {_figure(before)} before, {_figure(after)} after "
-        f"({after['n']} answers).\n"
+        f"({after['n']} answers)."
     )
     console.print(_reward_model(summary["reward_model"]))
     console.print(_comparison(evaluation["models"]))
@@ -52,9 +53,24 @@ def render(summary: Mapping[str, Any]) -> str:
         f"Three models on the same {evaluation['prompts']} held-out prompts: n = {evaluation['prompts']} for each "
         f"figure; answers sampled with seed {evaluation['seed']}, temperature {evaluation['temperature']:g}, at most "
         f"{evaluation['max_new_tokens']} tokens. In brackets 95 % intervals: bootstrap over prompts, and Wilson's for "
-        "the reward model's accuracy. Wins are by the reward model's score, ties one half."
+        "the reward model's accuracy. Reward and wins are by the reward model's score, ties one half; utility is the "
+        "data's own measure of quality, where it has one."
     )
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    # each table brings an empty line above and below: one is enough between two
+    kept = [line for line, previous in zip(lines, ["", *lines], strict=False) if line or previous]
+    return "\n".join(kept) + "\n"
+
+
+def found(stage: str, metrics: Mapping[str, Any]) -> str:
+    """What a training stage found, in one line."""
+    if stage == "sft":
+        before, after = metrics["heldout_loss_before"], metrics["heldout_loss_after"]
+        return f"held-out loss {_figure(before)} before, {_figure(after)} after, nats per token"
+    if stage == "reward":
+        longer = metrics["baselines"]["longer_answer_wins"]
+        return f"held-out accuracy {_share(metrics['accuracy'])}, the longer answer wins {_share(longer)}"
+    return f"{metrics['episodes']} episodes in {metrics['updates']} updates"
 
 
 def _table(title: str, *others: str) -> Table:
@@ -73,21 +89,21 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{stage['wall_s']:.1f}",
             f"{stage['work_s']:.1f}",
             "re-used" if stage["reused"] else "ran",
-            stage["directory"],
+            Path(stage["directory"]).name,
         )
     return table
 
 
 def _reward_model(report: Mapping[str, Any]) -> Table:
     best = report["baselines"]["best_reachable"]
-    table = _table("Reward model, held-out pairs", "n", "Accuracy", "Longer answer wins", "Chance", "Best reachable")
+    table = _table("Reward model", "Pairs", "Accuracy", "Longer answer wins", "Chance", "Best reachable")
     table.add_row(
         "all",
         str(report["pairs"]),
         _share(report["accuracy"]),
         _share(report["baselines"]["longer_answer_wins"]),
-        f"{report['baselines']['chance']:.1%}",
-        "-" if best is None else f"{best:.1%}",
+        f"{100 * report['baselines']['chance']:.1f} %",
+        "-" if best is None else f"{100 * best:.1f} %",
     )
     for name, subset in report["by_subset"].items():
         n = str(subset["accuracy"]["n"])
@@ -114,7 +130,10 @@ def _cells(estimates: Sequence[Mapping[str, float] | None], is_share: bool) -> l
 
 
 def _figure(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['mean']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
+    # three columns of figures above 100 with two decimals would not fit the width
+    decimals = 2 if max(abs(low), abs(high)) < 100 else 1
+    return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def _share(estimate: Mapping[str, float]) -> str:

@@ -1,0 +1,145 @@
+import copy
+from typing import Any
+
+from gpt2_rlhf.table import render
+
+
+def estimate(mean: float, half_width: float = 0.1, n: int = 256) -> dict[str, float]:
+    return {"mean": mean, "low": mean - half_width, "high": mean + half_width, "n": n}
+
+
+def model(reward: float, rival: float | None, kl: float) -> dict[str, Any]:
+    wins = None if rival is None else estimate(rival, 0.05)
+    return {
+        "reward": estimate(reward),
+        "utility": estimate(reward - 1),
+        "win_rate_vs_base": wins,
+        "win_rate_vs_sft": wins,
+        "answer_tokens": estimate(31.5, 1.25),
+        "eos_rate": estimate(0.875, 0.03125),
+        "distinct_2": estimate(0.9, 0.05),
+        "kl_to_sft_nats": estimate(kl),
+    }
+
+
+SUMMARY: dict[str, Any] = {
+    "run": "quickstart",
+    "seed": 7,
+    "stages": {
+        "sft": {"directory": "outputs/stages/sft-0123456789ab", "wall_s": 20.25, "work_s": 18.5, "reused": True},
+        "evaluate": {
+            "directory": "outputs/stages/evaluate-abcdef012345",
+            "wall_s": 1234.5,
+            "work_s": 8.0,
+            "reused": False,
+        },
+    },
+    "sft": {"heldout_loss_before": estimate(3.25, n=512), "heldout_loss_after": estimate(1.75, n=512)},
+    "reward_model": {
+        "accuracy": {"mean": 0.724, "low": 0.683, "high": 0.761, "n": 512},
+        "baselines": {
+            "chance": 0.5,
+            "longer_answer_wins": {"mean": 0.551, "low": 0.508, "high": 0.594, "n": 512},
+            "best_reachable": 0.843,
+        },
+        "by_subset": {
+            "helpful": {"accuracy": estimate(0.7, n=300), "longer_answer_wins": estimate(0.6, n=300)},
+            "harmless": {"accuracy": estimate(0.8, n=212), "longer_answer_wins": estimate(0.4, n=212)},
+        },
+        "margin": estimate(1.0, n=512),
+        "score_mean": 0.0,
+        "score_std": 1.0,
+        "pairs": 512,
+    },
+    "evaluation": {
+        "prompts": 256,
+        "seed": 3,
+        "temperature": 0.7,
+        "max_new_tokens": 48,
+        "models": {"base": model(-0.5, None, 4.0), "sft": model(0.75, 0.8, 0.0), "ppo": model(1.5, 0.9, 6.5)},
+        "paired": {
+            "sft_minus_base": {"reward": estimate(1.25), "utility": estimate(1.125, 0.0)},
+            "ppo_minus_sft": {"reward": estimate(0.75), "utility": estimate(-0.25)},
+        },
+    },
+}
+
+
+def cells(text: str, label: str) -> list[str]:
+    """The cells of the first row that starts with `label`, the label left out."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {label} ") and "Pairs" not in line)
+    return [cell.strip() for cell in row.strip().strip("|").split("|")][1:]
+
+
+def test_no_line_is_wider_than_100_columns_even_for_wide_figures():
+    wide = copy.deepcopy(SUMMARY)
+    for figures in wide["evaluation"]["models"].values():
+        figures["reward"] = estimate(-123.456, 10)
+        figures["answer_tokens"] = estimate(255.5, 10)
+    for text in (render(SUMMARY), render(wide)):
+        assert max(map(len, text.splitlines())) <= 100
+        assert "\u2026" not in text  # nothing cut short
+    assert cells(render(wide), "Reward")[0] == "-123.5 [-133.5, -113.5]"
+
+
+def test_text_is_plain_ascii_for_any_terminal_and_log(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    text = render(SUMMARY)
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert text == render(SUMMARY)
+
+
+def test_each_model_has_its_column_of_mean_and_interval():
+    text = render(SUMMARY)
+    assert cells(text, "Mean per answer") == ["base", "SFT", "PPO"]
+    assert cells(text, "Reward") == ["-0.50 [-0.60, -0.40]", "0.75 [0.65, 0.85]", "1.50 [1.40, 1.60]"]
+    assert cells(text, "Utility")[2] == "0.50 [0.40, 0.60]"
+    assert cells(text, "Wins against base") == ["-", "80.0 % [75.0, 85.0]", "90.0 % [85.0, 95.0]"]
+    assert cells(text, "Length (tokens)")[0] == "31.50 [30.25, 32.75]"
+    assert cells(text, "Ended with EOS")[0] == "87.5 % [84.4, 90.6]"
+    assert cells(text, "Distinct bigrams")[1] == "90.0 % [85.0, 95.0]"
+    assert cells(text, "KL to SFT (nats)")[2] == "6.50 [6.40, 6.60]"
+
+
+def test_reward_model_accuracy_stands_beside_its_baselines():
+    text = render(SUMMARY)
+    assert cells(text, "all") == ["512", "72.4 % [68.3, 76.1]", "55.1 % [50.8, 59.4]", "50.0 %", "84.3 %"]
+    assert cells(text, "harmless")[:2] == ["212", "80.0 % [70.0, 90.0]"]
+
+
+def test_what_is_unknown_is_a_dash():
+    unknown = copy.deepcopy(SUMMARY)
+    unknown["reward_model"]["baselines"]["best_reachable"] = None
+    for figures in unknown["evaluation"]["models"].values():
+        figures["utility"] = None
+    for pair in unknown["evaluation"]["paired"].values():
+        pair["utility"] = None
+    text = render(unknown)
+    assert cells(text, "all")[-1] == "-"
+    assert cells(text, "Utility") == ["-", "-", "-"]
+
+
+def test_stages_say_seconds_and_whether_they_ran():
+    text = render(SUMMARY)
+    assert cells(text, "sft")[:3] == ["20.2", "18.5", "re-used"]
+    assert cells(text, "evaluate") == ["1234.5", "8.0", "ran", "evaluate-abcdef012345"]
+
+
+def test_differences_are_paired_by_prompt():
+    text = render(SUMMARY)
+    rows = text[text.index("Difference on the same prompts") :]
+    assert cells(rows, "Reward") == ["1.25 [1.15, 1.35]", "0.75 [0.65, 0.85]"]
+    assert cells(rows, "Utility") == ["1.12 [1.12, 1.12]", "-0.25 [-0.35, -0.15]"]
+
+
+def test_seed_prompts_and_kind_of_interval_are_stated():
+    text = " ".join(render(SUMMARY).split())
+    assert "Run quickstart, seed 7" in text
+    assert (
+        "same 256 held-out prompts: n = 256 for each figure; answers sampled with seed 3, temperature 0.7, at most 48 tokens"
+        in text
+    )
+    assert "95 % intervals: bootstrap over prompts" in text
+    assert "3.25 [3.15, 3.35] before, 1.75 [1.65, 1.85] after (512 answers)" in text
