@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gpt2_rlhf.ppo_trainer import RepairedPPOTrainer
 
 EOS = "<|endoftext|>"
 VOCABULARY = 400
+EOS_ID = VOCABULARY - 1
 POSITIONS = 64
 RESPONSE = 6
 
@@ -47,13 +49,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=EOS, eos_token=EOS, unk_token=EOS)
     fast.pad_token = EOS
     assert len(fast) == VOCABULARY
-    assert fast.eos_token_id == VOCABULARY - 1
+    assert fast.eos_token_id == EOS_ID
     return fast
 
 
 def padding_tokenizer():
     """The tokenizer as PPO gets it: left padding with the token that no text produces."""
     return tokens.padding_copy(tokenizer(), "left")
+
+
+PAD_ID = tokens.pad_id(padding_tokenizer())
 
 
 def _shape(pad_token_id: int) -> GPT2Config:
@@ -63,8 +68,8 @@ def _shape(pad_token_id: int) -> GPT2Config:
         n_embd=64,
         n_layer=2,
         n_head=2,
-        bos_token_id=VOCABULARY - 1,
-        eos_token_id=VOCABULARY - 1,
+        bos_token_id=EOS_ID,
+        eos_token_id=EOS_ID,
         pad_token_id=pad_token_id,
         initializer_range=0.1,  # the default leaves a 64-wide model nearly uniform, where many a bug does not show
     )
@@ -72,17 +77,15 @@ def _shape(pad_token_id: int) -> GPT2Config:
 
 def policy(seed: int = 0) -> GPT2LMHeadModel:
     set_seed(seed)
-    model = GPT2LMHeadModel(_shape(VOCABULARY - 1))
-    model.generation_config.pad_token_id = VOCABULARY - 1
+    model = GPT2LMHeadModel(_shape(EOS_ID))
+    model.generation_config.pad_token_id = EOS_ID
     return model
 
 
 def scorer(seed: int) -> GPT2ForSequenceClassification:
     """A reward or value model with random weights."""
     set_seed(seed)
-    pad = padding_tokenizer().pad_token_id
-    assert isinstance(pad, int)
-    shape = _shape(pad)
+    shape = _shape(PAD_ID)
     shape.num_labels = 1
     return GPT2ForSequenceClassification(shape)
 
@@ -125,7 +128,10 @@ def arguments(directory: Path, **changes: Any) -> PPOConfig:
         "stop_token": "eos",
         "missing_eos_penalty": 1.0,
     }
-    return PPOConfig(**{**settings, **changes})
+    with warnings.catch_warnings():
+        # TRL's configs set a field that transformers has deprecated (trl/trainer/base_config.py)
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        return PPOConfig(**{**settings, **changes})
 
 
 def trainer(
@@ -139,17 +145,21 @@ def trainer(
     peft_config: Any = None,
 ) -> PPOTrainer:
     """A stock or a repaired trainer on the same tiny parts."""
-    return kind(
-        args=args,
-        processing_class=padding_tokenizer() if processing_class is None else processing_class,
-        model=policy() if model is None else model,
-        ref_model=None,
-        reward_model=scorer(1),
-        value_model=scorer(2),
-        train_dataset=prompts() if train_dataset is None else train_dataset,
-        callbacks=callbacks,
-        peft_config=peft_config,
-    )
+    with warnings.catch_warnings():
+        # TRL's wrapper reads a deprecated attribute of the policy; ours silences this itself
+        if kind is PPOTrainer:
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return kind(
+            args=args,
+            processing_class=padding_tokenizer() if processing_class is None else processing_class,
+            model=policy() if model is None else model,
+            ref_model=None,
+            reward_model=scorer(1),
+            value_model=scorer(2),
+            train_dataset=prompts() if train_dataset is None else train_dataset,
+            callbacks=callbacks,
+            peft_config=peft_config,
+        )
 
 
 def stock(args: PPOConfig, **parts: Any) -> PPOTrainer:

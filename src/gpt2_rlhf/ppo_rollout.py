@@ -77,7 +77,7 @@ def sample(
     settings = copy.deepcopy(generation_config)
     settings.update(
         pad_token_id=pad_token_id,
-        eos_token_id=_language_model(policy).config.eos_token_id,
+        eos_token_id=_language_model(policy).generation_config.eos_token_id,  # TRL has put the stop token there
         return_dict_in_generate=True,
         output_scores=True,
     )

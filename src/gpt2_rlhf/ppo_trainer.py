@@ -31,7 +31,7 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from gpt2_rlhf import ppo_checkpoint, ppo_rollout
+from gpt2_rlhf import ppo_checkpoint, ppo_rollout, tokens
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.ppo_loader import PromptBatches
 
@@ -72,8 +72,8 @@ def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
         )
     if args.num_sample_generations:
         raise UserError(
-            f"ppo.args.num_sample_generations: {args.num_sample_generations} prints samples that nobody keeps and "
-            "changes the result; set it to 0"
+            f"ppo.args.num_sample_generations: {args.num_sample_generations} would do nothing: TRL takes samples from "
+            "an evaluation set, and PPO has none; set it to 0"
         )
 
 
@@ -162,11 +162,10 @@ class RepairedPPOTrainer(PPOTrainer):
         assert args.output_dir is not None
         assert args.num_total_batches is not None
         assert isinstance(self.optimizer, AcceleratedOptimizer)
-        assert isinstance(processing_class.pad_token_id, int)
         self.run_dir = Path(args.output_dir)
         self.episodes_per_update = rows * processes
         self._updates = args.num_total_batches
-        self._pad_token_id = processing_class.pad_token_id
+        self._pad_token_id = tokens.pad_id(processing_class)
         # TRL would count gradient_accumulation_steps microbatches to an optimizer step, over mini-batches' bounds
         microbatches = math.ceil(rows / args.num_mini_batches / args.per_device_train_batch_size)
         args.gradient_accumulation_steps = microbatches  # shapes TRL's statistics
