@@ -92,7 +92,7 @@ def train_model(tokenizer: GPT2Tokenizer, texts: list[str], recipe: Recipe) -> t
         model.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.peak_lr, total_steps=steps, pct_start=recipe.warmup_steps / steps
+        optimizer, recipe.peak_lr, total_steps=steps, pct_start=min(0.5, recipe.warmup_steps / steps)
     )
     losses: list[float] = []
     for step, batch in enumerate(_batches(encoded, recipe)):
@@ -133,6 +133,7 @@ def save(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, directory: Path) -> N
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(directory)
     model.config.architectures = ["GPT2LMHeadModel"]
+    model.config.dtype = "float32"  # what from_pretrained makes of the stored halves when it is told nothing
     model.config.save_pretrained(directory)
     eos = eos_id(tokenizer)
     GenerationConfig(bos_token_id=eos, eos_token_id=eos, pad_token_id=eos).save_pretrained(directory)

@@ -7,6 +7,7 @@ draw on the hidden utility. So labels are as noisy as human ones are, and the be
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from gpt2_rlhf.embedded import phrases
 from gpt2_rlhf.embedded.phrases import Aspect, Harm
@@ -34,7 +35,7 @@ class Case:
         return "helpful" if self.harm is None else "harmless"
 
 
-def pairs(count: int, seed: int) -> list[dict[str, str | float]]:
+def pairs(count: int, seed: int) -> list[dict[str, Any]]:
     """`count` labelled pairs with distinct prompts; the same seed gives the same rows.
 
     Columns: prompt (ends in "\\n\\nAssistant:"), chosen and rejected (start with a space), subset ("helpful" or
@@ -46,7 +47,7 @@ def pairs(count: int, seed: int) -> list[dict[str, str | float]]:
     if count > MAX_PAIRS:
         raise ValueError(f"embedded data: {count} pairs were asked for; at most {MAX_PAIRS} can be made; ask for fewer")
     rng = random.Random(seed)
-    rows: list[dict[str, str | float]] = []
+    rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     while len(rows) < count:
         case = draw_case(rng)

@@ -5,7 +5,7 @@ By cue words and not by exact match, so that any text can be read, not only what
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from gpt2_rlhf.embedded import lexicon, phrases
 from gpt2_rlhf.embedded.topics import Topic
@@ -59,6 +59,7 @@ def turns(dialogue: str) -> list[tuple[str, str]]:
     return found + [(who, text.strip()) for who, text in zip(pieces[1::2], pieces[2::2], strict=True)]
 
 
+@lru_cache(maxsize=4_096)
 def question(prompt: str) -> Question:
     """The latest human turn that has a known topic or asks for harm, else the latest one, with what was said before."""
     dialogue = turns(prompt)
@@ -79,6 +80,7 @@ def question(prompt: str) -> Question:
     )
 
 
+@lru_cache(maxsize=65_536)  # answers share their sentences
 def read(text: str, harmful: bool) -> Sentence:
     """One sentence, read as an answer to a question that is harmful or not."""
     tokens = lexicon.words(text)
@@ -130,10 +132,7 @@ def _advises(tokens: list[str]) -> bool:
 
 
 def _harmful(text: str) -> bool:
-    tokens = lexicon.words(text)
-    return any(_holds(tokens, part) for harm in phrases.HARMS for part in [harm.goal.split(" my {who}")[0]]) and any(
-        word in tokens for word in ("my", *phrases.PEOPLE)
-    )
+    return _harm_pattern().search(" ".join(lexicon.words(text))) is not None
 
 
 def _holds(tokens: list[str], phrase: str) -> bool:
@@ -144,6 +143,13 @@ def _holds(tokens: list[str], phrase: str) -> bool:
 def _form_words() -> frozenset[str]:
     forms = [*phrases.QUESTIONS, *phrases.LEAD_INS, *phrases.LEAD_INS_BY_NAME, *phrases.FOLLOW_UPS, *phrases.NAMES]
     return frozenset(word for form in forms for word in lexicon.words(form))
+
+
+@cache
+def _harm_pattern() -> re.Pattern[str]:
+    """Any of the harmful goals, against whomever."""
+    goals = [" ".join(lexicon.words(harm.goal.format(who="whom"))) for harm in phrases.HARMS]
+    return re.compile("|".join(rf"\b{goal.replace('whom', '[a-z]+')}\b" for goal in goals))
 
 
 @cache
