@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2LMHeadModel, GPT2Tokenizer
 
-from gpt2_rlhf import tokens
+from gpt2_rlhf import generation, tokens
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.generation import Answer, sample
 from tiny import POSITIONS, tiny_policy, tiny_tokenizer
@@ -104,6 +104,20 @@ def test_tokens_come_with_their_probability_at_the_temperature(tokenizer):
         # 2,000 draws: a standard deviation of at most 0.0112
         assert counts[7:10] / 2000 == pytest.approx(expected, abs=0.04)
         assert counts.sum() == counts[7:10].sum() == 2000
+
+
+def test_each_token_has_a_draw_of_its_own(tokenizer):
+    model = fixed_next_token(tokenizer, {7: 0.5, 8: 0.5})
+    first, second = np.array([answer.ids for answer in draw(model, tokenizer, PROMPTS[:1] * 400, max_new_tokens=2)]).T
+    # 400 fair coins agree with 400 others in half of the cases, with a standard deviation of 0.025
+    assert np.mean(first == second) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(first[:-1] == first[1:]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_draw_on_the_edge_takes_the_next_token_that_can_occur():
+    logits = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log().expand(4, -1)
+    draws = torch.tensor([0.0, 0.2499, 0.25, 1 - 2**-53], dtype=torch.float64)
+    assert generation._invert_cdf(logits, draws).tolist() == [1, 1, 3, 3]
 
 
 def test_the_models_own_generation_config_has_no_say(tokenizer):

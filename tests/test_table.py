@@ -137,9 +137,7 @@ def test_differences_are_paired_by_prompt():
 def test_seed_prompts_and_kind_of_interval_are_stated():
     text = " ".join(render(SUMMARY).split())
     assert "Run quickstart, seed 7" in text
-    assert (
-        "same 256 held-out prompts: n = 256 for each figure; answers sampled with seed 3, temperature 0.7, at most 48 tokens"
-        in text
-    )
+    assert "the same 256 held-out prompts: n = 256 for each figure" in text
+    assert "sampled with seed 3, temperature 0.7, at most 48 tokens" in text
     assert "95 % intervals: bootstrap over prompts" in text
     assert "3.25 [3.15, 3.35] before, 1.75 [1.65, 1.85] after (512 answers)" in text
