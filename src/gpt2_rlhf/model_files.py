@@ -1,5 +1,6 @@
 """Find a base model's files and read its config without importing torch, so that faults show within seconds."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,48 @@ def check(model: Model) -> dict[str, Any]:
     return config
 
 
+def identity(model: Model) -> str:
+    """What the base model is by content: Hub names with the revision, or digests of local folders.
+
+    Raises:
+        UserError: a folder is missing.
+    """
+    parts = []
+    for place in (model.name, model.tokenizer):
+        folder = None if place is None else local_dir(place)
+        if folder is None:
+            parts.append(f"{place}@{model.revision}")
+        else:
+            digest = hashlib.sha256()
+            for path in sorted(_existing(folder).iterdir()):
+                if path.suffix in {".json", ".safetensors", ".txt"}:
+                    digest.update(f"{path.name} {sha256(path)}\n".encode())
+            parts.append(digest.hexdigest())
+    return "+".join(parts)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def positions(config: dict[str, Any]) -> int:
     """How many tokens the model can read at once."""
     return int(config["n_positions"] if "n_positions" in config else config["max_position_embeddings"])
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"model.name: there is no folder {folder}; wanted a model's folder or a Hub name")
+    return folder
 
 
 def _require(place: str, file: str, model: Model) -> Path:
     folder = local_dir(place)
     if folder is None:
         return _from_hub(place, file, model.revision)
-    if not folder.is_dir():
-        raise UserError(f"model.name: there is no folder {folder}; wanted a model's folder or a Hub name")
-    if not (folder / file).is_file():
+    if not (_existing(folder) / file).is_file():
         raise UserError(f"model.name: {folder} has no {file}; wanted a folder written by save_pretrained")
     return folder / file
 

@@ -43,11 +43,12 @@ def main(argv: Sequence[str], last: str = "evaluate") -> None:
 def run(argv: Sequence[str], last: str) -> None:
     """The whole recipe."""
     started = time.perf_counter()
+    quiet_environment()
     settings = config.load(argv)
     if settings.publish.repo_id is not None:
         publish.check(settings.publish)
+    preflight.check(settings)
     if launch.is_wanted(settings):
-        preflight.check(settings)
         launch.relaunch(settings, argv, last)
     stages = _up_to(stage.plan(settings, launch.processes(settings)), last)
     missing = [s for s in stages.values() if not stage.is_done(s)]
@@ -60,8 +61,6 @@ def run(argv: Sequence[str], last: str) -> None:
 
 
 def _build(settings: Settings, missing: Sequence[Stage]) -> None:
-    quiet_environment()
-    preflight.check(settings)
     with locks.held(list(missing) if launch.rank() == 0 else []):
         if launch.rank() == 0:
             names = ", ".join(s.name for s in missing)

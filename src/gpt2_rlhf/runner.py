@@ -25,8 +25,9 @@ from types import FrameType
 from typing import Any
 
 from gpt2_rlhf.errors import UserError
+from gpt2_rlhf.model_files import sha256
 from gpt2_rlhf.settings import Settings
-from gpt2_rlhf.stage import Outcome, Stage, sha256, write_json
+from gpt2_rlhf.stage import Outcome, Stage, write_json
 
 _LIBRARIES = ("trl", "transformers", "torch", "accelerate", "datasets", "peft", "huggingface_hub", "hydra-core")
 _PR_SET_PDEATHSIG = 1  # prctl(2)

@@ -83,7 +83,7 @@ def plan(settings: Settings, processes: int) -> dict[str, Stage]:
 
     processes: data-parallel processes of the training stages; it scales the batch and so the result.
     """
-    base = {"model": _model_identity(settings), "random": settings.model.random}
+    base = {"model": model_files.identity(settings.model), "random": settings.model.random}
     trained = {"seed": settings.seed, "processes": processes}
     own: dict[str, dict[str, Any]] = {
         "data": {"data": _split_settings(settings), "source": sources.fingerprint(settings.data), **base},
@@ -126,12 +126,6 @@ def write_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def newest_whole_checkpoint(stage: Stage, processes: int) -> Path | None:
@@ -203,16 +197,3 @@ def _hashed(part: Any) -> dict[str, Any]:
     values = dataclasses.asdict(part)
     values["args"] = {k: v for k, v in values["args"].items() if k not in NOT_HASHED}
     return values
-
-
-def _model_identity(settings: Settings) -> str:
-    """What the base model is by content: Hub name and revision, or a digest of the local files."""
-    parts = []
-    for place in (settings.model.name, settings.model.tokenizer):
-        folder = None if place is None else model_files.local_dir(place)
-        if folder is None:
-            parts.append(f"{place}@{settings.model.revision}")
-        else:
-            files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".txt"})
-            parts.append(content_hash({p.name: sha256(p) for p in files}))
-    return "+".join(parts)

@@ -1,0 +1,233 @@
+"""The pipeline as a user runs it: through make or `python -m`, in processes of its own, on the bundled default."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SMALL = (
+    "data.train_pairs=240",
+    "data.test_pairs=48",
+    "sft.args.per_device_train_batch_size=8",
+    "sft.args.num_train_epochs=3",
+    "sft.args.save_steps=2",
+    "reward.args.per_device_train_batch_size=8",
+    "reward.args.num_train_epochs=2",
+    "reward.args.save_steps=2",
+    "ppo.args.per_device_train_batch_size=8",
+    "ppo.args.gradient_accumulation_steps=2",
+    "ppo.args.total_episodes=48",
+    "ppo.args.response_length=16",
+    "ppo.args.save_steps=1",
+    "evaluate.prompts=16",
+)
+TRAINED = ("sft", "reward", "ppo")
+
+pytestmark = pytest.mark.slow
+
+
+def pipeline(output_dir: Path, *overrides: str, module: str = "pipeline") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"gpt2_rlhf.{module}", f"output_dir={output_dir}", *SMALL, *overrides]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+
+
+def start(output_dir: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "gpt2_rlhf.pipeline", f"output_dir={output_dir}", *SMALL, *overrides]
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that a test can signal the run with its children, as a terminal does
+    )
+
+
+def wait_for_checkpoint(output_dir: Path, stage: str, run: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(output_dir.glob(f"stages/{stage}-*/checkpoints/checkpoint-*/trainer_state.json")):
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def summary(output_dir: Path) -> dict[str, Any]:
+    return json.loads((output_dir / "latest" / "summary.json").read_text(encoding="utf-8"))
+
+
+def weights(output_dir: Path) -> dict[str, str]:
+    """The sha256 of each trained stage's weights, from its manifest."""
+    manifests = {s: json.loads((output_dir / "latest" / s / "manifest.json").read_text()) for s in TRAINED}
+    return {stage: record["weights_sha256"]["model.safetensors"] for stage, record in manifests.items()}
+
+
+def reused(output_dir: Path) -> dict[str, bool]:
+    return {name: stage["reused"] for name, stage in summary(output_dir)["stages"].items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a small run that `make pipeline` has finished."""
+    output_dir = tmp_path_factory.mktemp("finished") / "outputs"
+    command = ["make", "pipeline", f"output_dir={output_dir}", *SMALL]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return output_dir
+
+
+def test_make_pipeline_trains_all_stages_and_leaves_a_summary(finished: Path) -> None:
+    found = summary(finished)
+    assert list(found["stages"]) == ["data", *TRAINED, "evaluate"]
+    assert not any(reused(finished).values())
+    assert found["evaluation"]["prompts"] == 16
+    assert set(found["evaluation"]["models"]) == {"base", "sft", "ppo"}
+    assert found["reward_model"]["pairs"] == 48
+    assert found["work_s"] < found["wall_s"]
+
+
+def test_samples_are_one_line_per_prompt(finished: Path) -> None:
+    lines = (finished / "latest" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 16
+    assert set(json.loads(lines[0])["answers"]) == {"base", "sft", "ppo"}
+
+
+def test_a_second_run_trains_nothing_and_shows_the_same_figures(finished: Path) -> None:
+    before = summary(finished)
+    started = time.monotonic()
+    again = pipeline(finished)
+    assert again.returncode == 0, again.stderr
+    assert time.monotonic() - started < 10
+    assert all(reused(finished).values())
+    after = summary(finished)
+    for part in ("sft", "reward_model", "evaluation"):
+        assert after[part] == before[part]
+
+
+def test_another_kl_coefficient_trains_ppo_only(finished: Path) -> None:
+    done = pipeline(finished, "ppo.args.kl_coef=0.2")
+    assert done.returncode == 0, done.stderr
+    assert reused(finished) == {"data": True, "sft": True, "reward": True, "ppo": False, "evaluate": False}
+    assert pipeline(finished).returncode == 0  # `latest` is again the run that the other tests look at
+
+
+def test_the_usage_snippet_of_the_card_runs_and_writes_an_answer(finished: Path) -> None:
+    model_dir = finished / "latest" / "model"
+    card = (model_dir / "README.md").read_text(encoding="utf-8")
+    snippet = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert snippet is not None
+    code = snippet.group(1).replace("outputs/latest/model", str(model_dir))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Assistant:") >= 1
+    assert len(done.stdout.strip()) > len("Human: How can I improve my communication skills?\n\nAssistant:")
+
+
+def test_the_product_keeps_the_token_contract(finished: Path) -> None:
+    from transformers import GPT2LMHeadModel, GPT2Tokenizer
+
+    model_dir = finished / "latest" / "model"
+    tokenizer = GPT2Tokenizer.from_pretrained(model_dir)
+    model = GPT2LMHeadModel.from_pretrained(model_dir)
+    assert tokenizer.pad_token == tokenizer.eos_token
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert model.generation_config.suppress_tokens is None
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_a_run_killed_after_a_checkpoint_resumes_to_the_same_weights(
+    finished: Path, tmp_path: Path, stage: str
+) -> None:
+    run = start(tmp_path)
+    wait_for_checkpoint(tmp_path, stage, run)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
+    again = pipeline(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "resuming from" in again.stdout
+    assert weights(tmp_path) == weights(finished)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_training_leaves_a_checkpoint_and_one_line(tmp_path: Path, signum: int, code: int) -> None:
+    run = start(tmp_path)
+    wait_for_checkpoint(tmp_path, "reward", run)
+    os.killpg(run.pid, signum)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == code, output
+    assert "Traceback" not in output
+    assert "reward stopped by" in output
+    assert "run the same command again" in output
+    assert list(tmp_path.glob("stages/reward-*/checkpoints/checkpoint-*"))
+
+
+def test_a_second_run_in_the_same_directory_is_refused_while_the_first_works(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    wait_for_checkpoint(tmp_path, "sft", run)
+    second = pipeline(tmp_path)
+    assert second.returncode == 2
+    assert "another run is building it" in second.stderr
+    status = pipeline(tmp_path, module="status")
+    assert "running" in status.stdout
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
+
+
+def test_a_stage_alone_builds_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    done = pipeline(tmp_path, module="reward")
+    assert done.returncode == 0, done.stderr
+    assert sorted(
+        p.name.partition("-")[0]
+        for p in tmp_path.glob("stages/*/manifest.json".replace("/manifest.json", ""))
+        if (p / "manifest.json").exists()
+    ) == ["data", "reward", "sft"]
+
+
+def test_lora_in_every_stage_hands_on_merged_models(tmp_path: Path) -> None:
+    done = pipeline(tmp_path, *(f"{stage}.peft.r=4" for stage in TRAINED))
+    assert done.returncode == 0, done.stderr
+    for stage in TRAINED:
+        files = {p.name for p in (tmp_path / "latest" / stage / "model").iterdir()}
+        assert "model.safetensors" in files
+        assert not {name for name in files if "adapter" in name}
+
+
+def test_two_processes_train_and_save_all_stages(tmp_path: Path) -> None:
+    done = pipeline(tmp_path, "launch.processes=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not any(reused(tmp_path).values())
+    assert len(set(weights(tmp_path).values())) == 3
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    for stage in ("sft", "ppo"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "latest" / stage / "model")
+    scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "latest" / "reward" / "model")
+    assert scorer.config.num_labels == 1
+
+
+def test_a_fault_inside_a_stage_is_one_line_with_the_details_in_a_file(tmp_path: Path) -> None:
+    done = pipeline(tmp_path, "data.utility=json:nothing_there")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "data.utility" in done.stderr
+
+
+def test_clean_keeps_finished_stages_and_clean_all_does_not(tmp_path: Path) -> None:
+    assert pipeline(tmp_path, module="data").returncode == 0
+    (finished_stage,) = (p for p in tmp_path.glob("stages/data-*") if p.is_dir())
+    unfinished = tmp_path / "stages" / "sft-000000000000"
+    (unfinished / "checkpoints").mkdir(parents=True)
+    assert pipeline(tmp_path, module="clean").returncode == 0
+    assert finished_stage.exists()
+    assert not unfinished.exists()
+    assert pipeline(tmp_path, "--all", module="clean").returncode == 0
+    assert not finished_stage.exists()
