@@ -9,7 +9,6 @@ are kept.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,20 +23,21 @@ _NEVER = -1e4
 
 
 @contextmanager
-def stock_functions_replaced(module: ModuleType, replacements: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """Within the block, functions that `module` looks up by name are ours."""
-    originals = {name: vars(module)[name] for name in replacements}
-    vars(module).update(replacements)
+def stock_functions_replaced(**replacements: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, what TRL's PPO module looks up by these names is ours."""
+    names: dict[str, Any] = stock.__dict__
+    originals = {name: names[name] for name in replacements}
+    names.update(replacements)
     try:
         yield
     finally:
-        vars(module).update(originals)
+        names.update(originals)
 
 
 @contextmanager
 def own_rollouts() -> Iterator[None]:
     """Within the block, TRL's PPO samples with `sample` and takes the log-probabilities from it as they are."""
-    with stock_functions_replaced(stock, {"batch_generation": sample, "selective_log_softmax": _logprobs_or_done}):
+    with stock_functions_replaced(batch_generation=sample, selective_log_softmax=_logprobs_or_done):
         yield
 
 

@@ -31,7 +31,7 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from gpt2_rlhf import ppo_checkpoint, ppo_rollout, tokens
+from gpt2_rlhf import ppo_checkpoint, ppo_rollout, ppo_speed, tokens
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.ppo_loader import PromptBatches
 
@@ -141,7 +141,7 @@ class RepairedPPOTrainer(PPOTrainer):
         prompts = train_dataset.select_columns(["input_ids"])  # TRL's collator fails on text columns
 
         set_seed(args.seed)  # adapters draw their weights from the global generator
-        with _harmless_warnings_silenced():
+        with _harmless_warnings_silenced(), ppo_speed.fast():
             super().__init__(
                 args=args,
                 processing_class=processing_class,
@@ -218,6 +218,7 @@ class RepairedPPOTrainer(PPOTrainer):
                 _harmless_warnings_silenced(),
                 ppo_rollout.own_rollouts(),
                 ppo_rollout.token_banned(self._pad_token_id, *banned_in),
+                ppo_speed.fast(),
             ):
                 super().train()
         finally:
