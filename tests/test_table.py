@@ -1,7 +1,7 @@
 import copy
 from typing import Any
 
-from gpt2_rlhf.table import render
+from gpt2_rlhf.table import found, render
 
 
 def estimate(mean: float, half_width: float = 0.1, n: int = 256) -> dict[str, float]:
@@ -141,3 +141,13 @@ def test_seed_prompts_and_kind_of_interval_are_stated():
     assert "sampled with seed 3, temperature 0.7, at most 48 tokens" in text
     assert "95 % intervals: bootstrap over prompts" in text
     assert "3.25 [3.15, 3.35] before, 1.75 [1.65, 1.85] after (512 answers)" in text
+
+
+def test_each_training_stage_says_in_one_line_what_it_found():
+    assert found("sft", SUMMARY["sft"]) == (
+        "held-out loss 3.25 [3.15, 3.35] before, 1.75 [1.65, 1.85] after, nats per token"
+    )
+    assert found("reward", SUMMARY["reward_model"]) == (
+        "held-out accuracy 72.4 % [68.3, 76.1], the longer answer wins 55.1 % [50.8, 59.4]"
+    )
+    assert found("ppo", {"episodes": 1536, "updates": 12, "prompts": 600}) == "1536 episodes in 12 updates"
