@@ -13,7 +13,7 @@ import torch
 
 from gpt2_rlhf import evaluate, models, settings, tokens
 from gpt2_rlhf.errors import UserError
-from gpt2_rlhf.evaluate import Judged, compare, distinct_2, distinct_prompts, load_utility
+from gpt2_rlhf.evaluate import Judged, compare, distinct_2, distinct_prompts
 from gpt2_rlhf.generation import Answer
 from gpt2_rlhf.stage import Outcome, Stage
 from tiny import tiny_policy, tiny_reward, tiny_tokenizer
@@ -227,17 +227,6 @@ def test_a_reward_model_that_diverged_is_named_in_one_line(needs):
 def test_a_utility_that_gives_no_number_is_named(needs, utility_module):
     with pytest.raises(UserError, match=r"data\.utility: it gave no finite number for the answer"):
         run_evaluation(needs, "tiny_truth:nan")
-
-
-@pytest.mark.parametrize("path", ["no_such_module:f", "math:no_such_function", "math", "", ":f"])
-def test_a_utility_that_cannot_be_imported_is_refused(path: str):
-    with pytest.raises(UserError, match=r"data\.utility: .*give package\.module:function"):
-        load_utility(path)
-
-
-def test_utility_is_found_by_its_import_path():
-    assert load_utility("math:atan2") is math.atan2
-    assert load_utility(None) is None
 
 
 def judged(rewards: list[float], ids: list[list[int]] | None = None, utilities: list[float] | None = None) -> Judged:

@@ -185,11 +185,8 @@ def test_a_second_run_in_the_same_directory_is_refused_while_the_first_works(tmp
 def test_a_stage_alone_builds_what_it_needs_and_no_more(tmp_path: Path) -> None:
     done = pipeline(tmp_path, module="reward")
     assert done.returncode == 0, done.stderr
-    assert sorted(
-        p.name.partition("-")[0]
-        for p in tmp_path.glob("stages/*/manifest.json".replace("/manifest.json", ""))
-        if (p / "manifest.json").exists()
-    ) == ["data", "reward", "sft"]
+    built = [p.parent.name.partition("-")[0] for p in tmp_path.glob("stages/*/manifest.json")]
+    assert sorted(built) == ["data", "reward", "sft"]
 
 
 def test_lora_in_every_stage_hands_on_merged_models(tmp_path: Path) -> None:
@@ -214,11 +211,14 @@ def test_two_processes_train_and_save_all_stages(tmp_path: Path) -> None:
     assert scorer.config.num_labels == 1
 
 
-def test_a_fault_inside_a_stage_is_one_line_with_the_details_in_a_file(tmp_path: Path) -> None:
-    done = pipeline(tmp_path, "data.utility=json:nothing_there")
-    assert done.returncode == 2
+def test_a_defect_inside_a_stage_is_one_line_with_the_details_in_a_file(finished: Path) -> None:
+    done = pipeline(finished, "data.utility=json:loads")  # it takes one argument, not a prompt and an answer
+    assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "data.utility" in done.stderr
+    assert "evaluate: TypeError: " in done.stderr
+    log = re.search(r"details in (.*)\)", done.stderr)
+    assert log is not None
+    assert "Traceback" in (REPOSITORY / log.group(1)).read_text()
 
 
 def test_clean_keeps_finished_stages_and_clean_all_does_not(tmp_path: Path) -> None:

@@ -6,14 +6,11 @@ place where it was trained to be read; whether the model wrote that EOS itself i
 utility is known it stands beside the reward: a policy that gains reward and loses utility has fooled the reward model.
 """
 
-import importlib
 import itertools
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +25,8 @@ from gpt2_rlhf.intervals import bootstrap_mean
 from gpt2_rlhf.scoring import score, sequence_logprobs
 from gpt2_rlhf.settings import Evaluate, Settings
 from gpt2_rlhf.stage import Outcome, Stage
+from gpt2_rlhf.stopwatch import Stopwatch
+from gpt2_rlhf.truth import load_utility
 
 NAMES = ("base", "sft", "ppo")
 SAMPLES_FILE = "samples.jsonl"
@@ -51,12 +50,12 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     """Sample, judge and compare the three models; writes samples.jsonl into the stage's directory.
 
     Raises:
-        UserError: `data.utility` names no function, or a reward or utility is not a finite number.
+        UserError: a reward or utility is not a finite number.
     """
     rows = distinct_prompts(data.load(stage.needs["data"].directory, "test"), settings.evaluate.prompts)
     utility = load_utility(settings.data.utility)
     tokenizer = models.load_base_tokenizer(settings.model)
-    work = _Stopwatch()
+    work = Stopwatch()
     answers, kl_to_sft_nats = _sample_all(settings, stage, tokenizer, [row["prompt"] for row in rows], work)
     rewards = _rewards(settings.evaluate, stage, tokenizer, rows, answers, work)
     judged = {
@@ -72,19 +71,6 @@ def distinct_prompts(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mappi
     first = {row["prompt"]: row for row in reversed(rows)}
     kept = [row for row in rows if first[row["prompt"]] is row]
     return kept[:most]
-
-
-def load_utility(path: str | None) -> Callable[[str, str], float] | None:
-    """The (prompt, answer) -> float that "module:function" names, or None where the truth is unknown."""
-    if path is None:
-        return None
-    module, _, function = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"data.utility: {path!r} cannot be imported ({error}); give package.module:function, or null"
-        ) from error
 
 
 def compare(judged: Mapping[str, Judged], evaluate: Evaluate) -> dict[str, Any]:
@@ -144,19 +130,6 @@ def distinct_2(ids: Sequence[int]) -> float:
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 
 
-class _Stopwatch:
-    """Adds up the seconds spent in generation and scoring, apart from loading and bootstrap."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - start
-
-
 def _device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
@@ -172,7 +145,7 @@ def _sample_all(
     stage: Stage,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    work: _Stopwatch,
+    work: Stopwatch,
 ) -> tuple[dict[str, list[Answer]], dict[str, np.ndarray]]:
     """Answers and k1 KL to SFT by model, with one model in memory at a time."""
     evaluate = settings.evaluate
@@ -212,7 +185,7 @@ def _rewards(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, Any]],
     answers: Mapping[str, list[Answer]],
-    work: _Stopwatch,
+    work: Stopwatch,
 ) -> dict[str, np.ndarray]:
     """The reward model's scores by model, shape (prompts,) each."""
     pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))

@@ -1,11 +1,11 @@
 """Find every fault that can be known before training, in the order in which it costs least to find.
 
-Nothing here imports torch: a wrong setting, a missing file or an unreachable Hub shows within seconds.
+Nothing of ours imports torch for this: a wrong setting, a missing file or an unreachable Hub shows within seconds.
 """
 
 from collections.abc import Iterator
 
-from gpt2_rlhf import launch, model_files, sources, stage
+from gpt2_rlhf import launch, model_files, sources, stage, truth
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Stage
@@ -24,6 +24,7 @@ def check(settings: Settings) -> None:
     positions = model_files.positions(model_files.check(settings.model))
     _check_lengths(settings, positions)
     sources.check(settings.data)
+    truth.load_utility(settings.data.utility)
 
 
 def check_prompts(settings: Settings, part: Stage) -> None:
