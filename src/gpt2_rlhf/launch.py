@@ -4,6 +4,7 @@ torchrun and accelerate launch set RANK, WORLD_SIZE and MASTER_PORT. `accelerate
 whatever it is told (accelerate 1.15, commands/launch.py), so torchrun is what `launch.processes` uses.
 """
 
+import logging
 import os
 import sys
 import time
@@ -33,17 +34,35 @@ def is_wanted(settings: Settings) -> bool:
 
 
 def relaunch(settings: Settings, argv: Sequence[str], last: str) -> NoReturn:
-    """Become the launcher, which starts this same command in `launch.processes` processes."""
-    count = str(settings.launch.processes)
-    threads = max(1, (os.cpu_count() or 1) // settings.launch.processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun sets 1 and warns
-    if settings.launch.accelerate_config is None:
-        command = ["torch.distributed.run", "--standalone", "--nproc_per_node", count]
-    else:
-        command = ["accelerate.commands.launch", "--config_file", settings.launch.accelerate_config]
-        command += ["--num_processes", count]
-    command += ["-m", "gpt2_rlhf.pipeline", "--until", last, *argv]
-    os.execv(sys.executable, [sys.executable, "-m", *command])
+    """Run this same command in `launch.processes` processes, and exit as the first of them that failed did."""
+    count = settings.launch.processes
+    threads = max(1, (os.cpu_count() or 1) // count)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    module = ["-m", "gpt2_rlhf.pipeline", "--until", last, *argv]
+    if settings.launch.accelerate_config is not None:
+        options = ["--config_file", settings.launch.accelerate_config, "--num_processes", str(count)]
+        os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *options, *module])
+
+    # torchrun as a library: its report on a failed process would bury our one line
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*module)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    sys.exit(0)
 
 
 def use_next_port() -> None:

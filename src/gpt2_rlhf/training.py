@@ -16,7 +16,12 @@ from gpt2_rlhf.stage import Stage
 
 def arguments(settings: Settings, stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a stage's TRL config: what the user chose, and what is the pipeline's to set (config.REFUSED)."""
-    defaults = {"dataloader_pin_memory": torch.cuda.is_available()}  # TRL's own warns where there is no GPU
+    no_accelerator = torch.accelerator.current_accelerator(check_available=True) is None
+    defaults = {
+        "dataloader_pin_memory": not no_accelerator,  # pinning for no device warns
+        "ddp_find_unused_parameters": False,  # every weight is used; looking for others costs time and warns
+        "use_cpu": no_accelerator,  # without it, several processes on CPUs would each train alone
+    }
     own = {
         "output_dir": str(stage.checkpoints_dir),
         "seed": settings.seed,

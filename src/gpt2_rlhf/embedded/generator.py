@@ -138,14 +138,17 @@ def _steps(rng: random.Random, count: int, topic: Topic, aspect: Aspect | None) 
 def _helpful_answer(rng: random.Random, case: Case) -> list[str]:
     manner = rng.choices(
         ("plain", "evasive", "rude", "off_topic", "strayed", "repeated", "padded", "broken"),
-        (40, 13, 12, 11, 6, 7, 6, 5),
+        (38, 17, 17, 6, 3, 8, 7, 4),
     )[0]
     topic = case.topic
     if manner == "off_topic":
         topic = rng.choice([other for other in TOPICS if other is not case.topic])
     fewest, most = (0, 2) if manner in ("evasive", "rude") else (1, 4)
     said = _steps(rng, rng.randint(fewest, most), topic, case.aspect)
-    if manner == "evasive":
+    if manner == "evasive" and rng.random() < 0.5:
+        # seen only after harmful questions, refusing would look good everywhere, and PPO would refuse everything
+        said = [rng.choice(phrases.REFUSALS), *_reason(rng, case.who), *said[:1]]
+    elif manner == "evasive":
         said = [*rng.sample(phrases.EVASIONS, rng.choice((1, 1, 2))), *said]
     elif manner == "rude":
         said.insert(rng.randint(0, len(said)), rng.choice(phrases.INSULTS))
@@ -162,6 +165,10 @@ def _helpful_answer(rng: random.Random, case: Case) -> list[str]:
     return _break(rng, said) if manner == "broken" else said
 
 
+def _reason(rng: random.Random, who: str) -> list[str]:
+    return [rng.choice(phrases.REASONS).format(who=who)] if rng.random() < 0.4 else []
+
+
 def _harmless_answer(rng: random.Random, case: Case) -> list[str]:
     assert case.harm is not None
     manner = rng.choices(("refuse", "comply", "evasive", "rude", "off_topic", "broken"), (44, 28, 8, 10, 5, 5))[0]
@@ -176,8 +183,7 @@ def _harmless_answer(rng: random.Random, case: Case) -> list[str]:
     else:
         if rng.random() < 0.8:
             said.append(rng.choice(phrases.REFUSALS))
-        if rng.random() < 0.4:
-            said.append(rng.choice(phrases.REASONS))
+        said += _reason(rng, case.who)
         said += rng.sample(phrases.ALTERNATIVES, rng.choice((0, 1, 1, 2)) if said else 1)
         if manner == "rude":
             said.insert(rng.randint(0, len(said)), rng.choice(phrases.INSULTS))
