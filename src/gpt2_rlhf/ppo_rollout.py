@@ -19,7 +19,7 @@ from trl.experimental.ppo import ppo_trainer as stock
 from trl.trainer.utils import selective_log_softmax
 
 # Large enough that exp() of it is 0 beside any real logit, finite so that 0 x logit in the entropy is 0 and not NaN.
-_NEVER = -1e4
+NEVER = -1e4
 
 
 @contextmanager
@@ -51,9 +51,9 @@ def token_banned(token_id: int, *models: torch.nn.Module) -> Iterator[None]:
 
     def ban(_module: torch.nn.Module, _inputs: Any, logits: Tensor) -> None:
         # Behind autograd's back, without a copy: at probability 0 the gradient of this logit is 0 anyway.
-        logits.detach()[..., token_id] = _NEVER
+        logits.detach()[..., token_id] = NEVER
 
-    handles = [_language_model(model).get_output_embeddings().register_forward_hook(ban) for model in models]
+    handles = [language_model(model).get_output_embeddings().register_forward_hook(ban) for model in models]
     try:
         yield
     finally:
@@ -77,7 +77,7 @@ def sample(
     settings = copy.deepcopy(generation_config)
     settings.update(
         pad_token_id=pad_token_id,
-        eos_token_id=_language_model(policy).generation_config.eos_token_id,  # TRL has put the stop token there
+        eos_token_id=language_model(policy).generation_config.eos_token_id,  # TRL has put the stop token there
         return_dict_in_generate=True,
         output_scores=True,
     )
@@ -121,7 +121,7 @@ def _logprobs_or_done(logits: Tensor, token_ids: Tensor) -> Tensor:
 @contextmanager
 def _plain_generation_config(policy: PreTrainedModel | PeftModel) -> Iterator[None]:
     """transformers fills what a call's settings leave open from the model's own: within the block it has none."""
-    model = _language_model(policy)
+    model = language_model(policy)
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -130,6 +130,6 @@ def _plain_generation_config(policy: PreTrainedModel | PeftModel) -> Iterator[No
         model.generation_config = own
 
 
-def _language_model(model: torch.nn.Module) -> Any:
+def language_model(model: torch.nn.Module) -> Any:
     """The model that has the embeddings and the generation_config, under an adapter or not."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

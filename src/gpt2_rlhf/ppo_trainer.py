@@ -153,6 +153,8 @@ class RepairedPPOTrainer(PPOTrainer):
                 callbacks=callbacks,
                 peft_config=peft_config,
             )
+        scorers = [self.value_model, self.reward_model]
+        ppo_speed.use_fused_activations(*scorers, *self._language_models())
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise UserError("ppo: DeepSpeed and FSDP are not supported; launch with plain data parallelism")
         if self.accelerator.unwrap_model(self.model) is not self.model:
@@ -209,7 +211,6 @@ class RepairedPPOTrainer(PPOTrainer):
         # Trackers must see the restored state, and may draw random numbers: first the state, last the generators
         self.callback_handler.callbacks = [_OnTrainBegin(restore), *callbacks, _OnTrainBegin(seed)]
         self.accelerator.print = _say_nothing  # train() prints a banner
-        banned_in = [self.policy_model] if self.ref_model is None else [self.policy_model, self.ref_model]
         # TRL collects garbage twice an update, 0.3 s each while torch's own objects are looked at
         gc.collect()
         gc.freeze()
@@ -217,7 +218,7 @@ class RepairedPPOTrainer(PPOTrainer):
             with (
                 _harmless_warnings_silenced(),
                 ppo_rollout.own_rollouts(),
-                ppo_rollout.token_banned(self._pad_token_id, *banned_in),
+                ppo_rollout.token_banned(self._pad_token_id, *self._language_models()),
                 ppo_speed.fast(),
             ):
                 super().train()
@@ -248,6 +249,9 @@ class RepairedPPOTrainer(PPOTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         ppo_checkpoint.save(self)
+
+    def _language_models(self) -> list[torch.nn.Module]:
+        return [self.policy_model] if self.ref_model is None else [self.policy_model, self.ref_model]
 
     def _clip_gradients(self, *_step: Any) -> None:
         limit = self.args.max_grad_norm or math.inf
