@@ -3,9 +3,9 @@
 A byte-level BPE and a GPT-2 of about a million parameters, trained from nothing on the generator's dialogues, good
 and bad answers alike, so that SFT and PPO have something to improve. Same seed and threads, same files.
 
-The bundled files: seed 20261123, 50,000 texts once, 3,125 steps, loss 0.654 nats per token over the last tenth, 525 s on
-one thread of a shared AVX2 machine (2026-11-23). On 256 held-out prompts at temperature 1 its samples end with EOS in
-99.2 % and have a mean utility of 0.59, where the chosen answers have 2.18.
+The bundled files: seed 20261123, 50,000 texts once, 3,125 steps, loss 0.654 nats per token over the last tenth, 525 s
+on one thread of a shared AVX2 machine (2026-11-23). On 256 held-out prompts at temperature 1 its samples end with EOS
+in 99.2 % and have a mean utility of 0.59, where the chosen answers have 2.18.
 """
 
 import argparse
