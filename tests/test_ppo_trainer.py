@@ -289,9 +289,17 @@ def test_stock_depends_on_more_than_its_seed_and_ours_on_nothing_else(tmp_path):
 
 def test_adapters_are_drawn_from_the_seed(tmp_path):
     def adapters(elsewhere: int) -> str:
-        model = tiny.policy()
-        torch.manual_seed(elsewhere)
-        return tiny.digest(tiny.ours(tiny.arguments(tmp_path), model=model, peft_config=lora()).policy_model)
+        parts = {"model": tiny.policy(), "reward_model": tiny.scorer(1), "value_model": tiny.scorer(2)}
+        torch.manual_seed(elsewhere)  # after the parts, which seed the generator themselves
+        trainer = ppo_trainer.RepairedPPOTrainer(
+            args=tiny.arguments(tmp_path),
+            processing_class=tiny.padding_tokenizer(),
+            ref_model=None,
+            train_dataset=tiny.prompts(),
+            peft_config=lora(),
+            **parts,
+        )
+        return tiny.digest(trainer.policy_model)
 
     assert adapters(1) == adapters(2)
 
