@@ -22,9 +22,13 @@ from gpt2_rlhf.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def no_garbage_collection_per_update(monkeypatch):
-    """TRL collects garbage twice an update, 0.3 s each beside 0.1 s of training."""
+def small_overheads(monkeypatch):
+    """TRL collects garbage twice an update, 0.3 s beside 0.1 s of training; threads wait for each other on busy cores."""
     monkeypatch.setattr(gc, "collect", lambda: 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def lora() -> LoraConfig:
