@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).with_name("ppo_two_processes.py")
 
 @pytest.fixture(autouse=True)
 def small_overheads(monkeypatch):
-    """TRL collects garbage twice an update, 0.3 s beside 0.1 s of training; threads wait for each other on busy cores."""
+    """TRL collects garbage twice an update, 0.3 s to 0.1 s of training; threads wait for each other on a busy CPU."""
     monkeypatch.setattr(gc, "collect", lambda: 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from gpt2_rlhf.errors import UserError
 
 @pytest.fixture(autouse=True)
 def small_overheads(monkeypatch):
-    """TRL collects garbage twice an update, 0.3 s beside 0.1 s of training; threads wait for each other on busy cores."""
+    """TRL collects garbage twice an update, 0.3 s to 0.1 s of training; threads wait for each other on a busy CPU."""
     monkeypatch.setattr(gc, "collect", lambda: 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
