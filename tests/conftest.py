@@ -2,7 +2,7 @@
 
 import os
 
-from gpt2_rlhf.pipeline import quiet_environment
+import gpt2_rlhf  # noqa: F401 - sets the rest of the environment
 
-quiet_environment()
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small for two, and tests may share the machine

@@ -6,7 +6,6 @@ Under torchrun or accelerate launch every process runs this; the training stages
 the first process does the rest.
 """
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -43,7 +42,6 @@ def main(argv: Sequence[str], last: str = "evaluate") -> None:
 def run(argv: Sequence[str], last: str) -> None:
     """The whole recipe."""
     started = time.perf_counter()
-    quiet_environment()
     settings = config.load(argv)
     if settings.publish.repo_id is not None:
         publish.check(settings.publish)
@@ -81,14 +79,6 @@ def _build(settings: Settings, missing: Sequence[Stage]) -> None:
 def _up_to(stages: Mapping[str, Stage], last: str) -> dict[str, Stage]:
     wanted = {last, *stages[last].needs}
     return {name: part for name, part in stages.items() if name in wanted}
-
-
-def quiet_environment() -> None:
-    """What libraries read from the environment when imported: no telemetry, no bars, no experimental banner."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "TRL_EXPERIMENTAL_SILENCE"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns at every fork otherwise
 
 
 def usage(target: str, summary: str) -> str:
