@@ -72,6 +72,12 @@ def use_next_port() -> None:
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
 
 
+def leave() -> None:
+    """Make this process one that works alone, whatever started it."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
+
+
 def wait_for(part: Stage) -> None:
     """Wait until the first process has finished a stage that it does alone; the launcher ends us if it fails."""
     while not stage.is_done(part):

@@ -48,25 +48,28 @@ def run(argv: Sequence[str], last: str) -> None:
     preflight.check(settings)
     if launch.is_wanted(settings):
         launch.relaunch(settings, argv, last)
-    stages = _up_to(stage.plan(settings, launch.processes(settings)), last)
+    plan = stage.plan(settings, launch.processes(settings))
+    stages = _up_to(plan, last)
     missing = [s for s in stages.values() if not stage.is_done(s)]
     if missing:
-        _build(settings, missing)
+        _build(settings, missing, plan["ppo"])
     if launch.rank() == 0:
         runs.finish(settings, argv, stages, {s.name for s in missing}, time.perf_counter() - started)
         if last == "evaluate" and settings.publish.repo_id is not None:
             publish.main(argv)
 
 
-def _build(settings: Settings, missing: Sequence[Stage]) -> None:
+def _build(settings: Settings, missing: Sequence[Stage], ppo: Stage) -> None:
     with locks.held(list(missing) if launch.rank() == 0 else []):
         if launch.rank() == 0:
             names = ", ".join(s.name for s in missing)
             print(f"building {names} in {missing[0].directory.parent}", flush=True)
         runner.import_trainers()
+        first_trained = next((s for s in missing if s.name in _DISTRIBUTED), None)
         for part in missing:
+            if part is first_trained and launch.rank() == 0:
+                runner.run_in_child(settings, ppo, runner.check_arguments)
             if part.name in _DISTRIBUTED:
-                preflight.check_prompts(settings, part)
                 launch.use_next_port()
             elif launch.rank() != 0:
                 launch.wait_for(part)

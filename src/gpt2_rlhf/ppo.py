@@ -28,11 +28,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
 
     work = Stopwatch()
     trainer = RepairedPPOTrainer(
-        args=PPOConfig(
-            **training.arguments(settings, stage, settings.ppo.args),
-            stop_token="eos",
-            num_sample_generations=0,
-        ),
+        args=PPOConfig(**training.ppo_arguments(settings, stage)),
         processing_class=padding,
         model=models.load_policy(sft_dir),
         ref_model=models.load_policy(sft_dir) if adapter is None else None,

@@ -5,10 +5,9 @@ Nothing of ours imports torch for this: a wrong setting, a missing file or an un
 
 from collections.abc import Iterator
 
-from gpt2_rlhf import launch, model_files, sources, stage, truth
+from gpt2_rlhf import model_files, sources, truth
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.settings import Settings
-from gpt2_rlhf.stage import Stage
 
 _SPLITS = ("sft", "reward", "ppo")
 
@@ -25,25 +24,6 @@ def check(settings: Settings) -> None:
     _check_lengths(settings, positions)
     sources.check(settings.data)
     truth.load_utility(settings.data.utility)
-
-
-def check_prompts(settings: Settings, part: Stage) -> None:
-    """Refuse a PPO that has fewer prompts than one batch of episodes, once the data is there and nothing trained yet.
-
-    TRL's PPO would wait for a batch for ever (PPOTrainer.train, repeat_generator with drop_last).
-
-    Raises:
-        UserError: names the sizes and what to lower.
-    """
-    args, processes = settings.ppo.args, launch.processes(settings)
-    batch = args["per_device_train_batch_size"] * args["gradient_accumulation_steps"] * processes
-    prompts = stage.manifest(part.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
-    if prompts < batch:
-        raise UserError(
-            f"ppo.args: {prompts} prompts are fewer than one batch of {batch} (per_device_train_batch_size "
-            f"{args['per_device_train_batch_size']} x gradient_accumulation_steps "
-            f"{args['gradient_accumulation_steps']} x {processes} processes); lower either, or give more data"
-        )
 
 
 def _range_faults(settings: Settings) -> Iterator[str]:

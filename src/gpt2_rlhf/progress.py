@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 _SHOWN = {
@@ -116,7 +118,11 @@ class StopOnSignal(TrainerCallback):
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint if a signal came."""
+        """Ask for a checkpoint if a signal came, to any of the processes: saving is a joint step."""
+        if torch.distributed.is_initialized():
+            newest = torch.tensor(self._signum or 0, device=args.device)
+            torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
+            self._signum = int(newest.item()) or None
         if self._signum is not None:
             control.should_save = True
 

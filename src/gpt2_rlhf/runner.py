@@ -7,6 +7,7 @@ forked from one that has imported TRL and touched no device, which saves the sev
 import contextlib
 import ctypes
 import importlib
+import logging
 import multiprocessing
 import os
 import platform
@@ -17,13 +18,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from gpt2_rlhf import launch
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.model_files import sha256
 from gpt2_rlhf.settings import Settings
@@ -40,8 +42,11 @@ def import_trainers() -> None:
         importlib.import_module(f"gpt2_rlhf.{name}")
 
 
-def run_in_child(settings: Settings, stage: Stage) -> None:
-    """Run the stage to its manifest.
+Action = Callable[[Settings, Stage], None]
+
+
+def run_in_child(settings: Settings, stage: Stage, action: Action | None = None) -> None:
+    """Run the stage to its manifest, or only `action` on it, in a process of its own.
 
     Raises:
         SystemExit: it did not get there; the child has said why. The code is 2 for what the user can mend, 130 or 143
@@ -49,7 +54,7 @@ def run_in_child(settings: Settings, stage: Stage) -> None:
     """
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     sys.stdout.flush()
-    child = context.Process(target=_child, args=(settings, stage), name=stage.name)
+    child = context.Process(target=_child, args=(settings, stage, action or build), name=stage.name)
     child.start()
     with _signals_passed_to(child.pid):
         child.join()
@@ -64,20 +69,20 @@ def run_in_child(settings: Settings, stage: Stage) -> None:
         raise SystemExit(128 - code if code < 0 else code)
 
 
-def _child(settings: Settings, stage: Stage) -> None:
+def _child(settings: Settings, stage: Stage, action: Action) -> None:
     _die_with_parent()
     signal.signal(signal.SIGTERM, _raise_interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(guarded(settings, stage))
+    sys.exit(_guarded(settings, stage, action))
 
 
-def guarded(settings: Settings, stage: Stage) -> int:
-    """Run the stage in this process; the exit code, after one line about what went wrong where something did."""
+def _guarded(settings: Settings, stage: Stage, action: Action) -> int:
+    """The exit code of `action`, after one line about what went wrong where something did."""
     from gpt2_rlhf.progress import Interrupted  # it needs transformers, which this process has by now
 
     again = "run the same command again to go on"
     try:
-        _run(settings, stage)
+        action(settings, stage)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return _EXIT_USER
@@ -95,6 +100,7 @@ def guarded(settings: Settings, stage: Stage) -> int:
         print(f"error: {stage.name}:{where}: {error.strerror or error}; mend that, then {again}", file=sys.stderr)
         return _EXIT_USER
     except Exception as error:  # the last resort: a defect of ours or of a library, kept whole for a report
+        stage.directory.mkdir(parents=True, exist_ok=True)
         log = stage.directory / "error.log"
         log.write_text(traceback.format_exc(), encoding="utf-8")
         first = (str(error).splitlines() or [""])[0]
@@ -103,15 +109,22 @@ def guarded(settings: Settings, stage: Stage) -> int:
     return 0
 
 
-def _run(settings: Settings, stage: Stage) -> None:
-    main_process = int(os.environ.get("RANK", "0")) == 0
+def build(settings: Settings, stage: Stage) -> None:
+    """Run the stage here and write its manifest."""
     started, started_at = time.perf_counter(), datetime.now(UTC)
     stage.directory.mkdir(parents=True, exist_ok=True)
-    _quiet_libraries()
+    _quiet_libraries(stage)
     outcome: Outcome = importlib.import_module(f"gpt2_rlhf.{stage.name}").run(settings, stage)
-    if main_process:
+    if launch.rank() == 0:
         write_json(stage.directory / "manifest.json", _manifest(settings, stage, outcome, started, started_at))
         shutil.rmtree(stage.checkpoints_dir, ignore_errors=True)  # of no use to a finished stage
+
+
+def check_arguments(settings: Settings, stage: Stage) -> None:
+    """Have TRL check all its arguments, in a process that may look for a GPU; stage is the PPO stage."""
+    from gpt2_rlhf import training
+
+    training.check_arguments(settings, stage)
 
 
 def _manifest(
@@ -154,10 +167,14 @@ def _git_commit() -> str | None:
         return None
 
 
-def _quiet_libraries() -> None:
-    """Leave the terminal to our one progress line; warnings of libraries go with their defects' tracebacks."""
+def _quiet_libraries(stage: Stage) -> None:
+    """Leave the terminal to our one progress line; the libraries' warnings go to a file beside the stage's metrics."""
     import datasets
     import transformers
+
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addHandler(logging.FileHandler(stage.directory / "warnings.log", delay=True))
+    logging.getLogger("py.warnings").propagate = False
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

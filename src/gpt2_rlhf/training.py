@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.sft_config import SFTConfig
 
-from gpt2_rlhf import models
+from gpt2_rlhf import launch, models, ppo_trainer
+from gpt2_rlhf.errors import UserError
+from gpt2_rlhf.ppo_trainer import PPOConfig
 from gpt2_rlhf.progress import Progress, StopOnSignal
 from gpt2_rlhf.settings import Settings
-from gpt2_rlhf.stage import Stage
+from gpt2_rlhf.stage import Stage, manifest
 
 
 def arguments(settings: Settings, stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,6 +34,39 @@ def arguments(settings: Settings, stage: Stage, chosen: Mapping[str, Any]) -> di
         "disable_tqdm": True,
     }
     return {**defaults, **chosen, **own}
+
+
+def check_arguments(settings: Settings, stage: Stage) -> None:
+    """Refuse what TRL itself would refuse, for all three stages before the first of them trains.
+
+    Builds their configs, which may look for a GPU: call it in a process of its own. stage: the PPO stage, whose data
+    is ready.
+
+    Raises:
+        UserError: names the stage and what its config, its trackers or its batch sizes do not allow.
+    """
+    processes = launch.processes(settings)
+    launch.leave()
+    kinds = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
+    chosen = {"sft": settings.sft.args, "reward": settings.reward.args, "ppo": settings.ppo.args}
+    for name, kind in kinds.items():
+        try:
+            config = kind(**arguments(settings, stage, chosen[name]))
+        except (ValueError, TypeError, ImportError) as error:
+            raise UserError(f"{name}.args: {' '.join(str(error).split())}") from error
+        for tracker in get_reporting_integration_callbacks(config.report_to):
+            try:
+                tracker()
+            except (RuntimeError, ImportError) as error:
+                raise UserError(f"{name}.args.report_to: {config.report_to}: {' '.join(str(error).split())}") from error
+    prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
+    ppo_config = PPOConfig(**ppo_arguments(settings, stage))
+    ppo_trainer.check(ppo_config, prompts, processes)
+
+
+def ppo_arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
+    """The fields of PPOConfig: answers end with EOS, and no samples are drawn that would change the random state."""
+    return {**arguments(settings, stage, settings.ppo.args), "stop_token": "eos", "num_sample_generations": 0}
 
 
 def callbacks(stage: Stage) -> list[TrainerCallback]:
