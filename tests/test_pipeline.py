@@ -138,7 +138,7 @@ def test_the_product_keeps_the_token_contract(finished: Path) -> None:
     tokenizer = GPT2Tokenizer.from_pretrained(model_dir)
     model = GPT2LMHeadModel.from_pretrained(model_dir)
     assert tokenizer.pad_token == tokenizer.eos_token
-    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    assert model.state_dict()["transformer.wte.weight"].shape[0] == len(tokenizer)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model.generation_config.suppress_tokens is None
 
