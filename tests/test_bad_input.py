@@ -142,7 +142,7 @@ def test_a_model_config_that_is_not_json_is_refused(fails: Callable[..., str], t
 
 
 def test_make_passes_the_exit_code_on_and_shows_no_traceback(tmp_path: Path) -> None:
-    command = ["make", "config", "ppo.args.kl_coeff=0.2", f"output_dir={tmp_path}"]
+    command = ["make", "--no-print-directory", "config", "ppo.args.kl_coeff=0.2", f"output_dir={tmp_path}"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[0].endswith("did you mean ppo.args.kl_coef?")
@@ -153,7 +153,7 @@ def test_make_passes_the_exit_code_on_and_shows_no_traceback(tmp_path: Path) -> 
 def test_make_hands_values_on_as_they_are(value: str) -> None:
     quoted = value if value.startswith("[") else "'" + value.replace("'", "\\'") + "'"
     key = "data.subsets" if value.startswith("[") else "sft.args.run_name"
-    command = ["make", "config", f"{key}={quoted}"]
+    command = ["make", "--no-print-directory", "config", f"{key}={quoted}"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     from omegaconf import OmegaConf
