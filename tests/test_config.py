@@ -19,7 +19,7 @@ def test_the_three_experiments_are_there() -> None:
 def test_every_experiment_makes_arguments_that_trl_accepts(experiment: str, tmp_path: Path) -> None:
     settings = config.load([f"experiment={experiment}"])
     for kind, part in ((SFTConfig, settings.sft), (RewardConfig, settings.reward), (PPOConfig, settings.ppo)):
-        kind(**part.args, output_dir=str(tmp_path))
+        kind(**part.args, output_dir=str(tmp_path), use_cpu=True)
 
 
 def test_the_defaults_are_those_of_the_classic_demo() -> None:

@@ -231,3 +231,22 @@ def test_clean_keeps_finished_stages_and_clean_all_does_not(tmp_path: Path) -> N
     assert not unfinished.exists()
     assert pipeline(tmp_path, "--all", module="clean").returncode == 0
     assert not finished_stage.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("reward.args.bf16=true", "reward.args.bf16, fp16: this machine has no GPU"),
+        ("ppo.args.num_mini_batches=3", "ppo.args.num_mini_batches: 3 does not divide"),
+        ("ppo.args.per_device_train_batch_size=64", "are fewer than one rollout batch of 128"),
+        ("sft.args.report_to=wandb", "sft.args.report_to: ['wandb']"),
+    ],
+)
+def test_what_trl_would_refuse_later_is_refused_before_the_first_stage_trains(
+    tmp_path: Path, override: str, words: str
+) -> None:
+    done = pipeline(tmp_path, override)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("stages/sft-*/model"))

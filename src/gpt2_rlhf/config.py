@@ -97,6 +97,8 @@ REFUSED: dict[str, dict[str, str]] = {
         "eval_steps": _PPO_IGNORES,
         "eval_on_start": _PPO_IGNORES,
         "torch_compile": _PPO_IGNORES,
+        "bf16": f"{_PPO_IGNORES}, and trains in float32",
+        "fp16": f"{_PPO_IGNORES}, and trains in float32",
         "logging_steps": "PPO logs every update",
         "logging_strategy": "PPO logs every update",
         "logging_first_step": "PPO logs every update",

@@ -47,26 +47,33 @@ def check_arguments(settings: Settings, stage: Stage) -> None:
     """
     processes = launch.processes(settings)
     launch.leave()
-    kinds = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
-    chosen = {"sft": settings.sft.args, "reward": settings.reward.args, "ppo": settings.ppo.args}
-    for name, kind in kinds.items():
+    configs = {
+        "sft": (SFTConfig, arguments(settings, stage, settings.sft.args)),
+        "reward": (RewardConfig, arguments(settings, stage, settings.reward.args)),
+        "ppo": (PPOConfig, ppo_arguments(settings, stage)),
+    }
+    for name, (kind, given) in configs.items():
         try:
-            config = kind(**arguments(settings, stage, chosen[name]))
+            config = kind(**given)
         except (ValueError, TypeError, ImportError) as error:
             raise UserError(f"{name}.args: {' '.join(str(error).split())}") from error
+        if config.use_cpu and (config.bf16 or config.fp16):
+            raise UserError(
+                f"{name}.args.bf16, fp16: this machine has no GPU, and a CPU trains in float32; set both false"
+            )
         for tracker in get_reporting_integration_callbacks(config.report_to):
             try:
                 tracker()
             except (RuntimeError, ImportError) as error:
                 raise UserError(f"{name}.args.report_to: {config.report_to}: {' '.join(str(error).split())}") from error
     prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
-    ppo_config = PPOConfig(**ppo_arguments(settings, stage))
-    ppo_trainer.check(ppo_config, prompts, processes)
+    ppo_trainer.check(PPOConfig(**ppo_arguments(settings, stage)), prompts, processes)
 
 
 def ppo_arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
     """The fields of PPOConfig: answers end with EOS, and no samples are drawn that would change the random state."""
-    return {**arguments(settings, stage, settings.ppo.args), "stop_token": "eos", "num_sample_generations": 0}
+    own = {"stop_token": "eos", "num_sample_generations": 0, "bf16": False}
+    return {**arguments(settings, stage, settings.ppo.args), **own}
 
 
 def callbacks(stage: Stage) -> list[TrainerCallback]:
