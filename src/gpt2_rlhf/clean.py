@@ -1,13 +1,13 @@
 """Delete what unfinished stages left behind; finished ones only when asked to with --all. Running ones stay."""
 
-import fcntl
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2_rlhf import config
+from gpt2_rlhf import config, locks
 from gpt2_rlhf.errors import exit_with_one_line
+from gpt2_rlhf.stage import Stage
 
 
 def clean(argv: Sequence[str], finished: bool) -> None:
@@ -16,27 +16,16 @@ def clean(argv: Sequence[str], finished: bool) -> None:
     for directory in sorted(p for p in (output_dir / "stages").glob("*-*") if p.is_dir()):
         if (directory / "manifest.json").exists() and not finished:
             continue
-        if _is_running(directory):
+        part = Stage(directory.name.partition("-")[0], directory, {}, {})
+        if locks.is_held(part):
             print(f"left {directory}: a run is building it")
             continue
         shutil.rmtree(directory)
-        directory.with_name(f"{directory.name}.lock").unlink(missing_ok=True)
+        locks.lock_path(part).unlink(missing_ok=True)
         print(f"deleted {directory}")
     if finished:
         shutil.rmtree(output_dir / "runs", ignore_errors=True)
         (output_dir / "latest").unlink(missing_ok=True)
-
-
-def _is_running(directory: Path) -> bool:
-    lock = directory.with_name(f"{directory.name}.lock")
-    if not lock.exists():
-        return False
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 if __name__ == "__main__":
