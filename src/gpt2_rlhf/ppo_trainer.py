@@ -8,14 +8,11 @@ the wrong thing, so that it can go when the stock one does the right thing.
 import copy
 import gc
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # read by trl.experimental when it is imported
 
 import torch
 from accelerate import PartialState
