@@ -31,7 +31,6 @@ _HUB = "publishing is its own step; set publish.repo_id=<user/name>"
 _LENGTHS = "lengths are cut when the data is prepared; set data.max_prompt_tokens and data.max_answer_tokens"
 _TOKENS = "the token contract fixes it for all stages"
 _COMPUTED = "TRL computes it from the batch arguments"
-_PPO_IGNORES = "TRL 1.12's PPO ignores it"
 
 # Arguments that TRL has and a user must not set here, with the reason that the refusal gives.
 REFUSED: dict[str, dict[str, str]] = {
@@ -92,18 +91,25 @@ REFUSED: dict[str, dict[str, str]] = {
         "mini_batch_size": _COMPUTED,
         "model_adapter_name": _OURS,
         "ref_adapter_name": _OURS,
-        "max_steps": f"{_PPO_IGNORES}; set ppo.args.total_episodes",
-        "eval_strategy": _PPO_IGNORES,
-        "eval_steps": _PPO_IGNORES,
-        "eval_on_start": _PPO_IGNORES,
-        "torch_compile": _PPO_IGNORES,
-        "bf16": f"{_PPO_IGNORES}, and trains in float32",
-        "fp16": f"{_PPO_IGNORES}, and trains in float32",
-        "logging_steps": "PPO logs every update",
-        "logging_strategy": "PPO logs every update",
-        "logging_first_step": "PPO logs every update",
+        "eval_on_start": "with eval_strategy=steps PPO always measures before the first update",
     },
 }
+
+# PPOConfig inherits all of TrainingArguments; these are the arguments that our PPO does something with.
+PPO_USES = frozenset(
+    {
+        "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs",
+        "local_rollout_forward_batch_size", "total_episodes", "num_train_epochs", "max_steps",
+        "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm",
+        "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+        "response_length", "temperature", "missing_eos_penalty", "whiten_rewards", "kl_coef", "kl_estimator",
+        "cliprange", "vf_coef", "cliprange_value", "gamma", "lam",
+        "bf16", "fp16", "activation_checkpointing", "use_cpu", "ddp_backend", "ddp_timeout",
+        "logging_strategy", "logging_steps", "logging_first_step", "report_to", "run_name", "project",
+        "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+        "eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "save_total_limit",
+    }
+)  # fmt: skip
 
 
 def load(overrides: Sequence[str]) -> Settings:
@@ -210,6 +216,8 @@ def _check_args(cfg: DictConfig) -> None:
             reason = REFUSED[stage].get(name) or REFUSED[""].get(name)
             if reason is not None:
                 raise UserError(f"{key}: cannot be set here: {reason}")
+            if stage == "ppo" and name not in PPO_USES:
+                raise UserError(f"{key}: PPO does nothing with it; leave it out")
             if field.choices is not None and value is not None and value not in field.choices:
                 hint = _did_you_mean(str(value), field.choices)
                 raise UserError(f"{key}: {value!r} is not a value TRL knows; {hint}")

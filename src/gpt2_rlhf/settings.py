@@ -27,7 +27,7 @@ class Data:
     subsets: list[str] | None  # folders of the source to read; null reads every one there
     train_pairs: int | None  # null takes all
     test_pairs: int | None
-    shares: dict[str, float]  # of the training prompts: sft, reward, ppo
+    shares: dict[str, float]  # of the training prompts: sft, reward, ppo, and judge (0: no judge)
     disjoint: bool  # false: every stage gets all the training pairs
     max_prompt_tokens: int
     max_answer_tokens: int
@@ -62,11 +62,53 @@ class Reward:
 
 
 @dataclass(frozen=True)
+class PpoReward:
+    """What PPO maximises: a score, normalised, then clipped; the penalty for a missing EOS comes after."""
+
+    function: str | None  # import path "module:function" of (prompts, answers) -> scores; null: the reward model
+    normalise: bool  # by the mean and standard deviation that the reward stage measured on held-out answers
+    clip: float | None  # largest absolute value; null clips nothing
+
+
+@dataclass(frozen=True)
+class PpoKl:
+    """The adaptive KL coefficient of Ziegler et al. 2019 (arXiv:1909.08593, section 2.2), from `args.kl_coef` on."""
+
+    target_nats: float | None  # per answer; null keeps the coefficient fixed
+    horizon_episodes: int
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """The policy measured while it trains, on prompts withheld from PPO, every `args.eval_steps` updates."""
+
+    prompts: int
+    best_by: str  # "reward", "judge" or "utility": by which mean the best policy so far is kept
+    hand_on: str  # "last" or "best": which policy the stage leaves
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Limits on what is measured on the held-out prompts; over one, PPO stops and the best policy is handed on."""
+
+    enabled: bool
+    max_kl_nats: float  # to SFT, mean per answer
+    min_eos_rate: float
+    min_distinct_2: float  # distinct bigrams over all bigrams, mean per answer
+    max_length_ratio: float  # mean answer tokens over those of the SFT model
+
+
+@dataclass(frozen=True)
 class Ppo:
     """PPO: `args` are fields of TRL's PPOConfig."""
 
     args: dict[str, Any]
     peft: Peft
+    seeds: list[int] | None  # one policy each on the same SFT and reward model; null: the run's seed
+    reward: PpoReward
+    kl: PpoKl
+    heldout: Heldout
+    guard: Guard
 
 
 @dataclass(frozen=True)
@@ -102,6 +144,7 @@ class Settings:
 
     seed: int
     output_dir: str
+    force: bool  # go on where a gate between two stages would stop
     model: Model
     data: Data
     sft: Sft
