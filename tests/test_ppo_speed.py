@@ -160,6 +160,6 @@ def test_fused_activations_compute_the_same():
     model = tiny.policy().eval()
     before = model(rows()).logits
     assert any(isinstance(module, NewGELUActivation) for module in model.modules())
-    ppo_speed.use_fused_activations(model)
+    rows_apart.use_fused_activations(model)
     assert not any(isinstance(module, NewGELUActivation) for module in model.modules())
     torch.testing.assert_close(model(rows()).logits, before, rtol=0, atol=1e-5)

@@ -15,14 +15,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.activations import GELUTanh, NewGELUActivation
+from transformers import PreTrainedModel
 from trl.experimental.ppo import ppo_trainer as stock
 from trl.experimental.utils import first_true_indices
 
 from gpt2_rlhf.ppo_rollout import NEVER, language_model, stock_functions_replaced
-
-_ROWS_APART = "rows_apart"
+from gpt2_rlhf.rows_apart import rows_apart
 
 
 @contextmanager
@@ -84,7 +82,7 @@ def answer_states(model: nn.Module, token_ids: Tensor, prompt_tokens: int, pad_t
     is_text = token_ids != pad_token_id
     positions = is_text.cumsum(1) - 1
     backbone = language_model(model).base_model
-    with _rows_apart(backbone):
+    with rows_apart(backbone):
         hidden = backbone(
             input_ids=token_ids[is_text][None],
             position_ids=positions[is_text][None],
@@ -128,49 +126,3 @@ def get_reward(
         score(states[rows, answer_tokens]).squeeze(-1),
         answer_tokens - 1 + context_length,
     )
-
-
-def use_fused_activations(*models: nn.Module) -> None:
-    """Compute GPT-2's GELU in one kernel instead of eight, to the same values but for rounding."""
-    for model in models:
-        for module in model.modules():
-            for name, child in module.named_children():
-                if isinstance(child, NewGELUActivation):
-                    setattr(module, name, GELUTanh())
-
-
-@contextmanager
-def _rows_apart(backbone: PreTrainedModel) -> Iterator[None]:
-    """Within the block, the tokens of one input attend within the rows given as `row_tokens`, their lengths."""
-    config = backbone.config
-    own = config._attn_implementation
-    config._attn_implementation = _ROWS_APART
-    try:
-        yield
-    finally:
-        config._attn_implementation = own
-
-
-def _attend_within_rows(
-    _module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    _attention_mask: None,
-    *,
-    row_tokens: list[int],
-    dropout: float,
-    scaling: float,
-    **_options: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention of each row to itself; shapes (1, heads, tokens, head width), the result with heads third."""
-    rows = zip(*(states.split(row_tokens, 2) for states in (query, key, value)), strict=True)
-    attended = [
-        nn.functional.scaled_dot_product_attention(*row, dropout_p=dropout, is_causal=True, scale=scaling)
-        for row in rows
-    ]
-    return torch.cat(attended, 2).transpose(1, 2), None
-
-
-# Not in the registry of masks, so that transformers makes none
-AttentionInterface.register(_ROWS_APART, _attend_within_rows)

@@ -28,7 +28,7 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from gpt2_rlhf import ppo_checkpoint, ppo_rollout, ppo_speed, tokens
+from gpt2_rlhf import ppo_checkpoint, ppo_rollout, ppo_speed, rows_apart, tokens
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.ppo_loader import PromptBatches
 
@@ -151,7 +151,7 @@ class RepairedPPOTrainer(PPOTrainer):
                 peft_config=peft_config,
             )
         scorers = [self.value_model, self.reward_model]
-        ppo_speed.use_fused_activations(*scorers, *self._language_models())
+        rows_apart.use_fused_activations(*scorers, *self._language_models())
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise UserError("ppo: DeepSpeed and FSDP are not supported; launch with plain data parallelism")
         if self.accelerator.unwrap_model(self.model) is not self.model:

@@ -83,7 +83,7 @@ class Heldout:
     """The policy measured while it trains, on prompts withheld from PPO, every `args.eval_steps` updates."""
 
     prompts: int
-    best_by: str  # "reward", "judge" or "utility": by which mean the best policy so far is kept
+    best_by: str | None  # "reward", "judge" or "utility": whose mean the best policy has; null: judge, or reward
     hand_on: str  # "last" or "best": which policy the stage leaves
 
 
@@ -153,3 +153,8 @@ class Settings:
     evaluate: Evaluate
     publish: Publish
     launch: Launch
+
+    @property
+    def policy_seed(self) -> int:
+        """The seed of PPO, which `ppo.seeds` gives apart from that of the stages before it; the first where many."""
+        return self.seed if self.ppo.seeds is None else self.ppo.seeds[0]
