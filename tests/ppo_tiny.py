@@ -114,6 +114,7 @@ def arguments(directory: Path, **changes: Any) -> PPOConfig:
         "report_to": "none",
         "disable_tqdm": True,
         "save_strategy": "no",
+        "logging_steps": 1,
         "seed": 3,
         "learning_rate": 1e-3,
         "per_device_train_batch_size": 2,

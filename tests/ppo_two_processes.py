@@ -69,7 +69,7 @@ def whole(directory: Path) -> dict[str, Any]:
         "lora": tiny.trained_digest(adapter),
         "lora_stopped_at": stopped.state.global_step,
         "lora_resumed": tiny.trained_digest(resumed),
-        "first_prompt": full.dataloader.prompts[0]["input_ids"],
+        "first_prompt": full.batches.prompts[0],
     }
 
 

@@ -54,32 +54,58 @@ def sample(
             f"positions; give at most {positions - longest}, or a smaller data.max_prompt_tokens"
         )
     draws = torch.rand(len(prompts), max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    answers: list[list[int]] = [[] for _ in prompts]
-    eos_token_id = tokens.eos_id(tokenizer)
+    answers, _ = sample_ids(
+        model,
+        prompt_ids,
+        draws,
+        temperature=temperature,
+        eos_token_id=tokens.eos_id(tokenizer),
+        never_token_id=None,
+        batch_size=batch_size,
+    )
+    return [_answer(tokenizer, ids) for ids in answers]
+
+
+def sample_ids(
+    model: torch.nn.Module,
+    prompt_ids: Sequence[Sequence[int]],
+    draws: torch.Tensor,
+    *,
+    temperature: float,
+    eos_token_id: int,
+    never_token_id: int | None,
+    batch_size: int,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Token ids by prompt, with EOS where it was reached, and each one's log-probability in nats.
+
+    Shapes: `draws` is (prompts, most new tokens), uniform in [0, 1). `never_token_id` gets probability 0.
+    """
+    answers: list[list[int]] = [[] for _ in prompt_ids]
+    logprobs: list[list[float]] = [[] for _ in prompt_ids]
     with inference(model) as device:
         # a float32 sum over 50,257 probabilities loses the rarest tokens, but Apple's GPUs have nothing finer
         draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
         for batch in by_length([len(ids) for ids in prompt_ids], batch_size):
-            sampled = _sample_batch(
-                model,
-                [prompt_ids[row] for row in batch],
-                draws[batch],
-                temperature,
-                eos_token_id,
+            sampled, sampled_logprobs = _sample_batch(
+                model, [prompt_ids[row] for row in batch], draws[batch], temperature, eos_token_id, never_token_id
             )
-            for row, ids in zip(batch, sampled, strict=True):
-                answers[row] = ids
-    return [_answer(tokenizer, ids) for ids in answers]
+            ended = (sampled == eos_token_id).int()
+            lengths = ((ended.cumsum(1) - ended) == 0).sum(1)
+            for place, (row, length) in enumerate(zip(batch, lengths.tolist(), strict=True)):
+                answers[row] = sampled[place, :length].tolist()
+                logprobs[row] = sampled_logprobs[place, :length].tolist()
+    return answers, logprobs
 
 
 def _sample_batch(
-    model: PreTrainedModel,
+    model: torch.nn.Module,
     prompt_ids: Sequence[Sequence[int]],
     draws: torch.Tensor,
     temperature: float,
     eos_token_id: int,
-) -> list[list[int]]:
-    """Sampled ids by row, EOS included where it was reached; `draws` has shape (rows, most new tokens)."""
+    never_token_id: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sampled ids, all EOS after the first, and their log-probabilities; both (rows, most new tokens), as `draws`."""
     longest = max(len(ids) for ids in prompt_ids)
     padding = [longest - len(ids) for ids in prompt_ids]
     device = draws.device
@@ -90,6 +116,7 @@ def _sample_batch(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     rows = torch.arange(len(prompt_ids), device=device)  # those still going; the cache holds no others
     sampled = torch.full(draws.shape, eos_token_id, device=device)
+    logprobs = torch.zeros_like(draws)
     cache = None
     for step in range(draws.shape[1]):
         output = model(
@@ -101,8 +128,13 @@ def _sample_batch(
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        chosen = _invert_cdf(output.logits[:, -1].float() / temperature, draws[rows, step])
+        logits = output.logits[:, -1].float() / temperature
+        if never_token_id is not None:
+            logits[:, never_token_id] = -torch.inf
+        probabilities = logits.softmax(-1, dtype=draws.dtype)
+        chosen = _invert_cdf(probabilities, draws[rows, step])
         sampled[rows, step] = chosen
+        logprobs[rows, step] = probabilities.gather(1, chosen[:, None])[:, 0].log()
         going = (chosen != eos_token_id).nonzero()[:, 0]
         if going.numel() == 0:
             break
@@ -112,22 +144,18 @@ def _sample_batch(
         ids = chosen[:, None]
         mask = torch.cat((mask, mask.new_ones(len(rows), 1)), dim=1)
         positions = positions[:, -1:] + 1
-    return [_through_eos(row, eos_token_id) for row in sampled.tolist()]
+    return sampled, logprobs
 
 
-def _invert_cdf(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+def _invert_cdf(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """The token at which each row's cumulative probability first exceeds its draw, shape (rows,).
 
-    Shapes: logits (rows, vocabulary), draws (rows,), uniform in [0, 1).
+    Shapes: probabilities (rows, vocabulary), draws (rows,), uniform in [0, 1).
     """
-    cumulative = logits.softmax(-1, dtype=draws.dtype).cumsum(-1)
+    cumulative = probabilities.cumsum(-1)
     # the last sum differs from 1 by rounding: scaled, every draw falls inside
     targets = draws[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-
-
-def _through_eos(ids: list[int], eos_token_id: int) -> list[int]:
-    return ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids
+    return torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=probabilities.shape[-1] - 1)
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Answer:

@@ -1,36 +1,37 @@
 """TRL's PPO, repaired: a policy, a reward model and prompts become a policy with higher reward, and can resume.
 
-The algorithm is TRL 1.12's `PPOTrainer.train()`, untouched; that release is the last with PPO (huggingface/trl#7020)
-and will get no fixes. What is mended here is around it: each repair has a test in which the stock trainer does
-the wrong thing, so that it can go when the stock one does the right thing.
+The trainer is a subclass of TRL 1.12's `PPOTrainer`, the last there is (huggingface/trl#7020): arguments, models,
+optimizer and checkpoints are its own. The loop is ours, the same algorithm to rounding (tests/test_ppo_trainer.py
+compares the first updates): its statistics, early stop and speed cannot be mended from outside. Each repair has a test
+in which the stock trainer does the wrong thing, so that it can go when the stock one does the right thing.
 """
 
 import copy
-import gc
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from datasets import Dataset
-from peft import PeftConfig
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    set_seed,
-)
+from peft import PeftConfig, PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.experimental.ppo import ppo_trainer as stock
 
-from gpt2_rlhf import ppo_checkpoint, ppo_rollout, ppo_speed, rows_apart, tokens
+from gpt2_rlhf import ppo_checkpoint, ppo_forward, ppo_losses, ppo_rollout, rows_apart, tokens
 from gpt2_rlhf.errors import UserError
+from gpt2_rlhf.ppo_forward import PolicyAndValue, Rows
 from gpt2_rlhf.ppo_loader import PromptBatches
+from gpt2_rlhf.ppo_metrics import Clock, Means, explained_variance
+from gpt2_rlhf.ppo_rollout import Rollout
 
 
 def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
@@ -72,6 +73,11 @@ def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
             f"ppo.args.num_sample_generations: {args.num_sample_generations} would do nothing: TRL takes samples from "
             "an evaluation set, and PPO has none; set it to 0"
         )
+    if args.activation_checkpointing or args.gradient_checkpointing:
+        raise UserError("ppo.args.activation_checkpointing: PPO does nothing with it; set it to false")
+    for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+        if getattr(args, name) not in ("no", "steps"):
+            raise UserError(f"ppo.args.{name}: {getattr(args, name)}: PPO counts updates; wanted steps or no")
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Dataset, response_length: int, positions: int) -> None:
@@ -107,8 +113,9 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Dataset, response_
 class RepairedPPOTrainer(PPOTrainer):
     """TRL's PPO trainer without its known defects, with full checkpoints and exact resume.
 
-    Not supported, and refused: DeepSpeed and FSDP. Every update logs `grad_norm`, the mean over its optimizer steps of
-    the gradient's norm (policy and value model together) before clipping to `args.max_grad_norm` (0 clips nothing).
+    Not supported, and refused: DeepSpeed and FSDP. `args.max_steps` above 0 counts updates and wins over
+    `total_episodes`; callbacks may stop training (`control.should_training_stop`). Every `logging_steps` updates it
+    logs TRL's metrics, as means over real tokens of all processes, and ours (ppo_metrics, `grad_norm` before clipping).
     """
 
     def __init__(
@@ -135,51 +142,54 @@ class RepairedPPOTrainer(PPOTrainer):
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         positions = min(part.config.max_position_embeddings for part in (model, reward_model, value_model))
         check_tokens(processing_class, train_dataset, args.response_length, positions)
-        prompts = train_dataset.select_columns(["input_ids"])  # TRL's collator fails on text columns
+        if args.max_steps > 0:
+            args.total_episodes = args.max_steps * rows * processes
 
         set_seed(args.seed)  # adapters draw their weights from the global generator
-        with _harmless_warnings_silenced(), ppo_speed.fast():
+        with _harmless_warnings_silenced(), _mixed_precision(args), _our_policy_and_value():
             super().__init__(
                 args=args,
                 processing_class=processing_class,
                 model=model,
                 ref_model=ref_model,
                 reward_model=reward_model,
-                train_dataset=prompts,
+                train_dataset=train_dataset.select_columns(["input_ids"]),  # TRL's collator fails on text columns
                 value_model=value_model,
                 callbacks=callbacks,
                 peft_config=peft_config,
             )
-        scorers = [self.value_model, self.reward_model]
-        rows_apart.use_fused_activations(*scorers, *self._language_models())
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise UserError("ppo: DeepSpeed and FSDP are not supported; launch with plain data parallelism")
-        if self.accelerator.unwrap_model(self.model) is not self.model:
-            # TRL reads model.policy, which DDP hides; set past nn.Module, which would register the weights twice
-            object.__setattr__(self.model, "policy", self.policy_model)
+        rows_apart.use_fused_activations(self.value_model, self.reward_model, self.policy_model)
+        if self.ref_model is not None:
+            rows_apart.use_fused_activations(self.ref_model)
+        self.accelerator.gradient_accumulation_steps = 1  # the loop divides by the microbatches of a mini-batch
 
         assert args.output_dir is not None
         assert args.num_total_batches is not None
-        assert isinstance(self.optimizer, AcceleratedOptimizer)
         self.run_dir = Path(args.output_dir)
+        self.rows = rows
         self.episodes_per_update = rows * processes
-        self._updates = args.num_total_batches
+        self.kl_coef = args.kl_coef
         self._pad_token_id = tokens.pad_id(processing_class)
-        # TRL would count gradient_accumulation_steps microbatches to an optimizer step, over mini-batches' bounds
-        microbatches = math.ceil(rows / args.num_mini_batches / args.per_device_train_batch_size)
-        args.gradient_accumulation_steps = microbatches  # shapes TRL's statistics
-        self.accelerator.gradient_accumulation_steps = microbatches
-        # Not prepared by Accelerate: it steps on every microbatch of a prepared loader's last batch (accelerate#1847)
-        self.dataloader = PromptBatches(
-            prompts=prompts,  # type: ignore[arg-type]  # datasets.Dataset is a sequence in all but name
-            collate=DataCollatorWithPadding(processing_class),
+        self._eos_token_id = tokens.eos_id(processing_class)
+        self.batches = PromptBatches(
+            prompts=train_dataset["input_ids"],
             rows=rows,
             seed=args.seed,
             rank=self.accelerator.process_index,
             world_size=processes,
         )
-        self._grad_norms: list[torch.Tensor] = []
-        self.optimizer.optimizer.register_step_pre_hook(self._clip_gradients)
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """As Trainer's, but with warm-up the first update already has a learning rate above 0, and the last one too."""
+        warms_up = self.args.get_warmup_steps(num_training_steps) > 0
+        super().create_optimizer_and_scheduler(num_training_steps + warms_up)
+        if warms_up:
+            assert self.lr_scheduler is not None
+            with warnings.catch_warnings():  # the optimizer has not stepped yet, which is the point
+                warnings.filterwarnings("ignore", message=".*lr_scheduler.step", category=UserWarning)
+                self.lr_scheduler.step()
 
     def train(self, resume_from_checkpoint: str | None = None) -> None:
         """Run PPO to `args.total_episodes`, from the start or from a `checkpoint-N` folder of the same arguments.
@@ -189,84 +199,219 @@ class RepairedPPOTrainer(PPOTrainer):
         Raises:
             UserError: the folder is not a whole checkpoint of a run with this batch size and number of processes.
         """
-        checkpoint = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        self._begin(None if resume_from_checkpoint is None else Path(resume_from_checkpoint))
+        handler = self.callback_handler
+        while not self.control.should_training_stop:
+            self.control = handler.on_step_begin(self.args, self.state, self.control)
+            metrics = self._update()
+            self.state.global_step += 1
+            self.state.episode += self.episodes_per_update
+            self.state.epoch = self.state.episode / self.train_dataset_len
+            self.control = handler.on_step_end(self.args, self.state, self.control)
+            if self.control.should_log:
+                self.log({**metrics, "episode": self.state.episode})
+            if self.control.should_save:
+                self._save_checkpoint(self.model, trial=None)
+                self.control = handler.on_save(self.args, self.state, self.control)
+        self.control = handler.on_train_end(self.args, self.state, self.control)
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        state = self.state
+        state.global_step = state.episode = 0
+        state.epoch = 0.0
+        state.max_steps = self.args.num_total_batches
+        state.num_train_epochs = self.args.total_episodes / self.train_dataset_len
+        state.compute_steps(self.args, state.max_steps)
         if checkpoint is not None:
             ppo_checkpoint.check(checkpoint, self.episodes_per_update, self.accelerator.num_processes)
+            ppo_checkpoint.load(self, checkpoint)
+        self.model.train()
+        self.control = self.callback_handler.on_train_begin(self.args, state, self.control)
+        # Trackers may draw random numbers when they begin: the generators come last
+        set_seed(self.local_seed)
+        self._load_rng_state(None if checkpoint is None else str(checkpoint))
+        if state.global_step >= state.max_steps:
+            self.control.should_training_stop = True
 
-        def restore() -> None:
-            self.dataloader.position = 0
-            if checkpoint is not None:
-                ppo_checkpoint.load(self, checkpoint)
-                self.dataloader.position = self.state.global_step
-                self.args.num_total_batches = self._updates - self.state.global_step
+    def _update(self) -> dict[str, float]:
+        """One batch of rollouts and the optimizer steps on it; what to log of them."""
+        clock, means = Clock(), Means()
+        rollout = self._roll_out(clock)
+        learning_rate = self.lr_scheduler.get_last_lr()[0]  # type: ignore[union-attr]
+        with clock.phase("update"):
+            norms = self._learn(rollout, means)
+        self.lr_scheduler.step()  # type: ignore[union-attr]
+        found = means.over_processes(self.accelerator)
+        text_tokens = found.pop("text_tokens") * self.episodes_per_update
+        error, square_error, mean, square = (found.pop(name) for name in _RETURNS)
+        return {
+            **found,
+            "val/ratio_var": found.pop("val/ratio_squared") - found["val/ratio"] ** 2,
+            "val/explained_variance": explained_variance(error, square_error, mean, square),
+            "objective/kl_coef": self.kl_coef,
+            "grad_norm": sum(norms) / len(norms),
+            "lr": learning_rate,
+            **clock.metrics(text_tokens, self.episodes_per_update),
+        }
 
-        def seed() -> None:
-            set_seed(self.local_seed)
-            self._load_rng_state(None if checkpoint is None else str(checkpoint))
+    @torch.no_grad()
+    def _roll_out(self, clock: Clock) -> Rollout:
+        """Answers to the next prompts, with what policy, reference, critic and reward model say of them."""
+        args, update = self.args, self.state.global_step
+        prompts = self.batches.batch(update)
+        draws = self._generator(_DRAWS).random((len(prompts), args.response_length))
+        with clock.phase("rollout"), self.accelerator.autocast():
+            rows, logprobs = ppo_rollout.sample(
+                self.policy_model,
+                prompts,
+                draws=draws,
+                temperature=args.temperature,
+                eos_token_id=self._eos_token_id,
+                pad_token_id=self._pad_token_id,
+                rows_per_call=args.local_rollout_forward_batch_size,
+            )
+        with clock.phase("score"), self.accelerator.autocast():
+            if self.accelerator.mixed_precision != "no":
+                # rounded otherwise when sampled token by token: the ratio would not be 1 before the first step
+                logprobs = self._in_parts(rows, self._policy_logprobs)
+            return Rollout(
+                rows=rows,
+                ended=(rows.answers == self._eos_token_id).any(1),
+                logprobs=logprobs,
+                ref_logprobs=self._in_parts(rows, self._reference_logprobs),
+                values=self._in_parts(rows, lambda part: ppo_forward.answer_values(self.value_model, part)),
+                scores=self._in_parts(rows, lambda part: ppo_forward.answer_scores(self.reward_model, part)),
+            )
 
-        callbacks = self.callback_handler.callbacks
-        # Trackers must see the restored state, and may draw random numbers: first the state, last the generators
-        self.callback_handler.callbacks = [_OnTrainBegin(restore), *callbacks, _OnTrainBegin(seed)]
-        self.accelerator.print = _say_nothing  # train() prints a banner
-        # TRL collects garbage twice an update, 0.3 s each while torch's own objects are looked at
-        gc.collect()
-        gc.freeze()
-        try:
-            with (
-                _harmless_warnings_silenced(),
-                ppo_rollout.own_rollouts(),
-                ppo_rollout.token_banned(self._pad_token_id, *self._language_models()),
-                ppo_speed.fast(),
-            ):
-                super().train()
-        finally:
-            gc.unfreeze()
-            del self.accelerator.print
-            self.callback_handler.callbacks = callbacks
-            self.args.num_total_batches = self._updates
+    def _learn(self, rollout: Rollout, means: Means) -> list[float]:
+        """The optimizer steps on one batch of rollouts; the gradient's norm at each, before clipping."""
+        args, rows = self.args, rollout.rows
+        is_token = rows.is_token
+        has_value = ppo_losses.value_mask(is_token)
+        old_values = rollout.values.masked_fill(~has_value, 0)
+        scores = rollout.scores.clone()
+        if args.missing_eos_penalty is not None:
+            scores[~rollout.ended] -= args.missing_eos_penalty
+        kl = ppo_losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, args.kl_estimator)
+        rewards = ppo_losses.token_rewards(kl, scores, is_token, self.kl_coef)
+        if args.whiten_rewards:
+            rewards = stock.masked_whiten(rewards, has_value, shift_mean=False).masked_fill(~has_value, 0)
+        advantages, returns = ppo_losses.advantages_and_returns(rewards, old_values, is_token, args.gamma, args.lam)
+        self._describe(rollout, scores, kl, old_values, returns, means)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log TRL's metrics of one update, with the gradient norm."""
-        logs["grad_norm"] = torch.stack(self._grad_norms).mean().item()
-        self._grad_norms.clear()
-        super().log(logs, start_time)
+        norms = []
+        order = self._generator(_ORDER)
+        for _ in range(args.num_ppo_epochs):
+            for minibatch in np.split(order.permutation(self.rows), args.num_mini_batches):
+                starts = range(0, len(minibatch), args.per_device_train_batch_size)
+                for start in starts:
+                    some = torch.from_numpy(minibatch[start : start + args.per_device_train_batch_size])
+                    some = some.to(is_token.device)
+                    with nullcontext() if start == starts[-1] else self.accelerator.no_sync(self.model):
+                        logprobs, entropies, values = self.model(rows[some], args.temperature)
+                        surrogate, ratio, policy_clipped = ppo_losses.policy_loss(
+                            logprobs, rollout.logprobs[some], advantages[some], is_token[some], args.cliprange
+                        )
+                        error, value_clipped = ppo_losses.value_loss(
+                            values, old_values[some], returns[some], has_value[some], args.cliprange_value
+                        )
+                        loss = surrogate + args.vf_coef * error
+                        self.accelerator.backward(loss / len(starts))
+                    log_ratio = (logprobs - rollout.logprobs[some]).detach()
+                    tokens_of, valued = is_token[some], has_value[some]
+                    means.add("policy/approxkl_avg", 0.5 * log_ratio.square(), tokens_of)
+                    means.add("policy/clipfrac_avg", policy_clipped, tokens_of)
+                    means.add("policy/entropy_avg", entropies, tokens_of)
+                    means.add("loss/policy_avg", surrogate.expand(len(tokens_of)), tokens_of.sum(1))
+                    means.add("loss/value_avg", error.expand(len(valued)), valued.sum(1))
+                    means.add("val/clipfrac_avg", value_clipped, valued)
+                    means.add("val/ratio", ratio, tokens_of)
+                    means.add("val/ratio_squared", ratio.square(), tokens_of)
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm or math.inf)
+                assert norm is not None
+                norms.append(float(norm))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return norms
+
+    def _describe(
+        self, rollout: Rollout, scores: Tensor, kl: Tensor, values: Tensor, returns: Tensor, means: Means
+    ) -> None:
+        """What is to be said of the rollouts themselves, before the policy moves."""
+        is_token = rollout.rows.is_token
+        non_score_reward = -self.kl_coef * kl.sum(1)
+        means.add("objective/kl", kl.sum(1))
+        for name in ("k1", "k3"):
+            estimate = ppo_losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, name)
+            means.add(f"objective/kl_{name}", estimate.sum(1))
+        means.add("objective/entropy", -rollout.logprobs.sum(1))
+        means.add("objective/non_score_reward", non_score_reward)
+        means.add("objective/rlhf_reward", non_score_reward + scores)
+        means.add("objective/scores", scores)
+        means.add("answer/tokens", is_token.sum(1))
+        means.add("answer/eos_rate", rollout.ended)
+        means.add("text_tokens", (rollout.rows.token_ids != self._pad_token_id).sum(1))
+        has_value = ppo_losses.value_mask(is_token)
+        for name, value in zip(_RETURNS, (returns - values, (returns - values) ** 2, returns, returns**2), strict=True):
+            means.add(name, value, has_value)
+
+    def _in_parts(self, rows: Rows, passed: Callable[[Rows], Tensor]) -> Tensor:
+        """`passed` over `local_rollout_forward_batch_size` rows at a time."""
+        starts = range(0, len(rows.token_ids), self.args.local_rollout_forward_batch_size)
+        size = self.args.local_rollout_forward_batch_size
+        return torch.cat([passed(rows[start : start + size]) for start in starts])
+
+    def _policy_logprobs(self, rows: Rows) -> Tensor:
+        return ppo_forward.answer_logprobs(self.policy_model, rows, self.args.temperature)[0]
+
+    def _reference_logprobs(self, rows: Rows) -> Tensor:
+        if self.ref_model is not None:
+            return ppo_forward.answer_logprobs(self.ref_model, rows, self.args.temperature)[0]
+        assert isinstance(self.policy_model, PeftModel)
+        with self.policy_model.disable_adapter():
+            return self._policy_logprobs(rows)
+
+    def _generator(self, purpose: int) -> np.random.Generator:
+        """Random numbers that are a function of seed, process and update, whatever else drew some before."""
+        return np.random.default_rng([self.args.seed, self.accelerator.process_index, self.state.global_step, purpose])
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the policy alone, or its adapter: no tokenizer, whose padding copy must not be saved."""
-        wrapper = self.model
-        self.model = self.policy_model  # TRL looks for it under the wrapper, where DDP hides it
-        try:
-            super().save_model(output_dir, _internal_call)
-        finally:
-            self.model = wrapper
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
             ppo_checkpoint.write_model(self.policy_model, Path(output_dir or self.run_dir))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         ppo_checkpoint.save(self)
 
-    def _language_models(self) -> list[torch.nn.Module]:
-        return [self.policy_model] if self.ref_model is None else [self.policy_model, self.ref_model]
 
-    def _clip_gradients(self, *_step: Any) -> None:
-        limit = self.args.max_grad_norm or math.inf
-        self._grad_norms.append(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+_DRAWS, _ORDER = 0, 1  # what random numbers are for
+_RETURNS = ("error", "square_error", "return", "square_return")
 
 
-class _OnTrainBegin(TrainerCallback):
-    """Calls a function when train() has zeroed its counters and not yet read them."""
+@contextmanager
+def _our_policy_and_value() -> Iterator[None]:
+    """Within the block, TRL's PPO module builds our wrapper of policy and value model."""
+    own = stock.PolicyAndValueWrapper
+    stock.PolicyAndValueWrapper = PolicyAndValue
+    try:
+        yield
+    finally:
+        stock.PolicyAndValueWrapper = own
 
-    def __init__(self, action: Callable[[], None]) -> None:
-        self.action = action
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.action()
-
-
-def _say_nothing(*_words: Any) -> None:
-    pass
+@contextmanager
+def _mixed_precision(args: PPOConfig) -> Iterator[None]:
+    """Within the block, Accelerate takes its precision from the arguments: TRL builds its Accelerator without any."""
+    name = "ACCELERATE_MIXED_PRECISION"
+    before = os.environ.get(name)
+    AcceleratorState._reset_state()  # that of an earlier trainer in this process
+    os.environ[name] = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextmanager
