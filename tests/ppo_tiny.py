@@ -98,6 +98,16 @@ def always_says(model: GPT2LMHeadModel, token_id: int) -> GPT2LMHeadModel:
     return model
 
 
+def often_stopping_policy() -> GPT2LMHeadModel:
+    """A policy that stops with a probability of about 0.3 at each token."""
+    model = policy().eval()
+    with torch.no_grad():
+        ids = torch.tensor([prompt[-4:] for prompt in prompts()["input_ids"]])
+        hidden = model.transformer(ids).last_hidden_state.mean((0, 1))
+        model.transformer.wte.weight[EOS_ID] += hidden * (5 / hidden.norm() ** 2)
+    return model
+
+
 def prompts(count: int = 12) -> Dataset:
     """Prompts of different lengths."""
     texts = [f"\n\nHuman: {' '.join(_WORDS[i % 7 : i % 7 + 1 + i % 5])} {i}?\n\nAssistant:" for i in range(count)]

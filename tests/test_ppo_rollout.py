@@ -8,17 +8,6 @@ from gpt2_rlhf import ppo_forward, ppo_rollout
 PROMPTS = tiny.prompts(12)["input_ids"]
 
 
-def often_stopping_policy():
-    """Stops with a probability of about 0.3 at each token."""
-    model = tiny.policy().eval()
-    eos_like = model.transformer.wte.weight[tiny.EOS_ID]
-    with torch.no_grad():
-        ids = torch.tensor([prompt[-4:] for prompt in PROMPTS])
-        hidden = model.transformer(ids).last_hidden_state.mean((0, 1))
-        eos_like += hidden * (5 / hidden.norm() ** 2)
-    return model
-
-
 def sample(policy, rows_per_call=12):
     return ppo_rollout.sample(
         policy,
@@ -32,7 +21,7 @@ def sample(policy, rows_per_call=12):
 
 
 def test_log_probabilities_of_the_rollout_are_those_of_the_update():
-    policy = often_stopping_policy()
+    policy = tiny.often_stopping_policy().eval()
     rows, logprobs = sample(policy)
     lengths = rows.is_token.sum(1)
     assert lengths.min() < lengths.max()  # else the test would say nothing about answers that stop
@@ -44,12 +33,12 @@ def test_log_probabilities_of_the_rollout_are_those_of_the_update():
 
 @pytest.mark.parametrize("rows_per_call", [1, 5])
 def test_answers_do_not_depend_on_how_many_are_sampled_at_once(rows_per_call):
-    policy = often_stopping_policy()
+    policy = tiny.often_stopping_policy().eval()
     assert torch.equal(sample(policy, rows_per_call)[0].token_ids, sample(policy)[0].token_ids)
 
 
 def test_prompts_stand_left_padded_before_answers_that_end_with_eos_or_at_the_limit():
-    rows, _ = sample(often_stopping_policy())
+    rows, _ = sample(tiny.often_stopping_policy().eval())
     for row, prompt in zip(rows.token_ids.tolist(), PROMPTS, strict=True):
         padding, answer = row[: rows.prompt_tokens - len(prompt)], row[rows.prompt_tokens :]
         assert set(padding) <= {tiny.PAD_ID}

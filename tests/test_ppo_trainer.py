@@ -14,9 +14,10 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, TaskType
 from transformers import AutoTokenizer, GPT2LMHeadModel, TrainerCallback
+from trl.experimental.ppo import ppo_trainer as stock_module
 
 import ppo_tiny as tiny
-from gpt2_rlhf import ppo_trainer, tokens
+from gpt2_rlhf import ppo_forward, ppo_rollout, ppo_trainer, tokens
 from gpt2_rlhf.errors import UserError
 
 
@@ -346,3 +347,162 @@ def test_each_update_reaches_the_callbacks_once(tmp_path):
 def test_no_model_card_is_written(tmp_path):
     tiny.ours(tiny.arguments(tmp_path, save_strategy="steps", save_steps=1, total_episodes=4)).train()
     assert [path.name for path in Path(tmp_path).iterdir()] == ["checkpoint-1"]
+
+
+# --- the algorithm is that of stock
+
+
+def first_update_of_both(tmp_path, monkeypatch, policy: Any, **changes: Any) -> tuple[Any, Any]:
+    """A stock trainer's first update, and ours on the answers that the stock one has sampled."""
+    args = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 4, "total_episodes": 4, "optim": "sgd"}
+    args |= {"max_grad_norm": 0, "temperature": 0.7, "learning_rate": 0.1, **changes}
+    seen = []
+    generate = stock_module.batch_generation
+
+    def recorded(*given: Any) -> Any:
+        seen.append(generate(*given)[0])
+        return generate_again(seen[-1], *given)
+
+    def generate_again(token_ids: Any, model: Any, queries: Any, *_: Any) -> Any:
+        logits = stock_module.forward(model, token_ids, tiny.PAD_ID).logits[:, queries.shape[1] - 1 : -1]
+        return token_ids, logits / (0.7 + 1e-7)
+
+    def replayed(model: Any, prompts: Any, **given: Any) -> Any:
+        token_ids = seen[0].clone()
+        prompt_tokens = token_ids.shape[1] - answer_tokens[0]
+        answers = token_ids[:, prompt_tokens:]
+        after_eos = (answers == tiny.EOS_ID).cumsum(1) - (answers == tiny.EOS_ID).int() > 0
+        answers[after_eos] = tiny.PAD_ID
+        rows = ppo_forward.Rows(token_ids, prompt_tokens, tiny.PAD_ID)
+        return rows, ppo_forward.answer_logprobs(model, rows, 0.7)[0]
+
+    answer_tokens: list[int] = []
+
+    def noting_length(model: Any, queries: Any, *rest: Any) -> Any:
+        found = recorded(model, queries, *rest)
+        answer_tokens.append(found[0].shape[1] - queries.shape[1])
+        return found
+
+    monkeypatch.setattr(stock_module, "batch_generation", noting_length)
+    stock = tiny.stock(tiny.arguments(tmp_path, **args), model=policy())
+    # ours never samples the padding token, to which stock gives 1/400 in these random models
+    for model in (stock.policy_model, stock.ref_model):
+        model.get_output_embeddings().register_forward_hook(lambda _m, _i, logits: ban(logits))
+    torch.manual_seed(4)
+    stock.train()
+    monkeypatch.setattr(ppo_rollout, "sample", replayed)
+    ours = tiny.ours(tiny.arguments(tmp_path, **args), model=policy())
+    ours.train()
+    return stock, ours
+
+
+def ban(logits: torch.Tensor) -> None:
+    logits.detach()[..., tiny.PAD_ID] = -1e4
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes"),
+    [
+        (tiny.policy, {}),
+        (tiny.policy, {"kl_estimator": "k3", "gamma": 0.9, "num_ppo_epochs": 3}),
+        (tiny.often_stopping_policy, {"missing_eos_penalty": 2.0}),
+    ],
+    ids=["plain", "k3, discount, 3 epochs", "answers that stop"],
+)
+def test_the_first_update_is_that_of_stock(tmp_path, monkeypatch, policy, changes):
+    stock, ours = first_update_of_both(tmp_path, monkeypatch, policy, **changes)
+    expected, found = stock.state.log_history[0], ours.state.log_history[0]
+    names = [name for name in expected if name.startswith(("objective/", "loss/"))]
+    if policy is tiny.policy:
+        assert found["answer/tokens"] == tiny.RESPONSE  # without padding, stock's other means are right as well
+        names += ["policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg", "val/clipfrac_avg", "val/ratio"]
+    else:
+        assert found["answer/tokens"] < tiny.RESPONSE
+    assert len(names) >= 7
+    assert {n: found[n] for n in names} == pytest.approx({n: expected[n] for n in names}, rel=1e-5, abs=1e-5)
+    for model in ("policy_model", "value_model"):
+        weights = zip(getattr(ours, model).parameters(), getattr(stock, model).parameters(), strict=True)
+        assert max((our - their).abs().max().item() for our, their in weights) < 1e-5
+
+
+# --- statistics, schedule, precision, stopping
+
+
+def test_stock_counts_slots_it_never_fills_and_ours_only_what_was_computed(tmp_path):
+    args = tiny.arguments(
+        tmp_path, learning_rate=0.0, gradient_accumulation_steps=4, num_mini_batches=2, total_episodes=8
+    )
+    ratios = []
+    for build in (tiny.stock, tiny.ours):
+        trainer = build(args)
+        trainer.train()
+        ratios.append(tiny.logged(trainer, "val/ratio")[0])
+    assert ratios == pytest.approx([0.5, 1.0], abs=1e-3)
+
+
+def test_stock_averages_over_padding_and_ours_over_tokens(tmp_path, monkeypatch):
+    at_tokens = []
+    forward = ppo_forward.answer_logprobs
+
+    def noted(model: Any, rows: Any, temperature: float) -> Any:
+        logprobs, entropies = forward(model, rows, temperature)
+        if logprobs.requires_grad:
+            at_tokens.append(entropies[rows.is_token])
+        return logprobs, entropies
+
+    monkeypatch.setattr(ppo_forward, "answer_logprobs", noted)
+    stock, ours = first_update_of_both(tmp_path, monkeypatch, tiny.often_stopping_policy, learning_rate=0.0)
+    expected = at_tokens[0].mean().item()
+    assert tiny.logged(ours, "policy/entropy_avg") == pytest.approx([expected], rel=1e-5)
+    assert abs(tiny.logged(stock, "policy/entropy_avg")[0] - expected) > 0.1
+
+
+def test_stock_wastes_the_first_update_of_a_warm_up_and_ours_does_not(tmp_path):
+    args = {"total_episodes": 16, "warmup_steps": 2, "learning_rate": 1.0, "lr_scheduler_type": "linear"}
+    rates = {}
+    for build in (tiny.stock, tiny.ours):
+        trainer = build(tiny.arguments(tmp_path, optim="sgd", max_grad_norm=1e-9, **args))
+        trainer.train()
+        rates[build] = tiny.logged(trainer, "lr")
+    assert rates[tiny.stock] == pytest.approx([0, 1 / 2, 1, 1 / 2])
+    assert rates[tiny.ours] == pytest.approx([1 / 2, 1, 2 / 3, 1 / 3])
+
+
+def test_stock_ignores_bf16_and_ours_computes_in_it_alike_in_rollout_and_update(tmp_path):
+    args = {"bf16": True, "learning_rate": 0.0, "total_episodes": 4}
+    stock = tiny.stock(tiny.arguments(tmp_path, **args))
+    assert stock.accelerator.mixed_precision == "no"
+    ours = tiny.ours(tiny.arguments(tmp_path, **args))
+    assert ours.accelerator.mixed_precision == "bf16"
+    dtypes = set()
+    ours.policy_model.lm_head.register_forward_hook(lambda _m, _i, logits: dtypes.add(logits.dtype))  # type: ignore[union-attr]
+    ours.train()
+    assert dtypes == {torch.bfloat16}
+    assert {p.dtype for p in ours.model.parameters()} == {torch.float32}
+    assert tiny.logged(ours, "val/ratio")[0] == pytest.approx(1, abs=1e-3)
+    assert tiny.logged(ours, "policy/approxkl_avg")[0] < 1e-5
+    assert tiny.logged(ours, "objective/kl_k3")[0] < 1e-3
+    again = tiny.ours(tiny.arguments(tmp_path, total_episodes=4))
+    assert again.accelerator.mixed_precision == "no"
+
+
+class StopAfterFirst(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = True
+
+
+@pytest.mark.parametrize(
+    ("changes", "callbacks", "stock_logs", "our_logs"),
+    [
+        ({}, [StopAfterFirst()], [1, 2, 3], [1]),
+        ({"max_steps": 2}, [], [1, 2, 3], [1, 2]),
+        ({"logging_steps": 2}, [], [1, 2, 3], [2]),
+    ],
+    ids=["a callback's stop", "max_steps", "logging_steps"],
+)
+def test_stock_ignores_what_ours_honours(tmp_path, changes, callbacks, stock_logs, our_logs):
+    args = {"total_episodes": 12, **changes}
+    for build, steps in ((tiny.stock, stock_logs), (tiny.ours, our_logs)):
+        trainer = build(tiny.arguments(tmp_path, **args), callbacks=list(callbacks))
+        trainer.train()
+        assert [entry["step"] for entry in trainer.state.log_history] == steps

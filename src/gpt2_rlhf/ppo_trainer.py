@@ -244,9 +244,10 @@ class RepairedPPOTrainer(PPOTrainer):
         found = means.over_processes(self.accelerator)
         text_tokens = found.pop("text_tokens") * self.episodes_per_update
         error, square_error, mean, square = (found.pop(name) for name in _RETURNS)
+        ratio_squared = found.pop("val/ratio_squared")
         return {
             **found,
-            "val/ratio_var": found.pop("val/ratio_squared") - found["val/ratio"] ** 2,
+            "val/ratio_var": ratio_squared - found["val/ratio"] ** 2,
             "val/explained_variance": explained_variance(error, square_error, mean, square),
             "objective/kl_coef": self.kl_coef,
             "grad_norm": sum(norms) / len(norms),
