@@ -131,7 +131,7 @@ def _sample_batch(
         logits = output.logits[:, -1].float() / temperature
         if never_token_id is not None:
             logits[:, never_token_id] = -torch.inf
-        probabilities = logits.softmax(-1, dtype=draws.dtype)
+        probabilities = logits.softmax(-1).to(draws.dtype)
         chosen = _invert_cdf(probabilities, draws[rows, step])
         sampled[rows, step] = chosen
         logprobs[rows, step] = probabilities.gather(1, chosen[:, None])[:, 0].log()

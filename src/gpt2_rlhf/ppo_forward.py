@@ -4,15 +4,18 @@ TRL 1.12 pads every row to the longest prompt and the longest answer of the roll
 vocabulary for each token of the prompts and throws them away, and goes over the logits of the answers a dozen times.
 Here the rows of a microbatch go through the model as one sequence without padding, the vocabulary is met at the
 tokens of answers alone, and one pass over its logits gives log-probability, entropy and gradient. The numbers are the
-same.
+same, to rounding.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 from trl.experimental.ppo import ppo_trainer as stock
 
 from gpt2_rlhf.rows_apart import rows_apart
@@ -92,7 +95,9 @@ def _answer_states(model: nn.Module, rows: Rows) -> Tensor:
     is_text = token_ids != rows.pad_token_id
     positions = is_text.cumsum(1) - 1
     backbone = language_model(model).base_model
-    with rows_apart(backbone):
+    wanted = is_text.clone()
+    wanted[:, : rows.prompt_tokens - 1] = False
+    with rows_apart(backbone), _last_layer_only_at(backbone, wanted[is_text]):
         hidden = backbone(
             input_ids=token_ids[is_text][None],
             position_ids=positions[is_text][None],
@@ -101,11 +106,35 @@ def _answer_states(model: nn.Module, rows: Rows) -> Tensor:
             return_dict=True,
             row_tokens=is_text.sum(1).tolist(),
         ).last_hidden_state[0]
-    wanted = is_text.clone()
-    wanted[:, : rows.prompt_tokens - 1] = False
     states = hidden.new_zeros(len(token_ids), token_ids.shape[1] - rows.prompt_tokens + 1, hidden.shape[-1])
     states[wanted[:, rows.prompt_tokens - 1 :]] = hidden[wanted[is_text]]
     return states
+
+
+@contextmanager
+def _last_layer_only_at(backbone: nn.Module, wanted: Tensor) -> Iterator[None]:
+    """Within the block, GPT-2's last layer leaves its feed-forward part out where nobody reads what it gives.
+
+    Shapes: `wanted` (tokens,), over a batch of (1, tokens).
+    """
+    if not isinstance(backbone, GPT2Model):
+        yield
+        return
+    layer = backbone.h[-1].mlp
+    places = wanted.nonzero()[:, 0]
+
+    def spread(_module: nn.Module, _inputs: Any, found: Tensor) -> Tensor:
+        return found.new_zeros(1, len(wanted), found.shape[-1]).index_copy(1, places, found)
+
+    handles = [
+        layer.register_forward_pre_hook(lambda _module, inputs: (inputs[0][:, places],)),
+        layer.register_forward_hook(spread),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Logprobs(torch.autograd.Function):
