@@ -154,6 +154,8 @@ def trainer(
     train_dataset: Dataset | None = None,
     callbacks: list[TrainerCallback] | None = None,
     peft_config: Any = None,
+    ref_model: PreTrainedModel | None = None,
+    **own: Any,
 ) -> PPOTrainer:
     """A stock or a repaired trainer on the same tiny parts."""
     with warnings.catch_warnings():
@@ -164,12 +166,13 @@ def trainer(
             args=args,
             processing_class=padding_tokenizer() if processing_class is None else processing_class,
             model=policy() if model is None else model,
-            ref_model=None,
+            ref_model=ref_model,
             reward_model=scorer(1),
             value_model=scorer(2),
             train_dataset=prompts() if train_dataset is None else train_dataset,
             callbacks=callbacks,
             peft_config=peft_config,
+            **own,
         )
 
 

@@ -72,6 +72,12 @@ def test_every_refused_argument_is_one_that_trl_has(stage: str) -> None:
     assert {*config.REFUSED[stage], *config.REFUSED[""]} - set(trl_fields.fields(stage)) == set()
 
 
+def test_every_argument_ppo_uses_is_one_that_trl_has() -> None:
+    from gpt2_rlhf import trl_fields
+
+    assert set(trl_fields.fields("ppo")) >= config.PPO_USES
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -87,7 +93,7 @@ def test_every_refused_argument_is_one_that_trl_has(stage: str) -> None:
         ("ppo.args.kl_estimator=k2", "wanted one of k1, k3"),
         ("sft.args.lr_scheduler_type=cosin", "did you mean cosine?"),
         ("sft.args.output_dir=x", "set here: stages are named by content"),
-        ("ppo.args.max_steps=5", "TRL 1.12's PPO ignores it"),
+        ("ppo.args.label_smoothing_factor=0.1", "PPO does nothing with it"),
         ("~model", "model.name: no value is set"),
         ("ppo.args={", "not an override; wanted key=value"),
         ("sft.args.run_name=${nothing.there}", "nothing.there"),

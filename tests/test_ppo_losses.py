@@ -49,6 +49,16 @@ def test_whitening_leaves_padding_out_and_at_zero():
     assert advantages[~IS_TOKEN].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("kl_nats", "expected"),
+    [(6.6, 0.1 * (1 + 0.1 * 0.5)), (60.0, 0.1 * (1 + 0.2 * 0.5)), (6.0, 0.1), (0.0, 0.1 * (1 - 0.2 * 0.5))],
+    ids=["above by a tenth", "far above", "at it", "far below"],
+)
+def test_the_kl_coefficient_moves_towards_the_target(kl_nats, expected):
+    found = ppo_losses.next_kl_coef(0.1, kl_nats, episodes=50, target_nats=6.0, horizon_episodes=100)
+    assert found == pytest.approx(expected)
+
+
 def test_the_policy_loss_clips_gains_and_not_losses():
     ratio = torch.tensor([[1.5, 1.5, 0.5]])
     advantages = torch.tensor([[1.0, -1.0, 1.0]])

@@ -139,6 +139,7 @@ def test_stock_checkpoints_lack_the_value_model_and_ours_hold_policy_and_value_m
         "optimizer.pt",
         "scheduler.pt",
         "rng_state.pth",
+        "ppo.json",
         "trainer_state.json",
     }
 

@@ -51,6 +51,7 @@ SUMMARY: dict[str, Any] = {
         "score_std": 1.0,
         "pairs": 512,
     },
+    "ppo": {"prompts": 1000, "episodes": 1536, "updates": 24, "forced": []},
     "evaluation": {
         "prompts": 256,
         "seed": 3,
@@ -151,3 +152,10 @@ def test_each_training_stage_says_in_one_line_what_it_found():
         "held-out accuracy 72.4 % [68.3, 76.1], the longer answer wins 55.1 % [50.8, 59.4]"
     )
     assert found("ppo", {"episodes": 1536, "updates": 12, "prompts": 600}) == "1536 episodes in 12 updates"
+
+
+def test_a_gate_that_was_forced_is_named():
+    forced = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "forced": ["reward: no better than chance"]}}
+    line = "Gone on by force=true where a gate would have stopped: reward: no better than chance"
+    assert line in render(forced)
+    assert "force" not in render(SUMMARY)

@@ -91,7 +91,6 @@ REFUSED: dict[str, dict[str, str]] = {
         "mini_batch_size": _COMPUTED,
         "model_adapter_name": _OURS,
         "ref_adapter_name": _OURS,
-        "eval_on_start": "with eval_strategy=steps PPO always measures before the first update",
     },
 }
 
@@ -107,7 +106,7 @@ PPO_USES = frozenset(
         "bf16", "fp16", "activation_checkpointing", "use_cpu", "ddp_backend", "ddp_timeout",
         "logging_strategy", "logging_steps", "logging_first_step", "report_to", "run_name", "project",
         "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
-        "eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "save_total_limit",
+        "save_strategy", "save_steps", "save_total_limit",
     }
 )  # fmt: skip
 

@@ -10,15 +10,20 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import set_seed
 
-from gpt2_rlhf import data, launch, models, pipeline, tokens, training
+from gpt2_rlhf import data, gates, launch, models, pipeline, ppo_reward, tokens, training
+from gpt2_rlhf.ppo_reward import Shaping
 from gpt2_rlhf.ppo_trainer import PPOConfig, RepairedPPOTrainer
 from gpt2_rlhf.settings import Settings
-from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
+from gpt2_rlhf.stage import Outcome, Stage, manifest, newest_whole_checkpoint
 from gpt2_rlhf.stopwatch import Stopwatch
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the `ppo` prompts and leave the policy in `stage.model_dir`."""
+    report = manifest(stage.needs["reward"])["metrics"]
+    forced = gates.pass_or_stop([gates.reward_model_fault(report)], settings.force)
+    reward = settings.ppo.reward
+    mean, std = (report["score_mean"], report["score_std"]) if reward.normalise else (0.0, 1.0)
     prompts = data.load(stage.needs["data"].directory, "ppo")
     tokenizer = models.load_base_tokenizer(settings.model)
     padding = tokens.padding_copy(tokenizer, "left")
@@ -37,13 +42,22 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         train_dataset=Dataset.from_list([tokens.encode_ppo(tokenizer, row) for row in prompts]),
         peft_config=adapter,
         callbacks=training.callbacks(stage),
+        score_function=ppo_reward.load(reward.function),
+        shaping=Shaping(mean, std, reward.clip),
+        kl=settings.ppo.kl,
+        force=settings.force,
     )
     with work.running():
         training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
     if trainer.is_world_process_zero():
         training.save(trainer.policy_model, tokenizer, stage.model_dir)
     return Outcome(
-        {"prompts": len(prompts), "episodes": trainer.state.episode, "updates": trainer.state.global_step},
+        {
+            "prompts": len(prompts),
+            "episodes": trainer.state.episode,
+            "updates": trainer.state.global_step,
+            "forced": [*forced, *trainer.forced],
+        },
         work.seconds,
     )
 

@@ -3,9 +3,11 @@
 The folder appears under that name only when it is whole: it is written beside, under another name, and renamed. That
 withstands a kill at any moment (not a power cut: nothing is flushed to the disk). It holds the policy as
 `from_pretrained` reads it (or its adapter), the value model likewise in `value_model/`, optimizer, scheduler, the
-random generators of each process, and `trainer_state.json`, whose step is also the position in the prompts.
+random generators of each process, the KL coefficient in `ppo.json`, and `trainer_state.json`, whose step is also the
+position in the prompts.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +16,12 @@ import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_model
 from transformers import PreTrainedModel
+from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
 from gpt2_rlhf.errors import UserError
+from gpt2_rlhf.stage import write_json
 
 if TYPE_CHECKING:
     from gpt2_rlhf.ppo_trainer import RepairedPPOTrainer
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 _STATE = "trainer_state.json"
 _OPTIMIZER = "optimizer.pt"
 _SCHEDULER = "scheduler.pt"
+_PPO = "ppo.json"  # what trainer_state.json has no place for
 _VALUE_MODEL = "value_model"
 _PARTIAL = ".partial-checkpoint"
 
@@ -49,6 +54,10 @@ def save(trainer: "RepairedPPOTrainer") -> None:
         write_model(trainer.value_model, partial / _VALUE_MODEL)
         torch.save(trainer.optimizer.state_dict(), partial / _OPTIMIZER)
         torch.save(trainer.lr_scheduler.state_dict(), partial / _SCHEDULER)
+        write_json(partial / _PPO, {"kl_coef": trainer.kl_coef, "forced": trainer.forced})
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                trainer.state.stateful_callbacks[type(callback).__name__] = callback.state()
         trainer.state.save_to_json(str(partial / _STATE))
     trainer.accelerator.wait_for_everyone()  # for the generators of the other processes
     if writer:
@@ -92,6 +101,12 @@ def load(trainer: "RepairedPPOTrainer", checkpoint: Path) -> None:
     trainer.state.episode = saved.episode
     trainer.state.epoch = saved.epoch
     trainer.state.log_history = saved.log_history
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ExportableState) and type(callback).__name__ in saved.stateful_callbacks:
+            for name, value in saved.stateful_callbacks[type(callback).__name__]["attributes"].items():
+                setattr(callback, name, value)
+    own = json.loads((checkpoint / _PPO).read_text(encoding="utf-8"))
+    trainer.kl_coef, trainer.forced = own["kl_coef"], own["forced"]
 
 
 def write_model(model: PreTrainedModel | PeftModel, directory: Path) -> None:

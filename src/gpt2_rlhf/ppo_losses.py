@@ -76,3 +76,12 @@ def value_loss(
     clipped = values.clamp(old_values - cliprange, old_values + cliprange)
     errors, clipped_errors = (values - returns).square(), (clipped - returns).square()
     return 0.5 * masked_mean(torch.max(errors, clipped_errors), has_value), clipped_errors > errors
+
+
+def next_kl_coef(kl_coef: float, kl_nats: float, episodes: int, target_nats: float, horizon_episodes: int) -> float:
+    """The adaptive KL coefficient of Ziegler et al. 2019 (arXiv:1909.08593, section 2.2), after `episodes` more.
+
+    It rises while the mean KL of an answer is above the target and falls below it, by at most 0.2 x episodes/horizon.
+    """
+    error = min(max(kl_nats / target_nats - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * episodes / horizon_episodes)

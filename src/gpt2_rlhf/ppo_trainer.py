@@ -26,12 +26,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 from trl.experimental.ppo import ppo_trainer as stock
 
-from gpt2_rlhf import ppo_checkpoint, ppo_forward, ppo_losses, ppo_rollout, rows_apart, tokens
+from gpt2_rlhf import (
+    gates,
+    ppo_checkpoint,
+    ppo_forward,
+    ppo_losses,
+    ppo_reward,
+    ppo_rollout,
+    rows_apart,
+    tokens,
+)
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.ppo_forward import PolicyAndValue, Rows
 from gpt2_rlhf.ppo_loader import PromptBatches
 from gpt2_rlhf.ppo_metrics import Clock, Means, explained_variance
+from gpt2_rlhf.ppo_reward import ScoreFunction, Shaping
 from gpt2_rlhf.ppo_rollout import Rollout
+from gpt2_rlhf.settings import PpoKl
 
 
 def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
@@ -75,7 +86,7 @@ def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
         )
     if args.activation_checkpointing or args.gradient_checkpointing:
         raise UserError("ppo.args.activation_checkpointing: PPO does nothing with it; set it to false")
-    for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+    for name in ("logging_strategy", "save_strategy"):
         if getattr(args, name) not in ("no", "steps"):
             raise UserError(f"ppo.args.{name}: {getattr(args, name)}: PPO counts updates; wanted steps or no")
 
@@ -110,6 +121,10 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Dataset, response_
         )
 
 
+_UNSHAPED = Shaping()
+_FIXED_KL = PpoKl(target_nats=None, horizon_episodes=1)
+
+
 class RepairedPPOTrainer(PPOTrainer):
     """TRL's PPO trainer without its known defects, with full checkpoints and exact resume.
 
@@ -129,8 +144,15 @@ class RepairedPPOTrainer(PPOTrainer):
         value_model: PreTrainedModel,
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
+        score_function: ScoreFunction | None = None,
+        shaping: Shaping = _UNSHAPED,
+        kl: PpoKl = _FIXED_KL,
+        force: bool = False,
     ) -> None:
         """As TRL's; with `ref_model` None it is a copy of `model`, or with `peft_config` the base under the adapter.
+
+        score_function: scores answers in place of the reward model. shaping: of scores, before the penalty for a
+        missing EOS. kl: fixed or adaptive coefficient. force: go on where a gate (gates.py) would stop.
 
         Raises:
             UserError: from `check` and `check_tokens`, before anything is built.
@@ -171,6 +193,11 @@ class RepairedPPOTrainer(PPOTrainer):
         self.rows = rows
         self.episodes_per_update = rows * processes
         self.kl_coef = args.kl_coef
+        self.forced: list[str] = []  # faults that `force` went past
+        self._score_function = score_function
+        self._shaping = shaping
+        self._kl = kl
+        self._force = force
         self._pad_token_id = tokens.pad_id(processing_class)
         self._eos_token_id = tokens.eos_id(processing_class)
         self.batches = PromptBatches(
@@ -237,11 +264,20 @@ class RepairedPPOTrainer(PPOTrainer):
         """One batch of rollouts and the optimizer steps on it; what to log of them."""
         clock, means = Clock(), Means()
         rollout = self._roll_out(clock)
-        learning_rate = self.lr_scheduler.get_last_lr()[0]  # type: ignore[union-attr]
+        self._check_rollout(rollout)
+        learning_rate, kl_coef = self.lr_scheduler.get_last_lr()[0], self.kl_coef  # type: ignore[union-attr]
         with clock.phase("update"):
             norms = self._learn(rollout, means)
         self.lr_scheduler.step()  # type: ignore[union-attr]
         found = means.over_processes(self.accelerator)
+        if self._kl.target_nats is not None:
+            self.kl_coef = ppo_losses.next_kl_coef(
+                kl_coef,
+                found["objective/kl"],
+                self.episodes_per_update,
+                self._kl.target_nats,
+                self._kl.horizon_episodes,
+            )
         text_tokens = found.pop("text_tokens") * self.episodes_per_update
         error, square_error, mean, square = (found.pop(name) for name in _RETURNS)
         ratio_squared = found.pop("val/ratio_squared")
@@ -249,7 +285,7 @@ class RepairedPPOTrainer(PPOTrainer):
             **found,
             "val/ratio_var": ratio_squared - found["val/ratio"] ** 2,
             "val/explained_variance": explained_variance(error, square_error, mean, square),
-            "objective/kl_coef": self.kl_coef,
+            "objective/kl_coef": kl_coef,
             "grad_norm": sum(norms) / len(norms),
             "lr": learning_rate,
             **clock.metrics(text_tokens, self.episodes_per_update),
@@ -281,8 +317,26 @@ class RepairedPPOTrainer(PPOTrainer):
                 logprobs=logprobs,
                 ref_logprobs=self._in_parts(rows, self._reference_logprobs),
                 values=self._in_parts(rows, lambda part: ppo_forward.answer_values(self.value_model, part)),
-                scores=self._in_parts(rows, lambda part: ppo_forward.answer_scores(self.reward_model, part)),
+                scores=self._in_parts(rows, self._scores),
             )
+
+    def _check_rollout(self, rollout: Rollout) -> None:
+        """Refuse scores that are not finite, and before the first update what gates.py finds in the rollouts."""
+        k3 = ppo_losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, "k3").sum(1)
+        here = torch.stack([k3.sum(), rollout.ended.sum(), rollout.scores.isfinite().sum()]).float()
+        everywhere = self.accelerator.reduce(here, "sum")
+        assert isinstance(everywhere, Tensor)
+        kl_nats, ended, finite = everywhere.tolist()
+        if finite < self.episodes_per_update:
+            raise UserError(
+                f"ppo: update {self.state.global_step + 1}: {self.episodes_per_update - finite:.0f} of "
+                f"{self.episodes_per_update} scores are not finite; the reward (or the policy) has diverged: lower "
+                "ppo.args.learning_rate, or look at the reward model or ppo.reward.function"
+            )
+        if self.state.global_step == 0:
+            answers = self.episodes_per_update
+            faults = [gates.reference_fault(kl_nats / answers), gates.sft_fault(int(ended), answers)]
+            self.forced = gates.pass_or_stop(faults, self._force)
 
     def _learn(self, rollout: Rollout, means: Means) -> list[float]:
         """The optimizer steps on one batch of rollouts; the gradient's norm at each, before clipping."""
@@ -290,9 +344,9 @@ class RepairedPPOTrainer(PPOTrainer):
         is_token = rows.is_token
         has_value = ppo_losses.value_mask(is_token)
         old_values = rollout.values.masked_fill(~has_value, 0)
-        scores = rollout.scores.clone()
+        scores = self._shaping(rollout.scores)
         if args.missing_eos_penalty is not None:
-            scores[~rollout.ended] -= args.missing_eos_penalty
+            scores = scores - args.missing_eos_penalty * ~rollout.ended
         kl = ppo_losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, args.kl_estimator)
         rewards = ppo_losses.token_rewards(kl, scores, is_token, self.kl_coef)
         if args.whiten_rewards:
@@ -349,6 +403,7 @@ class RepairedPPOTrainer(PPOTrainer):
         means.add("objective/non_score_reward", non_score_reward)
         means.add("objective/rlhf_reward", non_score_reward + scores)
         means.add("objective/scores", scores)
+        means.add("objective/unshaped_scores", rollout.scores)
         means.add("answer/tokens", is_token.sum(1))
         means.add("answer/eos_rate", rollout.ended)
         means.add("text_tokens", (rollout.rows.token_ids != self._pad_token_id).sum(1))
@@ -364,6 +419,18 @@ class RepairedPPOTrainer(PPOTrainer):
 
     def _policy_logprobs(self, rows: Rows) -> Tensor:
         return ppo_forward.answer_logprobs(self.policy_model, rows, self.args.temperature)[0]
+
+    def _scores(self, rows: Rows) -> Tensor:
+        if self._score_function is None:
+            return ppo_forward.answer_scores(self.reward_model, rows)
+        texts = [self._texts(ids) for ids in (rows.token_ids[:, : rows.prompt_tokens], rows.answers)]
+        return ppo_reward.scores_of(self._score_function, *texts).to(rows.token_ids.device)
+
+    def _texts(self, token_ids: Tensor) -> list[str]:
+        tokenizer: Any = self.processing_class
+        # decode() would not skip the padding, which is an ordinary token of the vocabulary
+        rows = [[i for i in row if i not in (self._pad_token_id, self._eos_token_id)] for row in token_ids.tolist()]
+        return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in rows]
 
     def _reference_logprobs(self, rows: Rows) -> Tensor:
         if self.ref_model is not None:

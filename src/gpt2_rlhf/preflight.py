@@ -24,6 +24,8 @@ def check(settings: Settings) -> None:
     _check_lengths(settings, positions)
     sources.check(settings.data)
     truth.load_utility(settings.data.utility)
+    if settings.ppo.reward.function is not None:
+        truth.load_function("ppo.reward.function", settings.ppo.reward.function)
 
 
 def _range_faults(settings: Settings) -> Iterator[str]:
@@ -47,6 +49,9 @@ def _range_faults(settings: Settings) -> Iterator[str]:
         "ppo.args.temperature": args["temperature"],
         "ppo.args.num_ppo_epochs": args["num_ppo_epochs"],
         "ppo.args.num_mini_batches": args["num_mini_batches"],
+        "ppo.kl.target_nats": settings.ppo.kl.target_nats,
+        "ppo.kl.horizon_episodes": settings.ppo.kl.horizon_episodes,
+        "ppo.reward.clip": settings.ppo.reward.clip,
     }
     trained = {"sft": settings.sft, "reward": settings.reward, "ppo": settings.ppo}
     for key, part in trained.items():
@@ -55,6 +60,11 @@ def _range_faults(settings: Settings) -> Iterator[str]:
     for key, value in positive.items():
         if value is not None and value <= 0:
             yield f"{key}: {value}; wanted a number above 0"
+    if settings.ppo.reward.function is not None and settings.ppo.reward.normalise:
+        yield (
+            "ppo.reward.normalise: it takes the mean and spread of the reward model's scores, and ppo.reward.function "
+            "gives others; set it to false"
+        )
     for key, part in trained.items():
         if part.peft.r < 0:
             yield f"{key}.peft.r: {part.peft.r}; wanted 0 to train all weights, or a LoRA rank such as 8"

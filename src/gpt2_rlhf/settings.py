@@ -27,7 +27,7 @@ class Data:
     subsets: list[str] | None  # folders of the source to read; null reads every one there
     train_pairs: int | None  # null takes all
     test_pairs: int | None
-    shares: dict[str, float]  # of the training prompts: sft, reward, ppo, and judge (0: no judge)
+    shares: dict[str, float]  # of the training prompts: sft, reward, ppo
     disjoint: bool  # false: every stage gets all the training pairs
     max_prompt_tokens: int
     max_answer_tokens: int
@@ -79,36 +79,13 @@ class PpoKl:
 
 
 @dataclass(frozen=True)
-class Heldout:
-    """The policy measured while it trains, on prompts withheld from PPO, every `args.eval_steps` updates."""
-
-    prompts: int
-    best_by: str | None  # "reward", "judge" or "utility": whose mean the best policy has; null: judge, or reward
-    hand_on: str  # "last" or "best": which policy the stage leaves
-
-
-@dataclass(frozen=True)
-class Guard:
-    """Limits on what is measured on the held-out prompts; over one, PPO stops and the best policy is handed on."""
-
-    enabled: bool
-    max_kl_nats: float  # to SFT, mean per answer
-    min_eos_rate: float
-    min_distinct_2: float  # distinct bigrams over all bigrams, mean per answer
-    max_length_ratio: float  # mean answer tokens over those of the SFT model
-
-
-@dataclass(frozen=True)
 class Ppo:
     """PPO: `args` are fields of TRL's PPOConfig."""
 
     args: dict[str, Any]
     peft: Peft
-    seeds: list[int] | None  # one policy each on the same SFT and reward model; null: the run's seed
     reward: PpoReward
     kl: PpoKl
-    heldout: Heldout
-    guard: Guard
 
 
 @dataclass(frozen=True)
@@ -153,8 +130,3 @@ class Settings:
     evaluate: Evaluate
     publish: Publish
     launch: Launch
-
-    @property
-    def policy_seed(self) -> int:
-        """The seed of PPO, which `ppo.seeds` gives apart from that of the stages before it; the first where many."""
-        return self.seed if self.ppo.seeds is None else self.ppo.seeds[0]

@@ -47,6 +47,8 @@ def render(summary: Mapping[str, Any]) -> str:
         f"({after['n']} answers)."
     )
     console.print(_reward_model(summary["reward_model"]))
+    for fault in summary["ppo"]["forced"]:
+        console.print(f"Gone on by force=true where a gate would have stopped: {fault}")
     console.print(_comparison(evaluation["models"]))
     console.print(_differences(evaluation["paired"]))
     console.print(

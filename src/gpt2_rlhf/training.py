@@ -20,8 +20,11 @@ from gpt2_rlhf.stage import Stage, manifest
 
 
 def arguments(settings: Settings, stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a stage's TRL config: what the user chose, and what is the pipeline's to set (config.REFUSED)."""
-    no_accelerator = torch.accelerator.current_accelerator(check_available=True) is None
+    """The fields of a stage's TRL config: what the user chose, and what is the pipeline's to set (config.REFUSED).
+
+    On a machine without an accelerator training is in float32, whatever was chosen: settings made for a GPU run there.
+    """
+    no_accelerator = _no_accelerator()
     defaults = {
         "dataloader_pin_memory": not no_accelerator,  # pinning for no device warns
         "ddp_find_unused_parameters": False,  # every weight is used; looking for others costs time and warns
@@ -33,11 +36,16 @@ def arguments(settings: Settings, stage: Stage, chosen: Mapping[str, Any]) -> di
         "data_seed": settings.seed,
         "disable_tqdm": True,
     }
-    return {**defaults, **chosen, **own}
+    precision = {"bf16": False, "fp16": False} if no_accelerator else {}
+    return {**defaults, **chosen, **own, **precision}
+
+
+def _no_accelerator() -> bool:
+    return torch.accelerator.current_accelerator(check_available=True) is None
 
 
 def check_arguments(settings: Settings, stage: Stage) -> None:
-    """Refuse what TRL itself would refuse, for all three stages before the first of them trains.
+    """Refuse what TRL itself would refuse, for all three stages before the first of them trains; say what is changed.
 
     Builds their configs, which may look for a GPU: call it in a process of its own. stage: the PPO stage, whose data
     is ready.
@@ -57,23 +65,28 @@ def check_arguments(settings: Settings, stage: Stage) -> None:
             config = kind(**given)
         except (ValueError, TypeError, ImportError) as error:
             raise UserError(f"{name}.args: {' '.join(str(error).split())}") from error
-        if config.use_cpu and (config.bf16 or config.fp16):
-            raise UserError(
-                f"{name}.args.bf16, fp16: this machine has no GPU, and a CPU trains in float32; set both false"
-            )
         for tracker in get_reporting_integration_callbacks(config.report_to):
             try:
                 tracker()
             except (RuntimeError, ImportError) as error:
                 raise UserError(f"{name}.args.report_to: {config.report_to}: {' '.join(str(error).split())}") from error
+    ppo_config = PPOConfig(**ppo_arguments(settings, stage))
     prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
-    ppo_trainer.check(PPOConfig(**ppo_arguments(settings, stage)), prompts, processes)
+    ppo_trainer.check(ppo_config, prompts, processes)
+    asked = [
+        name
+        for name in ("bf16", "fp16")
+        if any(chosen.get(name) for chosen in (settings.sft.args, settings.reward.args, settings.ppo.args))
+    ]
+    if asked and _no_accelerator():
+        print(f"{' and '.join(asked)}: this machine has no GPU, so training runs in float32", flush=True)
 
 
 def ppo_arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
     """The fields of PPOConfig: answers end with EOS, and no samples are drawn that would change the random state."""
-    own = {"stop_token": "eos", "num_sample_generations": 0, "bf16": False}
-    return {**arguments(settings, stage, settings.ppo.args), **own}
+    own = {"stop_token": "eos", "num_sample_generations": 0}
+    chosen = {"bf16": False, **settings.ppo.args}  # TRL's own default is true, and PPO honours it
+    return {**arguments(settings, stage, chosen), **own}
 
 
 def callbacks(stage: Stage) -> list[TrainerCallback]:

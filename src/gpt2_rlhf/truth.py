@@ -1,7 +1,8 @@
-"""Load the data's own measure of quality, where it has one, to judge answers by beside the reward model."""
+"""Load a function that the user names by its import path: the data's own measure of quality, or PPO's reward."""
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 from gpt2_rlhf.errors import UserError
 
@@ -12,12 +13,19 @@ def load_utility(path: str | None) -> Callable[[str, str], float] | None:
     Raises:
         UserError: there is no such module or function.
     """
-    if path is None:
-        return None
+    return None if path is None else load_function("data.utility", path)
+
+
+def load_function(key: str, path: str) -> Callable[..., Any]:
+    """The function that "module:function" names; `key` is the setting that names it.
+
+    Raises:
+        UserError: there is no such module or function.
+    """
     module, _, function = path.partition(":")
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"data.utility: {path!r} cannot be imported ({error}); give package.module:function, or null"
+            f"{key}: {path!r} cannot be imported ({error}); give package.module:function, or null"
         ) from error

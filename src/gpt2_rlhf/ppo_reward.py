@@ -1,0 +1,50 @@
+"""Turn scores into what PPO maximises: normalised, then clipped; or take them from a function instead of a model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2_rlhf.errors import UserError
+from gpt2_rlhf.truth import load_function
+
+# (prompts, answers) as text -> one score each
+ScoreFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """(score - mean) / std, then at most `clip` in absolute value where there is one."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    clip: float | None = None
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Shaped scores, of the same shape."""
+        normalised = (scores - self.mean) / self.std
+        return normalised if self.clip is None else normalised.clamp(-self.clip, self.clip)
+
+
+def load(path: str | None) -> ScoreFunction | None:
+    """The function that "module:function" names, or None for the reward model.
+
+    Raises:
+        UserError: there is no such module or function.
+    """
+    return None if path is None else load_function("ppo.reward.function", path)
+
+
+def scores_of(function: ScoreFunction, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    """The function's scores, shape (answers,).
+
+    Raises:
+        UserError: it gave another number of scores.
+    """
+    scores = torch.tensor([float(score) for score in function(prompts, answers)])
+    if len(scores) != len(answers):
+        raise UserError(
+            f"ppo.reward.function: it gave {len(scores)} scores for {len(answers)} answers; it must give one for each"
+        )
+    return scores
