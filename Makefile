@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # Variables of make itself, or of this file: all others on the command line are overrides.
-NOT_OVERRIDES := PYTHON VENV BIN STAMP SHELL MAKEFLAGS MAKEOVERRIDES
+NOT_OVERRIDES := PYTHON VENV BIN STAMP BENCH SHELL MAKEFLAGS MAKEOVERRIDES
 quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data sft reward ppo evaluate config status publish clean clean-all lint test
+.PHONY: help setup pipeline data sft reward ppo evaluate config status publish clean clean-all lint test bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -56,3 +56,6 @@ lint: $(STAMP)  ## ruff and pyright
 
 test: $(STAMP)  ## all tests
 	@$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## stock TRL against ours, by turns: make bench BENCH='ppo-small --hh folder'
+	@$(BIN)/python -m gpt2_rlhf.bench $(BENCH) $(OVERRIDES)

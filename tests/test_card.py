@@ -50,6 +50,7 @@ def summary() -> dict[str, Any]:
             "by_subset": {},
             "pairs": 7,
         },
+        "ppo": {"forced": []},
         "evaluation": {
             "prompts": 7,
             "seed": 0,

@@ -85,6 +85,7 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
     return settings.Settings(
         seed=1,
         output_dir="outputs",
+        force=False,
         model=settings.Model(name=base, revision=None, tokenizer=None, random=None),
         data=settings.Data(
             name="none",
@@ -102,7 +103,7 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
         ),
         sft=settings.Sft({}, peft),
         reward=settings.Reward({}, peft),
-        ppo=settings.Ppo({}, peft),
+        ppo=settings.Ppo({}, peft, settings.PpoReward(None, False, None), settings.PpoKl(None, 1)),
         evaluate=EVALUATE,
         publish=settings.Publish(None, True),
         launch=settings.Launch(1, None),

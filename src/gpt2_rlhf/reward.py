@@ -12,7 +12,7 @@ from transformers import set_seed
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from gpt2_rlhf import data, launch, models, pipeline, scoring, tokens, training
+from gpt2_rlhf import data, launch, models, pipeline, rows_apart, scoring, tokens, training
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
 from gpt2_rlhf.stopwatch import Stopwatch
@@ -26,6 +26,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     padding = tokens.padding_copy(tokenizer, "right")
     set_seed(settings.seed)  # before the score head is drawn
     model = models.load_reward(str(stage.needs["sft"].model_dir), tokens.pad_id(padding))
+    rows_apart.use_fused_activations(model)
+    rows_apart.without_padding(model)
 
     work = Stopwatch()
     trainer = RewardTrainer(

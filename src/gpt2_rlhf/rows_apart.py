@@ -1,9 +1,11 @@
 """Let the rows of a batch go through a model as one sequence without padding, each attending to itself alone.
 
 A padded batch costs rows x longest row; this costs the tokens there are, and gives the same numbers at them. The
-attention is an ordinary one of transformers' (AttentionInterface), called row by row.
+attention is an ordinary one of transformers' (AttentionInterface), called row by row. PPO packs its rows itself;
+`without_padding` lets TRL's trainers of SFT and the reward model do without padding, who know nothing of it.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Model
 
 _ROWS_APART = "rows_apart"
+_NEEDED = {"input_ids", "attention_mask", "use_cache"}
 
 
 def use_fused_activations(*models: nn.Module) -> None:
@@ -23,6 +28,57 @@ def use_fused_activations(*models: nn.Module) -> None:
             for name, child in module.named_children():
                 if isinstance(child, NewGELUActivation):
                     setattr(module, name, GELUTanh())
+
+
+def without_padding(model: PreTrainedModel) -> None:
+    """From now on GPT-2 computes padded batches without their padding; other families stay as they are.
+
+    Meant is a batch of ids with a mask of shape (rows, columns) and no cache, padded on either side: its real tokens
+    go through as one sequence, and `last_hidden_state` comes back as (rows, columns, width), 0 at padding. Every other
+    call, such as a step of generation, goes the ordinary way. Positions that are not given count from a row's first
+    token. Weights, their names and the config stay what they were; dropout draws other masks.
+    """
+    backbone = model.base_model
+    if not isinstance(backbone, GPT2Model) or backbone.config._attn_implementation != "sdpa":
+        return  # flash attention leaves padding out itself
+    backbone.register_forward_pre_hook(_pack, with_kwargs=True)
+    backbone.register_forward_hook(_unpack, with_kwargs=True)
+    own = copy.copy(backbone.config)  # the model's is saved, and decides which masks are made
+    own._attn_implementation = _ROWS_APART
+    for module in backbone.modules():
+        if isinstance(module, GPT2Attention):
+            module.config = own  # for good: activation checkpointing calls it again in the backward pass
+
+
+def _pack(_backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
+    """The call without its padding, with `padded_mask` for `_unpack`; None, which changes nothing, at other calls."""
+    named = {**inputs, "input_ids": args[0]} if len(args) == 1 else inputs
+    given = {name: value for name, value in named.items() if value is not None}
+    is_ours = len(args) < 2 and _NEEDED <= given.keys() <= _NEEDED | {"position_ids"} and not given["use_cache"]
+    if not is_ours or given["attention_mask"].shape != given["input_ids"].shape or given["attention_mask"].all():
+        return None
+    ids, is_token = given["input_ids"], given["attention_mask"].bool()
+    positions = given.get("position_ids", is_token.cumsum(1) - 1)
+    packed_ids = ids[is_token][None]
+    return (), {
+        "input_ids": packed_ids,
+        "attention_mask": torch.ones_like(packed_ids),  # none makes transformers warn of padding
+        "position_ids": positions.expand_as(ids)[is_token][None],
+        "use_cache": False,
+        "row_tokens": is_token.sum(1).tolist(),
+        "padded_mask": is_token,
+    }
+
+
+def _unpack(_backbone: nn.Module, _args: tuple[Any, ...], inputs: dict[str, Any], output: Any) -> Any:
+    """The output in the shape of the call that `_pack` changed."""
+    is_token = inputs.get("padded_mask")
+    if is_token is None:
+        return None
+    hidden = output.last_hidden_state[0]
+    padded = hidden.new_zeros(*is_token.shape, hidden.shape[-1])
+    output.last_hidden_state = padded.masked_scatter(is_token[..., None], hidden)
+    return output
 
 
 @contextmanager
@@ -38,18 +94,25 @@ def rows_apart(backbone: PreTrainedModel) -> Iterator[None]:
 
 
 def _attend_within_rows(
-    _module: nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    _attention_mask: None,
+    attention_mask: Tensor | None,
     *,
-    row_tokens: list[int],
+    row_tokens: list[int] | None = None,
     dropout: float,
     scaling: float,
-    **_options: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each row to itself; shapes (1, heads, tokens, head width), the result with heads third."""
+    """Causal attention of each row to itself, or without `row_tokens` transformers' own.
+
+    Shapes: (1, heads, tokens, head width), the result with heads third.
+    """
+    if row_tokens is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
     rows = zip(*(states.split(row_tokens, 2) for states in (query, key, value)), strict=True)
     attended = [
         nn.functional.scaled_dot_product_attention(*row, dropout_p=dropout, is_causal=True, scale=scaling)

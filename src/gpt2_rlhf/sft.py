@@ -14,7 +14,7 @@ from transformers import set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from gpt2_rlhf import data, launch, models, pipeline, scoring, tokens, training
+from gpt2_rlhf import data, launch, models, pipeline, rows_apart, scoring, tokens, training
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
 from gpt2_rlhf.stopwatch import Stopwatch
@@ -31,6 +31,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     work = Stopwatch()
     with work.running():
         before = scoring.heldout_loss(base, tokenizer, test_rows, batch_size)
+    rows_apart.use_fused_activations(base)
+    rows_apart.without_padding(base)
     set_seed(settings.seed)
     trainer = SFTTrainer(
         model=base,
