@@ -105,8 +105,8 @@ def test_only_text_goes_through_the_model_and_only_answers_to_the_vocabulary():
         lambda _, args, inputs: seen.update(text=inputs["input_ids"].numel()), with_kwargs=True
     )
     model.lm_head.register_forward_pre_hook(lambda _, args: seen.update(predicted=args[0].shape[:-1].numel()))
-    last = model.transformer.h[-1].mlp.c_fc
-    last.register_forward_pre_hook(lambda _, args: seen.update(fed_forward_last=args[0].shape[:-1].numel()))
+    last: Any = model.transformer.h[-1]
+    last.mlp.c_fc.register_forward_pre_hook(lambda _, args: seen.update(fed_forward_last=args[0].shape[:-1].numel()))
     ppo_forward.answer_logprobs(model, ROWS, 1.0)
     # the last layer also sees the last token of each prompt, which predicts the answer's first
     assert seen == {"text": 9 + 6 + 4 + 2 + 1 + 1, "fed_forward_last": 7 + 3 + 2, "predicted": 6 + 2 + 1}

@@ -177,7 +177,7 @@ def test_stock_fails_on_empty_answers_with_eos_as_padding_and_ours_refuses_that_
     with pytest.raises(UserError, match="never trains the EOS"):
         tiny.ours(args, processing_class=eos_padded)
 
-    trainer = tiny.ours(args, model=tiny.always_says(tiny.policy(), tiny.EOS_ID))
+    trainer: Any = tiny.ours(args, model=tiny.always_says(tiny.policy(), tiny.EOS_ID))
     before = tiny.digest(trainer.value_model)
     trainer.train()
     assert tiny.digest(trainer.value_model) != before
@@ -352,7 +352,7 @@ def test_no_model_card_is_written(tmp_path):
 # --- the algorithm is that of stock
 
 
-def first_update_of_both(tmp_path, monkeypatch, policy: Any, **changes: Any) -> tuple[Any, Any]:
+def first_update_of_both(tmp_path: Path, monkeypatch: Any, policy: Any, **changes: Any) -> tuple[Any, Any]:
     """A stock trainer's first update, and ours on the answers that the stock one has sampled."""
     args = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 4, "total_episodes": 4, "optim": "sgd"}
     args |= {"max_grad_norm": 0, "temperature": 0.7, "learning_rate": 0.1, **changes}
@@ -364,7 +364,8 @@ def first_update_of_both(tmp_path, monkeypatch, policy: Any, **changes: Any) -> 
         return generate_again(seen[-1], *given)
 
     def generate_again(token_ids: Any, model: Any, queries: Any, *_: Any) -> Any:
-        logits = stock_module.forward(model, token_ids, tiny.PAD_ID).logits[:, queries.shape[1] - 1 : -1]
+        output: Any = stock_module.forward(model, token_ids, tiny.PAD_ID)
+        logits = output.logits[:, queries.shape[1] - 1 : -1]
         return token_ids, logits / (0.7 + 1e-7)
 
     def replayed(model: Any, prompts: Any, **given: Any) -> Any:
@@ -384,7 +385,7 @@ def first_update_of_both(tmp_path, monkeypatch, policy: Any, **changes: Any) -> 
         return found
 
     monkeypatch.setattr(stock_module, "batch_generation", noting_length)
-    stock = tiny.stock(tiny.arguments(tmp_path, **args), model=policy())
+    stock: Any = tiny.stock(tiny.arguments(tmp_path, **args), model=policy())
     # ours never samples the padding token, to which stock gives 1/400 in these random models
     for model in (stock.policy_model, stock.ref_model):
         model.get_output_embeddings().register_forward_hook(lambda _m, _i, logits: ban(logits))
@@ -472,10 +473,10 @@ def test_stock_ignores_bf16_and_ours_computes_in_it_alike_in_rollout_and_update(
     args = {"bf16": True, "learning_rate": 0.0, "total_episodes": 4}
     stock = tiny.stock(tiny.arguments(tmp_path, **args))
     assert stock.accelerator.mixed_precision == "no"
-    ours = tiny.ours(tiny.arguments(tmp_path, **args))
+    ours: Any = tiny.ours(tiny.arguments(tmp_path, **args))
     assert ours.accelerator.mixed_precision == "bf16"
     dtypes = set()
-    ours.policy_model.lm_head.register_forward_hook(lambda _m, _i, logits: dtypes.add(logits.dtype))  # type: ignore[union-attr]
+    ours.policy_model.lm_head.register_forward_hook(lambda _m, _i, logits: dtypes.add(logits.dtype))
     ours.train()
     assert dtypes == {torch.bfloat16}
     assert {p.dtype for p in ours.model.parameters()} == {torch.float32}

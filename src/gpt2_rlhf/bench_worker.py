@@ -225,7 +225,9 @@ def _rows(comparison: Comparison, tokenizer: PreTrainedTokenizerBase, hh: str | 
         return _random_rows(comparison, tokenizer, comparison.shape["vocab_size"])
     source = ["data.train_pairs=1000", "data.test_pairs=1"]
     if comparison.prompt_tokens is not None:
-        source = ["data=hh_rlhf", f"data.path={hh}", "data.train_pairs=null"]
+        # quickstart's limits are for its model of 512 positions; the shapes that read these pairs have 1024
+        limits = ["data.max_prompt_tokens=512", "data.max_answer_tokens=256"]
+        source = ["data=hh_rlhf", f"data.path={hh}", "data.train_pairs=null", *limits]
     settings = config.load([*source, "data.disjoint=false"]).data
 
     def count_tokens(texts: list[str]) -> list[int]:

@@ -10,7 +10,7 @@ position in the prompts.
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
@@ -55,9 +55,10 @@ def save(trainer: "RepairedPPOTrainer") -> None:
         torch.save(trainer.optimizer.state_dict(), partial / _OPTIMIZER)
         torch.save(trainer.lr_scheduler.state_dict(), partial / _SCHEDULER)
         write_json(partial / _PPO, {"kl_coef": trainer.kl_coef, "forced": trainer.forced})
+        stateful: Any = trainer.state.stateful_callbacks
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
-                trainer.state.stateful_callbacks[type(callback).__name__] = callback.state()
+                stateful[type(callback).__name__] = callback.state()
         trainer.state.save_to_json(str(partial / _STATE))
     trainer.accelerator.wait_for_everyone()  # for the generators of the other processes
     if writer:
@@ -101,9 +102,10 @@ def load(trainer: "RepairedPPOTrainer", checkpoint: Path) -> None:
     trainer.state.episode = saved.episode
     trainer.state.epoch = saved.epoch
     trainer.state.log_history = saved.log_history
+    stateful: Any = saved.stateful_callbacks
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, ExportableState) and type(callback).__name__ in saved.stateful_callbacks:
-            for name, value in saved.stateful_callbacks[type(callback).__name__]["attributes"].items():
+        if isinstance(callback, ExportableState) and type(callback).__name__ in stateful:
+            for name, value in stateful[type(callback).__name__]["attributes"].items():
                 setattr(callback, name, value)
     own = json.loads((checkpoint / _PPO).read_text(encoding="utf-8"))
     trainer.kl_coef, trainer.forced = own["kl_coef"], own["forced"]

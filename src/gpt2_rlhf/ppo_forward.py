@@ -50,7 +50,9 @@ class Rows:
 class PolicyAndValue(stock.PolicyAndValueWrapper):
     """TRL's policy and value model as one module, so that DDP sees one pass, computed over the answers."""
 
-    def forward(self, rows: Rows, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(  # type: ignore[override]  # what train() calls, and nothing else
+        self, rows: Rows, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities and entropies in nats, and values; each (rows, answer)."""
         logprobs, entropies = answer_logprobs(self.policy, rows, temperature)
         return logprobs, entropies, answer_values(self.value_model, rows)
@@ -120,15 +122,15 @@ def _last_layer_only_at(backbone: nn.Module, wanted: Tensor) -> Iterator[None]:
     if not isinstance(backbone, GPT2Model):
         yield
         return
-    layer = backbone.h[-1].mlp
+    last: Any = backbone.h[-1]
     places = wanted.nonzero()[:, 0]
 
     def spread(_module: nn.Module, _inputs: Any, found: Tensor) -> Tensor:
         return found.new_zeros(1, len(wanted), found.shape[-1]).index_copy(1, places, found)
 
     handles = [
-        layer.register_forward_pre_hook(lambda _module, inputs: (inputs[0][:, places],)),
-        layer.register_forward_hook(spread),
+        last.mlp.register_forward_pre_hook(lambda _module, inputs: (inputs[0][:, places],)),
+        last.mlp.register_forward_hook(spread),
     ]
     try:
         yield
@@ -166,7 +168,9 @@ class _Logprobs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropies: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(  # type: ignore[override]  # torch types it as taking anything
+        ctx: Any, grad_logprobs: Tensor, _grad_entropies: Tensor
+    ) -> tuple[Tensor, None, None, None]:
         p, token_ids = ctx.saved_tensors
         scaled = (grad_logprobs / ctx.temperature)[:, None]
         gradient = p.mul_(-scaled).scatter_add_(1, token_ids[:, None], scaled)

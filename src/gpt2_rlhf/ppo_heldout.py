@@ -209,9 +209,7 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> l
     return [tokens.encode_ppo(tokenizer, {"prompt": prompt})["input_ids"] for prompt in prompts]
 
 
-def _utilities(
-    utility: Callable[[str, str], float], prompts: Sequence[str], answers: Sequence[Answer]
-) -> np.ndarray:
+def _utilities(utility: Callable[[str, str], float], prompts: Sequence[str], answers: Sequence[Answer]) -> np.ndarray:
     values = np.array([float(utility(prompt, answer.text)) for prompt, answer in zip(prompts, answers, strict=True)])
     _check_finite("data.utility", values, [answer.text for answer in answers])
     return values

@@ -50,7 +50,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
-        self._phases = dict.fromkeys(PHASES, 0.0)
+        self._phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

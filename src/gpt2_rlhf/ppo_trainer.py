@@ -218,6 +218,11 @@ class RepairedPPOTrainer(PPOTrainer):
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step", category=UserWarning)
                 self.lr_scheduler.step()
 
+    @property
+    def _policy_and_value(self) -> Any:
+        """The wrapper of both, or DDP around it."""
+        return self.model
+
     def train(self, resume_from_checkpoint: str | None = None) -> None:
         """Run PPO to `args.total_episodes`, from the start or from a `checkpoint-N` folder of the same arguments.
 
@@ -238,21 +243,23 @@ class RepairedPPOTrainer(PPOTrainer):
             if self.control.should_log:
                 self.log({**metrics, "episode": self.state.episode})
             if self.control.should_save:
-                self._save_checkpoint(self.model, trial=None)
+                self._save_checkpoint(self._policy_and_value, trial=None)
                 self.control = handler.on_save(self.args, self.state, self.control)
         self.control = handler.on_train_end(self.args, self.state, self.control)
 
     def _begin(self, checkpoint: Path | None) -> None:
-        state = self.state
+        state, updates, episodes = self.state, self.args.num_total_batches, self.args.total_episodes
+        assert updates is not None
+        assert episodes is not None
         state.global_step = state.episode = 0
         state.epoch = 0.0
-        state.max_steps = self.args.num_total_batches
-        state.num_train_epochs = self.args.total_episodes / self.train_dataset_len
+        state.max_steps = updates
+        state.num_train_epochs = math.ceil(episodes / self.train_dataset_len)
         state.compute_steps(self.args, state.max_steps)
         if checkpoint is not None:
             ppo_checkpoint.check(checkpoint, self.episodes_per_update, self.accelerator.num_processes)
             ppo_checkpoint.load(self, checkpoint)
-        self.model.train()
+        self._policy_and_value.train()
         self.control = self.callback_handler.on_train_begin(self.args, state, self.control)
         # Trackers may draw random numbers when they begin: the generators come last
         set_seed(self.local_seed)
@@ -281,7 +288,7 @@ class RepairedPPOTrainer(PPOTrainer):
         text_tokens = found.pop("text_tokens") * self.episodes_per_update
         error, square_error, mean, square = (found.pop(name) for name in _RETURNS)
         ratio_squared = found.pop("val/ratio_squared")
-        return {
+        metrics: dict[str, Any] = {
             **found,
             "val/ratio_var": ratio_squared - found["val/ratio"] ** 2,
             "val/explained_variance": explained_variance(error, square_error, mean, square),
@@ -290,6 +297,7 @@ class RepairedPPOTrainer(PPOTrainer):
             "lr": learning_rate,
             **clock.metrics(text_tokens, self.episodes_per_update),
         }
+        return metrics
 
     @torch.no_grad()
     def _roll_out(self, clock: Clock) -> Rollout:
@@ -362,8 +370,8 @@ class RepairedPPOTrainer(PPOTrainer):
                 for start in starts:
                     some = torch.from_numpy(minibatch[start : start + args.per_device_train_batch_size])
                     some = some.to(is_token.device)
-                    with nullcontext() if start == starts[-1] else self.accelerator.no_sync(self.model):
-                        logprobs, entropies, values = self.model(rows[some], args.temperature)
+                    with nullcontext() if start == starts[-1] else self.accelerator.no_sync(self._policy_and_value):
+                        logprobs, entropies, values = self._policy_and_value(rows[some], args.temperature)
                         surrogate, ratio, policy_clipped = ppo_losses.policy_loss(
                             logprobs, rollout.logprobs[some], advantages[some], is_token[some], args.cliprange
                         )
@@ -382,7 +390,9 @@ class RepairedPPOTrainer(PPOTrainer):
                     means.add("val/clipfrac_avg", value_clipped, valued)
                     means.add("val/ratio", ratio, tokens_of)
                     means.add("val/ratio_squared", ratio.square(), tokens_of)
-                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm or math.inf)
+                norm = self.accelerator.clip_grad_norm_(
+                    self._policy_and_value.parameters(), args.max_grad_norm or math.inf
+                )
                 assert norm is not None
                 norms.append(float(norm))
                 self.optimizer.step()

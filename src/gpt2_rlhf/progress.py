@@ -6,6 +6,7 @@ logs of a step that trained and then evaluated.
 """
 
 import json
+import shutil
 import signal
 import sys
 import time
@@ -101,12 +102,15 @@ class Progress(TrainerCallback):
         if not live and not last and now - self._printed < _LINE_EVERY_S:
             return
         self._printed = now
-        figures = "  ".join(f"{label} {value:.3g}" for label, value in self._figures.items())
-        line = f"  {self._name} {state.global_step}/{state.max_steps}  {figures}"
+        line = f"  {self._name} {state.global_step}/{state.max_steps}"
         done = state.global_step - self._first_step
         if done > 0:
             line += f"  eta {(now - self._started) / done * (state.max_steps - state.global_step):.0f} s"
-        print(f"\r{line:<100}" if live else line, end="" if live else "\n", flush=True)
+        line += "".join(f"  {label} {value:.3g}" for label, value in self._figures.items())
+        if live:  # a line that wraps cannot be rewritten in place
+            width = shutil.get_terminal_size().columns - 1
+            line = f"\r{line[:width]:<{width}}"
+        print(line, end="" if live else "\n", flush=True)
 
 
 class StopOnSignal(TrainerCallback):
