@@ -71,6 +71,8 @@ def _build(settings: Settings, missing: Sequence[Stage], ppo: Stage) -> None:
                 runner.run_in_child(settings, ppo, runner.check_arguments)
             if part.name in _DISTRIBUTED:
                 launch.use_next_port()
+                for need in part.needs.values():  # the first process writes their manifests, which PPO's gates read
+                    launch.wait_for(need)
             elif launch.rank() != 0:
                 launch.wait_for(part)
                 continue
