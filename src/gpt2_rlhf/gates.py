@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpt2_rlhf import launch
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.intervals import wilson
 
@@ -57,6 +58,6 @@ def pass_or_stop(faults: Sequence[str | None], force: bool) -> list[str]:
     found = [fault for fault in faults if fault is not None]
     if found and not force:
         raise UserError(f"{found[0]}; or go on with force=true")
-    for fault in found:
+    for fault in found if launch.rank() == 0 else []:
         print(f"  forced: {fault}", flush=True)
     return found

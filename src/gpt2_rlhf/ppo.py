@@ -21,8 +21,9 @@ from gpt2_rlhf.stopwatch import Stopwatch
 def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the `ppo` prompts and leave the policy in `stage.model_dir`."""
     report = manifest(stage.needs["reward"])["metrics"]
-    forced = gates.pass_or_stop([gates.reward_model_fault(report)], settings.force)
     reward = settings.ppo.reward
+    fault = gates.reward_model_fault(report) if reward.function is None else None  # else it only starts the critic
+    forced = gates.pass_or_stop([fault], settings.force)
     mean, std = (report["score_mean"], report["score_std"]) if reward.normalise else (0.0, 1.0)
     prompts = data.load(stage.needs["data"].directory, "ppo")
     tokenizer = models.load_base_tokenizer(settings.model)

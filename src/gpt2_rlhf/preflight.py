@@ -60,6 +60,8 @@ def _range_faults(settings: Settings) -> Iterator[str]:
     for key, value in positive.items():
         if value is not None and value <= 0:
             yield f"{key}: {value}; wanted a number above 0"
+    if not 0 <= settings.seed < 2**32:
+        yield f"seed: {settings.seed}; wanted a whole number from 0 to 4294967295"
     if settings.ppo.reward.function is not None and settings.ppo.reward.normalise:
         yield (
             "ppo.reward.normalise: it takes the mean and spread of the reward model's scores, and ppo.reward.function "

@@ -18,7 +18,7 @@ from typing import Any
 from gpt2_rlhf import model_files, sources
 from gpt2_rlhf.settings import Settings
 
-FORMAT = 1  # raise it when the same settings come to mean another result
+FORMAT = 2  # raise it when the same settings come to mean another result
 
 # Arguments of TRL's configs that cannot change the weights: what is logged, kept on disk or done by how many workers.
 NOT_HASHED = frozenset(
@@ -32,6 +32,8 @@ NOT_HASHED = frozenset(
         "run_name",
         "project",
         "trackio_space_id",
+        "trackio_bucket_id",
+        "trackio_static_space_id",
         "save_steps",
         "save_strategy",
         "save_total_limit",
