@@ -16,6 +16,18 @@ def test_scores_are_normalised_and_then_clipped():
     assert Shaping()(scores).tolist() == scores.tolist()
 
 
+@pytest.mark.parametrize("std", [0.0, -1.0, math.nan])
+def test_a_reward_model_without_spread_cannot_be_normalised_by(std):
+    with pytest.raises(UserError, match=r"ppo\.reward\.normalise"):
+        Shaping(std=std)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.nan])
+def test_a_clip_that_leaves_one_score_for_all_is_refused(clip):
+    with pytest.raises(UserError, match=r"ppo\.reward\.clip"):
+        Shaping(clip=clip)
+
+
 def test_a_function_that_gives_another_number_of_scores_is_refused():
     with pytest.raises(UserError, match="gave 1 scores for 2 answers"):
         ppo_reward.scores_of(lambda prompts, answers: [0.0], ["a", "b"], ["c", "d"])

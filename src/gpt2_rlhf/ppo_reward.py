@@ -21,6 +21,15 @@ class Shaping:
     std: float = 1.0
     clip: float | None = None
 
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise UserError(
+                f"ppo.reward.normalise: the reward model's scores have standard deviation {self.std:g}; it must be "
+                "above 0: the reward model tells no answers apart; train it again, or set ppo.reward.normalise=false"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"ppo.reward.clip: {self.clip:g}; give a number above 0, or null for no clipping")
+
     def __call__(self, scores: Tensor) -> Tensor:
         """Shaped scores, of the same shape."""
         normalised = (scores - self.mean) / self.std
