@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data sft reward ppo evaluate config status publish clean clean-all lint test bench
+.PHONY: help setup pipeline data sft reward judge ppo evaluate config status publish clean clean-all lint test bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -30,11 +30,12 @@ $(STAMP): pyproject.toml constraints.txt
 pipeline: $(STAMP)  ## SFT, reward model, PPO and evaluation; re-uses what is done
 	@$(BIN)/python -m gpt2_rlhf.pipeline $(OVERRIDES)
 
-data sft reward ppo evaluate: $(STAMP)
+data sft reward judge ppo evaluate: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf.$@ $(OVERRIDES)
 data:  ## the row report, and rows as the trainers see them
 sft:  ## up to supervised fine-tuning
 reward:  ## up to the reward model
+judge:  ## up to the judge, a second reward model that PPO is not trained on
 ppo:  ## up to PPO
 evaluate:  ## up to the comparison of base, SFT and PPO
 

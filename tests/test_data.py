@@ -24,7 +24,7 @@ PAIRS = Data(
     subsets=None,
     train_pairs=None,
     test_pairs=None,
-    shares={"sft": 0.3, "reward": 0.4, "ppo": 0.3},
+    shares={"sft": 0.3, "reward": 0.4, "judge": 0.0, "ppo": 0.3},
     disjoint=True,
     max_prompt_tokens=100,
     max_answer_tokens=50,
@@ -128,7 +128,7 @@ def test_limits_on_pairs_leave_the_report_on_the_source_alone(warts: Path) -> No
     whole, limited = with_settings(path=str(warts)), with_settings(path=str(warts), train_pairs=5, test_pairs=1)
     reports = [prepare(settings, sources.read(settings), count_words).report for settings in (whole, limited)]
     assert reports[0]["train"] == reports[1]["train"]
-    assert [sum(report["tables"][name]["pairs"] for name in data.STAGES) for report in reports] == [11, 5]
+    assert [sum(report["tables"][name]["pairs"] for name in ("sft", "reward", "ppo")) for report in reports] == [11, 5]
 
 
 def test_prompts_that_meet_a_test_prompt_once_cut_are_leaks_too() -> None:
@@ -156,23 +156,25 @@ def test_a_limit_counts_the_tokens_of_the_text_and_is_itself_allowed() -> None:
 
 def test_stages_get_their_shares_of_the_prompts_and_never_one_prompt_twice() -> None:
     twice = questions(100) * 2
-    tables = prepare(PAIRS, [*asking(*twice), *TEST], count_words).tables
+    settings = with_settings(shares={"sft": 0.3, "reward": 0.2, "judge": 0.2, "ppo": 0.3})
+    tables = prepare(settings, [*asking(*twice), *TEST], count_words).tables
     prompts = {name: prompts_of(tables[name]) for name in data.STAGES}
-    assert {name: len(found) for name, found in prompts.items()} == {"sft": 30, "reward": 40, "ppo": 30}
+    assert {name: len(found) for name, found in prompts.items()} == {"sft": 30, "reward": 20, "judge": 20, "ppo": 30}
     assert len(set().union(*prompts.values())) == 100
-    assert {name: len(tables[name]) for name in data.STAGES} == {"sft": 60, "reward": 80, "ppo": 30}
+    assert {name: len(tables[name]) for name in data.STAGES} == {"sft": 60, "reward": 40, "judge": 40, "ppo": 30}
 
 
-def test_shares_below_one_leave_prompts_unused() -> None:
-    settings = with_settings(shares={"sft": 0.1, "reward": 0.2, "ppo": 0.1})
+def test_shares_below_one_leave_prompts_unused_and_a_share_of_0_makes_no_table() -> None:
+    settings = with_settings(shares={"sft": 0.1, "reward": 0.2, "judge": 0.0, "ppo": 0.1})
     tables = prepare(settings, [*asking(*questions(50)), *TEST], count_words).tables
-    assert [len(tables[name]) for name in data.STAGES] == [5, 10, 5]
+    assert {name: len(rows) for name, rows in tables.items()} == {"sft": 5, "reward": 10, "ppo": 5, "test": 1}
 
 
 def test_without_disjoint_prompts_every_stage_gets_all_pairs_and_ppo_each_prompt_once() -> None:
     rows = [*asking(*questions(10) * 2), *TEST]
     tables = prepare(with_settings(disjoint=False), rows, count_words).tables
-    assert [len(tables[name]) for name in data.STAGES] == [20, 20, 10]
+    assert [len(tables[name]) for name in ("sft", "reward", "ppo")] == [20, 20, 10]
+    assert "judge" not in tables
     assert prompts_of(tables["ppo"]) == prompts_of(tables["sft"])
 
 
@@ -205,7 +207,7 @@ def test_without_a_test_file_a_tenth_of_the_prompts_is_held_out_whatever_seed_an
     wrapped = [f"\n\nHuman: {question}\n\nAssistant:" for question in questions(95)]
     by_hash = sorted(wrapped, key=lambda prompt: hashlib.sha256(prompt.encode()).hexdigest())
     assert held_out[0] == held_out[1] == set(by_hash[:10])  # a tenth of 95, rounded up
-    assert not held_out[0] & set().union(*(prompts_of(runs[0].tables[name]) for name in data.STAGES))
+    assert not held_out[0] & set().union(*(prompts_of(runs[0].tables[name]) for name in ("sft", "reward", "ppo")))
     report = runs[0].report
     assert (report["held_out_prompts"], report["train"]["read"], report["test"]["read"]) == (10, 170, 20)
 
@@ -264,7 +266,7 @@ def prepared(tmp_path: Path, warts: Path, monkeypatch: pytest.MonkeyPatch) -> tu
 
 def test_a_stage_reads_back_the_tables_that_were_written(prepared: tuple[Path, dict[str, Any]]) -> None:
     directory, metrics = prepared
-    for name in (*data.STAGES, "test"):
+    for name in ("sft", "reward", "ppo", "test"):
         assert len(load(directory, name)) == metrics["tables"][name]["pairs"]
     assert load(directory, "test") == [
         {

@@ -94,7 +94,7 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
             subsets=None,
             train_pairs=None,
             test_pairs=None,
-            shares={"sft": 0.3, "reward": 0.4, "ppo": 0.3},
+            shares={"sft": 0.3, "reward": 0.4, "judge": 0.0, "ppo": 0.3},
             disjoint=True,
             max_prompt_tokens=60,
             max_answer_tokens=20,

@@ -27,10 +27,10 @@ def test_the_same_settings_name_the_same_directories() -> None:
     ("override", "stages"),
     [
         ("ppo.args.kl_coef=0.2", {"ppo", "evaluate"}),
-        ("reward.args.learning_rate=2e-5", {"reward", "ppo", "evaluate"}),
-        ("sft.peft.r=4", {"sft", "reward", "ppo", "evaluate"}),
-        ("data.train_pairs=100", {"data", "sft", "reward", "ppo", "evaluate"}),
-        ("seed=1", {"sft", "reward", "ppo", "evaluate"}),
+        ("reward.args.learning_rate=2e-5", {"reward", "judge", "ppo", "evaluate"}),
+        ("sft.peft.r=4", {"sft", "reward", "judge", "ppo", "evaluate"}),
+        ("data.train_pairs=100", {"data", "sft", "reward", "judge", "ppo", "evaluate"}),
+        ("seed=1", {"sft", "reward", "judge", "ppo", "evaluate"}),
         ("evaluate.prompts=8", {"evaluate"}),
         ("data.utility=null", {"evaluate"}),
         ("sft.args.logging_steps=1", set()),
@@ -43,7 +43,15 @@ def test_a_setting_changes_the_stages_it_can_change_and_no_others(override: str,
 
 
 def test_more_processes_change_what_is_trained_and_not_the_data() -> None:
-    assert changed(processes=2) == {"sft", "reward", "ppo", "evaluate"}
+    assert changed(processes=2) == {"sft", "reward", "judge", "ppo", "evaluate"}
+
+
+def test_the_judge_has_another_seed_than_the_reward_model_and_without_a_share_there_is_none() -> None:
+    stages = stage.plan(config.load([]), processes=1)
+    assert (stages["reward"].seed, stages["judge"].seed) == (0, 1)
+    assert "judge" in stages["ppo"].needs
+    for without in ("data.shares.judge=0", "data.disjoint=false"):
+        assert list(plan(without)) == ["data", "sft", "reward", "ppo", "evaluate"]
 
 
 def test_local_pairs_count_by_content_and_not_by_place(tmp_path: Path) -> None:

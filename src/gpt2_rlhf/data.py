@@ -1,4 +1,4 @@
-"""Turn a source's rows into the four tables that the stages read, sft, reward, ppo and test, and count what went where.
+"""Turn a source's rows into the tables that the stages read, sft, reward, judge, ppo and test, and count what went where.
 
 Rows that cannot be used are dropped for a named reason and listed in data.json, since a silent filter is how a data set
 loses a third of itself unseen. Prompts are divided among the stages, not rows, so that none meets a prompt that another
@@ -26,7 +26,7 @@ from gpt2_rlhf.settings import Data, Settings
 from gpt2_rlhf.stage import Outcome, Stage
 from gpt2_rlhf.transcripts import Pair, Unusable, fit_prompts, pair
 
-STAGES = ("sft", "reward", "ppo")
+STAGES = ("sft", "reward", "judge", "ppo")
 HELD_OUT_SHARE = 0.1  # of the prompts of a subset without a test file
 
 ANSWER_TOO_LONG = "answer too long"
@@ -78,7 +78,7 @@ class _Side:
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
-    """Write sft, reward, ppo and test.parquet and data.json into the stage's directory; metrics are its counts.
+    """Write each table as parquet, and data.json, into the stage's directory; metrics are its counts.
 
     Raises:
         UserError: the source cannot be read, or leaves a stage without rows.
@@ -105,7 +105,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
 
 
 def load(directory: Path, split: str) -> list[dict[str, Any]]:
-    """The rows of one of `run`'s tables (sft, reward, ppo, test) with the fields of transcripts.Pair.
+    """The rows of one of `run`'s tables (sft, reward, judge, ppo, test) with the fields of transcripts.Pair.
 
     Raises:
         UserError: the directory has no such table.
@@ -176,7 +176,7 @@ def divide(pairs: Sequence[Pair], data: Data) -> dict[str, list[Pair]]:
         return {"sft": whole, "reward": whole, "ppo": [group[0] for group in groups]}
     tables: dict[str, list[Pair]] = {}
     share_before = 0.0
-    for name in STAGES:
+    for name in [name for name in STAGES if data.shares[name] > 0]:
         share_after = share_before + data.shares[name]
         own = groups[round(share_before * len(groups)) : round(share_after * len(groups))]
         if not own:

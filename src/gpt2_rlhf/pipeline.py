@@ -15,7 +15,7 @@ from gpt2_rlhf.errors import exit_with_one_line
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Stage
 
-_DISTRIBUTED = ("sft", "reward", "ppo")
+_DISTRIBUTED = ("sft", "reward", "judge", "ppo")
 
 USAGE = """usage: python -m gpt2_rlhf.{module} [key=value ...]     (or: make {target} [key=value ...])
 

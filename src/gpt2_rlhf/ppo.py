@@ -30,7 +30,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     padding = tokens.padding_copy(tokenizer, "left")
     sft_dir, reward_dir = str(stage.needs["sft"].model_dir), str(stage.needs["reward"].model_dir)
     adapter = models.lora(settings.ppo.peft, TaskType.CAUSAL_LM)
-    set_seed(settings.seed)
+    set_seed(stage.seed)
 
     work = Stopwatch()
     trainer = RepairedPPOTrainer(

@@ -9,7 +9,7 @@ from gpt2_rlhf import model_files, sources, truth
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.settings import Settings
 
-_SPLITS = ("sft", "reward", "ppo")
+_SPLITS = ("sft", "reward", "judge", "ppo")
 
 
 def check(settings: Settings) -> None:
@@ -31,9 +31,10 @@ def check(settings: Settings) -> None:
 def _range_faults(settings: Settings) -> Iterator[str]:
     data, evaluate, args = settings.data, settings.evaluate, settings.ppo.args
     if sorted(data.shares) != sorted(_SPLITS):
-        yield f"data.shares: given for {sorted(data.shares)}; wanted sft, reward and ppo, each a share of the prompts"
-    if any(share <= 0 for share in data.shares.values()) or sum(data.shares.values()) > 1 + 1e-9:
-        yield f"data.shares: {data.shares}; wanted shares above 0 that sum to at most 1"
+        yield f"data.shares: given for {sorted(data.shares)}; wanted shares of the prompts for sft, reward, judge and ppo"
+    needed = [share for name, share in data.shares.items() if name != "judge" or share < 0]
+    if min(needed) <= 0 or sum(data.shares.values()) > 1 + 1e-9:
+        yield f"data.shares: {data.shares}; wanted shares above 0 (for judge also 0) that sum to at most 1"
     positive = {
         "data.train_pairs": data.train_pairs,
         "data.test_pairs": data.test_pairs,

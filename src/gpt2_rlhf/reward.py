@@ -19,12 +19,12 @@ from gpt2_rlhf.stopwatch import Stopwatch
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
-    """Train on the `reward` rows and leave the model in `stage.model_dir`, with its held-out accuracy."""
+    """Train on the stage's own rows, `reward` or `judge`, and leave the model in `stage.model_dir` with its accuracy."""
     prepared = stage.needs["data"].directory
-    train_rows, test_rows = data.load(prepared, "reward"), data.load(prepared, "test")
+    train_rows, test_rows = data.load(prepared, stage.name), data.load(prepared, "test")
     tokenizer = models.load_base_tokenizer(settings.model)
     padding = tokens.padding_copy(tokenizer, "right")
-    set_seed(settings.seed)  # before the score head is drawn
+    set_seed(stage.seed)  # before the score head is drawn
     model = models.load_reward(str(stage.needs["sft"].model_dir), tokens.pad_id(padding))
     rows_apart.use_fused_activations(model)
     rows_apart.without_padding(model)
@@ -46,7 +46,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     training.save(trainer.model, tokenizer, stage.model_dir)
     saved = models.load_reward(str(stage.model_dir), tokens.pad_id(padding))
     with work.running():
-        report = scoring.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, settings.seed)
+        report = scoring.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, stage.seed)
     return Outcome(
         {**report, "train_rows": len(train_rows), "steps": trainer.state.global_step},
         work.seconds,

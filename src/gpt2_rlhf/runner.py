@@ -38,7 +38,7 @@ _EXIT_USER = 2
 
 def import_trainers() -> None:
     """Import what the stages need, before the first fork and without touching a device."""
-    for name in ("sft", "reward", "ppo", "evaluate"):
+    for name in ("sft", "reward", "judge", "ppo", "evaluate"):
         importlib.import_module(f"gpt2_rlhf.{name}")
 
 
@@ -135,7 +135,7 @@ def _manifest(
         "stage": stage.name,
         "directory": stage.directory.name,
         "inputs": stage.inputs,
-        "seed": settings.seed,
+        "seed": stage.inputs.get("seed", settings.seed),
         "started_at": f"{started_at:%Y-%m-%d %H:%M:%S} UTC",
         "finished_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "wall_s": time.perf_counter() - started,

@@ -92,6 +92,7 @@ def summary(
         },
         "sft": records["sft"]["metrics"],
         "reward_model": records["reward"]["metrics"],
+        "judge": records["judge"]["metrics"] if "judge" in records else None,
         "ppo": records["ppo"]["metrics"],
         "evaluation": records["evaluate"]["metrics"],
     }

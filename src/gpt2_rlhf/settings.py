@@ -27,12 +27,17 @@ class Data:
     subsets: list[str] | None  # folders of the source to read; null reads every one there
     train_pairs: int | None  # null takes all
     test_pairs: int | None
-    shares: dict[str, float]  # of the training prompts: sft, reward, ppo
-    disjoint: bool  # false: every stage gets all the training pairs
+    shares: dict[str, float]  # of the training prompts: sft, reward, judge, ppo
+    disjoint: bool  # false: every stage gets all the training pairs, and there is no judge
     max_prompt_tokens: int
     max_answer_tokens: int
     seed: int
     utility: str | None  # import path "module:function" of a (prompt, answer) -> float that is the truth
+
+    @property
+    def has_judge(self) -> bool:
+        """Whether a second reward model is trained, on pairs that nothing else sees."""
+        return self.disjoint and self.shares.get("judge", 0) > 0
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         before = scoring.heldout_loss(base, tokenizer, test_rows, batch_size)
     rows_apart.use_fused_activations(base)
     rows_apart.without_padding(base)
-    set_seed(settings.seed)
+    set_seed(stage.seed)
     trainer = SFTTrainer(
         model=base,
         args=SFTConfig(**training.arguments(settings, stage, settings.sft.args), max_length=None),

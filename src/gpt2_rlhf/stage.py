@@ -43,14 +43,6 @@ NOT_HASHED = frozenset(
     }
 )
 
-NEEDS: dict[str, tuple[str, ...]] = {
-    "data": (),
-    "sft": ("data",),
-    "reward": ("data", "sft"),
-    "ppo": ("data", "sft", "reward"),
-    "evaluate": ("data", "sft", "reward", "ppo"),
-}
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -65,6 +57,11 @@ class Stage:
     def model_dir(self) -> Path:
         """Where the stage leaves its model and tokenizer."""
         return self.directory / "model"
+
+    @property
+    def seed(self) -> int:
+        """What the stage's training draws its random numbers from."""
+        return int(self.inputs["seed"])
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -87,18 +84,28 @@ def plan(settings: Settings, processes: int) -> dict[str, Stage]:
     """
     base = {"model": model_files.identity(settings.model), "random": settings.model.random}
     trained = {"seed": settings.seed, "processes": processes}
+    judges = ("judge",) if settings.data.has_judge else ()
+    needs: dict[str, tuple[str, ...]] = {
+        "data": (),
+        "sft": ("data",),
+        "reward": ("data", "sft"),
+        **{name: ("data", "sft") for name in judges},
+        "ppo": ("data", "sft", "reward", *judges),
+        "evaluate": ("data", "sft", "reward", *judges, "ppo"),
+    }
     own: dict[str, dict[str, Any]] = {
         "data": {"data": _split_settings(settings), "source": sources.fingerprint(settings.data), **base},
         "sft": {"sft": _hashed(settings.sft), **base, **trained},
         "reward": {"reward": _hashed(settings.reward), **trained},
+        "judge": {"reward": _hashed(settings.reward), **trained, "seed": settings.seed + 1},
         "ppo": {"ppo": _hashed(settings.ppo), **trained},
         "evaluate": {"evaluate": dataclasses.asdict(settings.evaluate), "utility": settings.data.utility, **base},
     }
     stages: dict[str, Stage] = {}
-    for name, needs in NEEDS.items():
-        inputs = {"format": FORMAT, **own[name], "needs": {n: stages[n].directory.name for n in needs}}
+    for name, builds_on in needs.items():
+        inputs = {"format": FORMAT, **own[name], "needs": {n: stages[n].directory.name for n in builds_on}}
         directory = Path(settings.output_dir) / "stages" / f"{name}-{content_hash(inputs)}"
-        stages[name] = Stage(name, directory, inputs, {n: stages[n] for n in needs})
+        stages[name] = Stage(name, directory, inputs, {n: stages[n] for n in builds_on})
     return stages
 
 

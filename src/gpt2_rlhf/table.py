@@ -69,7 +69,7 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
     if stage == "sft":
         before, after = metrics["heldout_loss_before"], metrics["heldout_loss_after"]
         return f"held-out loss {_figure(before)} before, {_figure(after)} after, nats per token"
-    if stage == "reward":
+    if stage in ("reward", "judge"):
         longer = metrics["baselines"]["longer_answer_wins"]
         return f"held-out accuracy {_share(metrics['accuracy'])}, the longer answer wins {_share(longer)}"
     return f"{metrics['episodes']} episodes in {metrics['updates']} updates"

@@ -32,8 +32,8 @@ def arguments(settings: Settings, stage: Stage, chosen: Mapping[str, Any]) -> di
     }
     own = {
         "output_dir": str(stage.checkpoints_dir),
-        "seed": settings.seed,
-        "data_seed": settings.seed,
+        "seed": stage.seed,
+        "data_seed": stage.seed,
         "disable_tqdm": True,
     }
     precision = {"bf16": False, "fp16": False} if no_accelerator else {}
