@@ -26,7 +26,7 @@ def ppo_stage(directory: Path) -> Stage:
     data = Stage("data", directory / "data", {}, {})
     data.directory.mkdir()
     stage.write_json(data.directory / "manifest.json", {"metrics": {"tables": {"ppo": {"prompts": 1000}}}})
-    return Stage("ppo", directory / "ppo", {}, {"data": data})
+    return Stage("ppo", directory / "ppo", {"seed": 0}, {"data": data})
 
 
 def chosen_arguments(settings: Settings, part: Stage) -> dict[str, dict[str, Any]]:

@@ -31,7 +31,7 @@ def check(settings: Settings) -> None:
 def _range_faults(settings: Settings) -> Iterator[str]:
     data, evaluate, args = settings.data, settings.evaluate, settings.ppo.args
     if sorted(data.shares) != sorted(_SPLITS):
-        yield f"data.shares: given for {sorted(data.shares)}; wanted shares of the prompts for sft, reward, judge and ppo"
+        yield f"data.shares: given for {sorted(data.shares)}; wanted shares for sft, reward, judge and ppo"
     needed = [share for name, share in data.shares.items() if name != "judge" or share < 0]
     if min(needed) <= 0 or sum(data.shares.values()) > 1 + 1e-9:
         yield f"data.shares: {data.shares}; wanted shares above 0 (for judge also 0) that sum to at most 1"

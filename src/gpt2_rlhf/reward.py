@@ -19,7 +19,7 @@ from gpt2_rlhf.stopwatch import Stopwatch
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
-    """Train on the stage's own rows, `reward` or `judge`, and leave the model in `stage.model_dir` with its accuracy."""
+    """Train on the stage's own rows (`reward` or `judge`); leave the model in `stage.model_dir`, with its accuracy."""
     prepared = stage.needs["data"].directory
     train_rows, test_rows = data.load(prepared, stage.name), data.load(prepared, "test")
     tokenizer = models.load_base_tokenizer(settings.model)

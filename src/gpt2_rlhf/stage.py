@@ -89,7 +89,7 @@ def plan(settings: Settings, processes: int) -> dict[str, Stage]:
         "data": (),
         "sft": ("data",),
         "reward": ("data", "sft"),
-        **{name: ("data", "sft") for name in judges},
+        **dict.fromkeys(judges, ("data", "sft")),
         "ppo": ("data", "sft", "reward", *judges),
         "evaluate": ("data", "sft", "reward", *judges, "ppo"),
     }
