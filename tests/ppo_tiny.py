@@ -23,8 +23,10 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from gpt2_rlhf import tokens
+from gpt2_rlhf import ppo_heldout, tokens
 from gpt2_rlhf.ppo_trainer import RepairedPPOTrainer
+from gpt2_rlhf.ppo_watch import Watch
+from gpt2_rlhf.settings import Guard
 
 EOS = "<|endoftext|>"
 VOCABULARY = 400
@@ -112,6 +114,27 @@ def prompts(count: int = 12) -> Dataset:
     """Prompts of different lengths."""
     texts = [f"\n\nHuman: {' '.join(_WORDS[i % 7 : i % 7 + 1 + i % 5])} {i}?\n\nAssistant:" for i in range(count)]
     return Dataset.from_list([tokens.encode_ppo(tokenizer(), {"prompt": text}) for text in texts])
+
+
+NO_LIMITS = Guard(enabled=True, max_kl_nats=1e9, min_eos_rate=0, min_distinct_2=0, max_length_ratio=1e9)
+
+
+def watch(directory: Path, guard: Guard = NO_LIMITS) -> Watch:
+    """Measures the policy for real on two prompts; the answer's length stands for the judge's opinion."""
+    texts = ["\n\nHuman: how?\n\nAssistant:", "\n\nHuman: my bike please?\n\nAssistant:"]
+    measure = functools.partial(
+        ppo_heldout.measure,
+        tokenizer=tokenizer(),
+        prompts=texts,
+        reward=ppo_heldout.by_model("reward", scorer(1), tokenizer(), 2),
+        judge=ppo_heldout.by_function(lambda _, answers: [float(len(answer)) for answer in answers]),
+        utility=None,
+        seed=5,
+        max_new_tokens=RESPONSE,
+        temperature=1.0,
+        batch_size=2,
+    )
+    return Watch(directory, texts, measure, "reward", guard)
 
 
 def arguments(directory: Path, **changes: Any) -> PPOConfig:

@@ -19,7 +19,13 @@ from gpt2_rlhf import ppo_checkpoint
 def arguments(directory: Path) -> Any:
     # 12 prompts, 4 rollouts an update over 2 processes: 3 updates to a pass; checkpoints in mid-pass
     return tiny.arguments(
-        directory, gradient_accumulation_steps=1, total_episodes=20, save_strategy="steps", save_steps=2
+        directory,
+        gradient_accumulation_steps=1,
+        total_episodes=20,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
     )
 
 
@@ -44,7 +50,7 @@ def stock(directory: Path) -> dict[str, str]:
 
 def whole(directory: Path) -> dict[str, Any]:
     """An uninterrupted run of all weights; one with an adapter; one with an adapter that is interrupted and resumed."""
-    full = tiny.ours(arguments(directory / "full"))
+    full = tiny.ours(arguments(directory / "full"), watch=tiny.watch(directory / "full-heldout"))
     full.train()
     full.save_model(str(directory / "model"))
     full.accelerator.wait_for_everyone()
@@ -65,6 +71,7 @@ def whole(directory: Path) -> dict[str, Any]:
     return {
         "full": tiny.trained_digest(full),
         "steps": full.state.global_step,
+        "best": full.best_update,
         "reloaded": tiny.digest(GPT2LMHeadModel.from_pretrained(directory / "model")),
         "lora": tiny.trained_digest(adapter),
         "lora_stopped_at": stopped.state.global_step,
@@ -83,14 +90,14 @@ def killed(directory: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     ppo_checkpoint.write_model = write_or_die
-    tiny.ours(arguments(directory / "killed")).train()
+    tiny.ours(arguments(directory / "killed"), watch=tiny.watch(directory / "killed-heldout")).train()
 
 
 def resumed(directory: Path) -> dict[str, Any]:
     checkpoint = get_last_checkpoint(str(directory / "killed"))
-    trainer = tiny.ours(arguments(directory / "killed"))
+    trainer = tiny.ours(arguments(directory / "killed"), watch=tiny.watch(directory / "killed-heldout"))
     trainer.train(checkpoint)
-    return {"from": Path(str(checkpoint)).name, "full": tiny.trained_digest(trainer)}
+    return {"from": Path(str(checkpoint)).name, "full": tiny.trained_digest(trainer), "best": trainer.best_update}
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def summary() -> dict[str, Any]:
             "by_subset": {},
             "pairs": 7,
         },
-        "ppo": {"forced": []},
+        "ppo": {"forced": [], "stopped": None},
+        "seeds": None,
         "evaluation": {
             "prompts": 7,
             "seed": 0,

@@ -13,7 +13,7 @@ import torch
 
 from gpt2_rlhf import evaluate, models, settings, tokens
 from gpt2_rlhf.errors import UserError
-from gpt2_rlhf.evaluate import Judged, compare, distinct_2, distinct_prompts
+from gpt2_rlhf.evaluate import Judged, compare, distinct_prompts
 from gpt2_rlhf.generation import Answer
 from gpt2_rlhf.stage import Outcome, Stage
 from tiny import tiny_policy, tiny_reward, tiny_tokenizer
@@ -103,7 +103,15 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
         ),
         sft=settings.Sft({}, peft),
         reward=settings.Reward({}, peft),
-        ppo=settings.Ppo({}, peft, settings.PpoReward(None, False, None), settings.PpoKl(None, 1)),
+        ppo=settings.Ppo(
+            {},
+            peft,
+            None,
+            settings.PpoReward(None, False, None),
+            settings.PpoKl(None, 1),
+            settings.Heldout(1, None, "last"),
+            settings.Guard(False, 1, 0, 0, 2),
+        ),
         evaluate=EVALUATE,
         publish=settings.Publish(None, True),
         launch=settings.Launch(1, None),
@@ -277,14 +285,6 @@ def test_lengths_and_eos_rate_are_means_over_prompts():
     assert figures["answer_tokens"]["mean"] == pytest.approx(4 / 3)
     assert figures["eos_rate"]["mean"] == pytest.approx(2 / 3)
     assert figures["distinct_2"]["mean"] == pytest.approx((1 + 1 + 1 / 2) / 3)
-
-
-@pytest.mark.parametrize(
-    ("ids", "expected"),
-    [([], 1.0), ([7], 1.0), ([7, 8], 1.0), ([7, 7, 7, 7], 1 / 3), ([1, 2, 1, 2, 1], 2 / 4), ([1, 2, 3], 1.0)],
-)
-def test_distinct_2_is_distinct_bigrams_over_bigrams(ids: list[int], expected: float):
-    assert distinct_2(ids) == pytest.approx(expected)
 
 
 def test_distinct_prompts_keep_file_order_and_the_first_row():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from gpt2_rlhf.embedded import generator
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = (
     "data.train_pairs=240",
     "data.test_pairs=48",
+    "data.shares={sft: 0.2, reward: 0.4, judge: 0.2, ppo: 0.2}",
     "sft.args.per_device_train_batch_size=8",
     "sft.args.num_train_epochs=3",
     "sft.args.save_steps=2",
@@ -27,10 +31,12 @@ SMALL = (
     "ppo.args.total_episodes=48",
     "ppo.args.response_length=16",
     "ppo.args.save_steps=1",
+    "ppo.args.eval_steps=2",
+    "ppo.heldout.prompts=16",
     "evaluate.prompts=16",
     "force=true",  # a reward model of so few pairs is no better than chance
 )
-TRAINED = ("sft", "reward", "ppo")
+TRAINED = ("sft", "reward", "judge", "ppo")
 
 pytestmark = pytest.mark.slow
 
@@ -116,8 +122,90 @@ def test_a_second_run_trains_nothing_and_shows_the_same_figures(finished: Path) 
 def test_another_kl_coefficient_trains_ppo_only(finished: Path) -> None:
     done = pipeline(finished, "ppo.args.kl_coef=0.2")
     assert done.returncode == 0, done.stderr
-    assert reused(finished) == {"data": True, "sft": True, "reward": True, "ppo": False, "evaluate": False}
+    ran = {name for name, was_reused in reused(finished).items() if not was_reused}
+    assert ran == {"ppo", "evaluate"}
     assert pipeline(finished).returncode == 0  # `latest` is again the run that the other tests look at
+
+
+def test_a_guard_that_stops_ppo_hands_on_the_best_policy_and_says_so(finished: Path) -> None:
+    done = pipeline(finished, "ppo.guard.max_kl_nats=1e-9")
+    assert done.returncode == 0, done.stderr
+    assert "the guard stopped PPO: update 2: KL to SFT" in done.stdout
+    assert "The policy of update 0 was handed on." in " ".join(done.stdout.split())
+    found = summary(finished)["ppo"]
+    assert (found["updates"], found["kept_update"]) == (2, 0)
+    assert found["heldout"]["kept"] == found["heldout"]["start"]
+    assert weights(finished)["ppo"] == weights(finished)["sft"]
+    assert pipeline(finished).returncode == 0
+
+
+def test_several_seeds_of_ppo_share_all_that_comes_before_and_report_their_spread(finished: Path) -> None:
+    before = weights(finished)
+    done = pipeline(finished, "ppo.seeds=[0,1]")
+    assert done.returncode == 0, done.stderr
+    assert all(reused(finished).values())  # of seed 0, the run's own
+    found = summary(finished)["seeds"]
+    assert [one["seed"] for one in found["by_seed"]] == [0, 1]
+    rewards = [one["reward"]["mean"] for one in found["by_seed"]]
+    assert rewards[0] == summary(finished)["evaluation"]["models"]["ppo"]["reward"]["mean"]
+    assert rewards[0] != rewards[1]
+    assert found["over_seeds"]["reward"]["mean"] == pytest.approx(sum(rewards) / 2)
+    assert "PPO with seeds 0, 1" in done.stdout
+    other = json.loads((finished / "latest" / "ppo-seed1" / "manifest.json").read_text())
+    assert other["seed"] == 1
+    assert other["weights_sha256"]["model.safetensors"] != before["ppo"]
+    assert pipeline(finished).returncode == 0
+    assert summary(finished)["seeds"] is None
+
+
+def test_a_policy_that_was_forced_past_a_gate_is_not_taken_up_without_force(finished: Path) -> None:
+    done = pipeline(finished, "force=false")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: reward: the reward model is right on")
+    assert "was trained all the same; to take it up, set force=true" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_reward_model_of_shuffled_labels_is_stopped_and_named(tmp_path: Path) -> None:
+    coin = random.Random(0)
+    rows = generator.pairs(1500, seed=1)
+    for row in rows:
+        if coin.random() < 0.5:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    texts = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    for name, some in (("train", texts[:1200]), ("test", texts[1200:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    larger = ("data.train_pairs=null", "data.test_pairs=null", "reward.args.save_steps=1000")
+    done = pipeline(tmp_path / "out", f"data.path={tmp_path}", *larger, "data.utility=null", "force=false")
+    assert done.returncode == 2, done.stdout
+    assert re.fullmatch(
+        r"error: reward: the reward model is right on .* of held-out pairs, (where chance is 50 %|and taking the "
+        r"(longer|shorter) answer is right on .*); give it more pairs .* and check the labels; or go on with force=true\n",
+        done.stderr,
+    )
+    assert not list(tmp_path.glob("out/stages/ppo-*/model"))
+
+
+def test_an_sft_model_that_never_ends_an_answer_is_stopped_and_named(tmp_path: Path) -> None:
+    # random weights give each of 50,257 tokens about the same probability, so EOS nearly none
+    shape = "model.random={vocab_size: 50257, n_positions: 512, n_embd: 32, n_layer: 1, n_head: 1}"
+    little = ("sft.args.max_steps=1", "sft.args.learning_rate=1e-9", "reward.args.max_steps=1")
+    own_reward = "ppo.reward.function=math_of_length:score"
+    (tmp_path / "math_of_length.py").write_text("def score(prompts, answers):\n    return [len(a) for a in answers]\n")
+    command = [sys.executable, "-m", "gpt2_rlhf.pipeline", f"output_dir={tmp_path}", *SMALL]
+    overrides = ["model=gpt2_random", shape, *little, own_reward, "force=false"]
+    done = subprocess.run(
+        [*command, *overrides],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: sft: 0 of 16 answers of the SFT model ended with EOS")
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_usage_snippet_of_the_card_runs_and_writes_an_answer(finished: Path) -> None:
@@ -191,7 +279,7 @@ def test_a_stage_alone_builds_what_it_needs_and_no_more(tmp_path: Path) -> None:
 
 
 def test_lora_in_every_stage_hands_on_merged_models(tmp_path: Path) -> None:
-    done = pipeline(tmp_path, *(f"{stage}.peft.r=4" for stage in TRAINED))
+    done = pipeline(tmp_path, *(f"{stage}.peft.r=4" for stage in ("sft", "reward", "ppo")))
     assert done.returncode == 0, done.stderr
     for stage in TRAINED:
         files = {p.name for p in (tmp_path / "latest" / stage / "model").iterdir()}
@@ -203,7 +291,7 @@ def test_two_processes_train_and_save_all_stages(tmp_path: Path) -> None:
     done = pipeline(tmp_path, "launch.processes=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not any(reused(tmp_path).values())
-    assert len(set(weights(tmp_path).values())) == 3
+    assert len(set(weights(tmp_path).values())) == 4
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     for stage in ("sft", "ppo"):

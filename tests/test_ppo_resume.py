@@ -292,4 +292,4 @@ def test_ours_trains_saves_and_resumes_to_the_bit_under_two_processes_also_after
     status, _ = torchrun("killed", tmp_path)
     assert status != 0
     _, ranks = torchrun("resumed", tmp_path)
-    assert ranks == [{"from": "checkpoint-2", "full": first["full"]}] * 2
+    assert ranks == [{"from": "checkpoint-2", "full": first["full"], "best": first["best"]}] * 2

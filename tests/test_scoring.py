@@ -1,11 +1,21 @@
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer
 
 from gpt2_rlhf import scoring, tokens
 from gpt2_rlhf.intervals import wilson
-from gpt2_rlhf.scoring import answer_nll, by_length, heldout_loss, reward_report, score, sequence_logprobs
+from gpt2_rlhf.scoring import (
+    answer_nll,
+    by_length,
+    distinct_2,
+    heldout_loss,
+    kl_by_row,
+    reward_report,
+    score,
+    sequence_logprobs,
+)
 from tiny import tiny_policy, tiny_reward, tiny_tokenizer
 
 
@@ -109,6 +119,79 @@ def test_an_empty_answer_has_no_logprobs_and_an_empty_prompt_is_refused(policy):
     assert [row.size for row in found] == [0, 1]
     with pytest.raises(ValueError, match="an empty prompt"):
         sequence_logprobs(policy, [[]], [[7]], 1.0, 1)
+
+
+def prompts_and_answers(tokenizer: GPT2Tokenizer) -> tuple[list[list[int]], list[list[int]]]:
+    return tuple([tokenizer(row[part])["input_ids"] for row in ROWS] for part in ("prompt", "chosen"))  # type: ignore[return-value]
+
+
+def test_exact_kl_is_the_sum_over_the_vocabulary_at_each_token_of_the_answer(policy, tokenizer):
+    reference, (prompts, answers) = tiny_policy(tokenizer, seed=1), prompts_and_answers(tokenizer)
+    for temperature, batch_size in ((1.0, 1), (0.7, 3)):
+        kl = kl_by_row(policy, reference, prompts, answers, temperature, batch_size)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            with torch.no_grad():
+                p, q = (
+                    (model(input_ids=torch.tensor([prompt + answer])).logits[0] / temperature).double().log_softmax(-1)
+                    for model in (policy, reference)
+                )
+            at = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            assert kl.exact[row] == pytest.approx((p[at].exp() * (p[at] - q[at])).sum().item(), rel=1e-4)
+            places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            d = [(q[place, token] - p[place, token]).item() for place, token in zip(places, answer, strict=True)]
+            assert kl.k1[row] == pytest.approx(-sum(d), rel=1e-4, abs=1e-4)
+            assert kl.k3[row] == pytest.approx(sum(np.exp(x) - 1 - x for x in d), rel=1e-4)
+
+
+def test_sampled_estimates_of_kl_agree_with_the_exact_one_on_average(tokenizer):
+    # a policy that gives token 7 with 0.5 and 8 with 0.5, a reference with 0.8 and 0.2, whatever came before
+    models = []
+    for seven in (0.5, 0.8):
+        model = tiny_policy(tokenizer)
+        logits = torch.full((len(tokenizer),), -1e4)
+        logits[7], logits[8] = np.log(seven), np.log(1 - seven)
+        with torch.no_grad():
+            model.lm_head.weight.zero_()
+        model.lm_head.bias = torch.nn.Parameter(logits)
+        models.append(model)
+    kl = kl_by_row(models[0], models[1], [[5], [5]], [[7], [8]], 1.0, 2)  # both answers are equally likely
+    expected = 0.5 * np.log(0.5 / 0.8) + 0.5 * np.log(0.5 / 0.2)
+    assert kl.exact == pytest.approx([expected, expected], rel=1e-5)
+    assert kl.k1 == pytest.approx([np.log(0.5 / 0.8), np.log(0.5 / 0.2)], rel=1e-5)
+    assert kl.k1.mean() == pytest.approx(expected, rel=1e-5)
+    assert kl.k3.mean() == pytest.approx(expected, rel=1e-5)
+
+
+def test_kl_holds_when_memory_allows_one_row_at_a_time(policy, tokenizer, monkeypatch):
+    reference, texts = tiny_policy(tokenizer, seed=1), prompts_and_answers(tokenizer)
+    together = kl_by_row(policy, reference, *texts, 1.0, 4)
+    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 1)
+    assert kl_by_row(policy, reference, *texts, 1.0, 4).exact == pytest.approx(together.exact, rel=1e-4)
+
+
+# peft reads an attribute that transformers has deprecated (peft_model.py)
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_without_a_reference_the_adapter_is_switched_off(tokenizer):
+    base, texts = tiny_policy(tokenizer), prompts_and_answers(tokenizer)
+    lora = LoraConfig(r=2, fan_in_fan_out=True, init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(tiny_policy(tokenizer), lora)
+    kl = kl_by_row(adapted, None, *texts, 1.0, 3)  # type: ignore[arg-type]
+    assert min(kl.exact) > 0.01
+    expected = kl_by_row(adapted, base, *texts, 1.0, 3)  # type: ignore[arg-type]
+    assert kl.exact == pytest.approx(expected.exact, rel=1e-5)
+
+
+def test_an_answer_of_an_unchanged_policy_has_no_kl(policy, tokenizer):
+    kl = kl_by_row(policy, policy, *prompts_and_answers(tokenizer), 0.7, 3)
+    assert np.array([kl.exact, kl.k1, kl.k3]).tolist() == [[0.0] * len(ROWS)] * 3
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [([], 1.0), ([7], 1.0), ([7, 8], 1.0), ([7, 7, 7, 7], 1 / 3), ([1, 2, 1, 2, 1], 2 / 4), ([1, 2, 3], 1.0)],
+)
+def test_distinct_2_is_distinct_bigrams_over_bigrams(ids: list[int], expected: float):
+    assert distinct_2(ids) == pytest.approx(expected)
 
 
 def test_nll_is_the_models_own_loss_times_its_tokens(policy, tokenizer):

@@ -10,7 +10,7 @@ from gpt2_rlhf.stage import Stage
 
 def plan(*overrides: str, processes: int = 1) -> dict[str, str]:
     """Directory names by stage."""
-    return {n: s.directory.name for n, s in stage.plan(config.load(overrides), processes).items()}
+    return {n: s.directory.name for n, s in stage.plans(config.load(overrides), processes)[0].items()}
 
 
 def changed(*overrides: str, processes: int = 1) -> set[str]:
@@ -47,7 +47,7 @@ def test_more_processes_change_what_is_trained_and_not_the_data() -> None:
 
 
 def test_the_judge_has_another_seed_than_the_reward_model_and_without_a_share_there_is_none() -> None:
-    stages = stage.plan(config.load([]), processes=1)
+    stages = stage.plans(config.load([]), processes=1)[0]
     assert (stages["reward"].seed, stages["judge"].seed) == (0, 1)
     assert "judge" in stages["ppo"].needs
     for without in ("data.shares.judge=0", "data.disjoint=false"):
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_not_taken(tmp_path: Path
 
 def test_status_tells_done_partial_and_missing_apart_and_says_why(tmp_path: Path) -> None:
     settings = config.load([f"output_dir={tmp_path}"])
-    part = stage.plan(settings, 1)["sft"]
+    part = stage.plans(settings, 1)[0]["sft"]
     assert stage.status(part, 1) == ("missing", "never built")
     checkpoint(part, 20)
     state, why = stage.status(part, 1)
@@ -119,7 +119,7 @@ def test_status_tells_done_partial_and_missing_apart_and_says_why(tmp_path: Path
     record = {"finished_at": "2026-11-23 10:00:00 UTC", "wall_s": 12.4, "inputs": part.inputs}
     stage.write_json(part.directory / "manifest.json", record)
     assert stage.status(part, 1) == ("done", "2026-11-23 10:00:00 UTC, 12 s")
-    other = stage.plan(dataclasses.replace(settings, seed=5), 1)["sft"]
+    other = stage.plans(dataclasses.replace(settings, seed=5), 1)[0]["sft"]
     state, why = stage.status(other, 1)
     assert state == "missing"
     assert why == f"not built: seed is 5, not 0 as in {part.directory.name}"

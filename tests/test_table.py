@@ -51,7 +51,16 @@ SUMMARY: dict[str, Any] = {
         "score_std": 1.0,
         "pairs": 512,
     },
-    "ppo": {"prompts": 1000, "episodes": 1536, "updates": 24, "forced": []},
+    "ppo": {
+        "prompts": 1000,
+        "episodes": 1536,
+        "updates": 24,
+        "kept_update": 24,
+        "stopped": None,
+        "heldout": None,
+        "forced": [],
+    },
+    "seeds": None,
     "evaluation": {
         "prompts": 256,
         "seed": 3,
@@ -151,7 +160,13 @@ def test_each_training_stage_says_in_one_line_what_it_found():
     assert found("reward", SUMMARY["reward_model"]) == (
         "held-out accuracy 72.4 % [68.3, 76.1], the longer answer wins 55.1 % [50.8, 59.4]"
     )
-    assert found("ppo", {"episodes": 1536, "updates": 12, "prompts": 600}) == "1536 episodes in 12 updates"
+    ppo = {"episodes": 1536, "updates": 12, "heldout": None}
+    assert found("ppo", ppo) == "1536 episodes in 12 updates"
+    heldout = {"start": {"reward": estimate(0.5)}, "kept": {"reward": estimate(1.5)}}
+    assert found("ppo", {**ppo, "heldout": heldout}) == (
+        "1536 episodes in 12 updates, held-out reward 0.50 [0.40, 0.60] before, 1.50 [1.40, 1.60] after"
+    )
+    assert found("ppo", {**ppo, "heldout": {**heldout, "kept": None}}) == "1536 episodes in 12 updates"
 
 
 def test_a_gate_that_was_forced_is_named():
@@ -159,3 +174,31 @@ def test_a_gate_that_was_forced_is_named():
     line = "Gone on by force=true where a gate would have stopped: reward: no better than chance"
     assert line in render(forced)
     assert "force" not in render(SUMMARY)
+
+
+def test_a_guard_that_stopped_ppo_is_named_with_the_update_it_went_back_to():
+    stopped = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "stopped": "update 12: KL too high", "kept_update": 8}}
+    text = " ".join(render(stopped).split())
+    assert "The guard stopped PPO: update 12: KL too high. The policy of update 8 was handed on." in text
+    assert "guard" not in render(SUMMARY)
+
+
+def test_several_seeds_are_a_table_of_their_spread_and_a_line_on_those_that_failed():
+    over = {"mean": 1.5, "sd": 0.25, "min": 1.25, "max": 1.75, "n": 2}
+    share = {"mean": 0.75, "sd": 0.05, "min": 0.7, "max": 0.8, "n": 2}
+    seeds = {
+        "by_seed": [
+            {"seed": 0, "collapsed": None, "stopped": None, "kept_update": 24},
+            {"seed": 4, "collapsed": "EOS rate 0.010", "stopped": "update 12: KL too high", "kept_update": 8},
+        ],
+        "collapsed": [4],
+        "stopped": [4],
+        "over_seeds": {"reward": over, "utility": None, "win_rate_vs_sft": share},
+    }
+    text = render({**SUMMARY, "seeds": seeds})
+    rows = text[text.index("PPO with seeds 0, 4") :]
+    assert cells(rows, "Reward") == ["1.50", "0.25", "1.25", "1.75"]
+    assert cells(rows, "Wins against SFT") == ["75.0 %", "5.0 %", "70.0 %", "80.0 %"]
+    assert "| Utility" not in rows
+    line = "1 of 2 seeds collapsed. Seed 4 collapsed: EOS rate 0.010. Seed 4: the guard stopped PPO and kept update 8."
+    assert line in " ".join(text.split())

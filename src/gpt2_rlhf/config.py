@@ -106,7 +106,7 @@ PPO_USES = frozenset(
         "bf16", "fp16", "activation_checkpointing", "use_cpu", "ddp_backend", "ddp_timeout",
         "logging_strategy", "logging_steps", "logging_first_step", "report_to", "run_name", "project",
         "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
-        "save_strategy", "save_steps", "save_total_limit",
+        "save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps",
     }
 )  # fmt: skip
 

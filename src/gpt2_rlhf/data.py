@@ -1,4 +1,4 @@
-"""Turn a source's rows into the tables sft, reward, judge, ppo and test that the stages read, and count what went where.
+"""Turn a source's rows into the tables sft, reward, judge, ppo and test that the stages read; count what went where.
 
 Rows that cannot be used are dropped for a named reason and listed in data.json, since a silent filter is how a data set
 loses a third of itself unseen. Prompts are divided among the stages, not rows, so that none meets a prompt that another

@@ -22,7 +22,7 @@ from gpt2_rlhf import data, models, pipeline, tokens
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.generation import Answer, sample
 from gpt2_rlhf.intervals import bootstrap_mean
-from gpt2_rlhf.scoring import score, sequence_logprobs
+from gpt2_rlhf.scoring import distinct_2, score, sequence_logprobs
 from gpt2_rlhf.settings import Evaluate, Settings
 from gpt2_rlhf.stage import Outcome, Stage
 from gpt2_rlhf.stopwatch import Stopwatch
@@ -119,15 +119,6 @@ def compare(judged: Mapping[str, Judged], evaluate: Evaluate) -> dict[str, Any]:
         "models": by_model,
         "paired": paired,
     }
-
-
-def distinct_2(ids: Sequence[int]) -> float:
-    """Distinct bigrams over all bigrams of one answer (Li et al. 2016, arXiv:1510.03055); 1 where nothing repeats.
-
-    An answer of fewer than two tokens has no bigram, repeats nothing, and counts 1.
-    """
-    bigrams = list(itertools.pairwise(ids))
-    return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 
 
 def _device() -> torch.device:

@@ -11,18 +11,18 @@ _MIN_EOS_RATE = 0.1
 _MAX_KL_NATS = 0.05  # rounding, also in bf16; a reference that is another model gives more by orders
 
 
-def reward_model_fault(report: Mapping[str, Any]) -> str | None:
-    """What is wrong with a reward model by its report (scoring.reward_report): no better than what needs no model."""
+def reward_model_fault(report: Mapping[str, Any], name: str = "reward") -> str | None:
+    """What is wrong with the reward model of stage `name`, by its report: no better than what needs no model."""
     accuracy, longer = report["accuracy"], report["baselines"]["longer_answer_wins"]["mean"]
     found = f"{100 * accuracy['mean']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
-    what_next = "give it more pairs (data.train_pairs, data.shares.reward) or steps, and check the labels"
+    what_next = f"give it more pairs (data.train_pairs, data.shares.{name}) or steps, and check the labels"
     if accuracy["low"] <= 0.5:
-        return f"reward: the reward model is right on {found} of held-out pairs, where chance is 50 %; {what_next}"
+        return f"{name}: the reward model is right on {found} of held-out pairs, where chance is 50 %; {what_next}"
     length_alone = max(longer, 1 - longer)
     if accuracy["mean"] <= length_alone:
         rule = "longer" if longer >= 0.5 else "shorter"
         return (
-            f"reward: the reward model is right on {found} of held-out pairs, and taking the {rule} answer is right on "
+            f"{name}: the reward model is right on {found} of held-out pairs, and taking the {rule} answer is right on "
             f"{100 * length_alone:.1f} %; {what_next}"
         )
     return None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from gpt2_rlhf import config, launch, locks, preflight, publish, runner, runs, stage
-from gpt2_rlhf.errors import exit_with_one_line
+from gpt2_rlhf.errors import UserError, exit_with_one_line
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Stage
 
@@ -48,15 +48,24 @@ def run(argv: Sequence[str], last: str) -> None:
     preflight.check(settings)
     if launch.is_wanted(settings):
         launch.relaunch(settings, argv, last)
-    plan = stage.plan(settings, launch.processes(settings))
-    stages = _up_to(plan, last)
-    missing = [s for s in stages.values() if not stage.is_done(s)]
+    plans = stage.plans(settings, launch.processes(settings))
+    by_seed = [_up_to(plan, last) for plan in plans]
+    stages = {part.directory: part for plan in by_seed for part in plan.values()}
+    missing = [part for part in stages.values() if not stage.is_done(part)]
+    _check_forced(settings, [part for part in stages.values() if part not in missing])
     if missing:
-        _build(settings, missing, plan["ppo"])
+        _build(settings, missing, plans[0]["ppo"])
     if launch.rank() == 0:
-        runs.finish(settings, argv, stages, {s.name for s in missing}, time.perf_counter() - started)
+        runs.finish(settings, argv, by_seed, missing, time.perf_counter() - started)
         if last == "evaluate" and settings.publish.repo_id is not None:
             publish.main(argv)
+
+
+def _check_forced(settings: Settings, done: Sequence[Stage]) -> None:
+    """A policy that was trained past a gate is not taken up without force: the gate would stop a run that trains it."""
+    for part in done if not settings.force else []:
+        for fault in stage.manifest(part)["metrics"].get("forced", []):
+            raise UserError(f"{fault}; {part.directory} was trained all the same; to take it up, set force=true")
 
 
 def _build(settings: Settings, missing: Sequence[Stage], ppo: Stage) -> None:

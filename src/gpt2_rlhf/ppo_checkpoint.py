@@ -35,7 +35,7 @@ _PARTIAL = ".partial-checkpoint"
 
 
 def save(trainer: "RepairedPPOTrainer") -> None:
-    """Write `checkpoint-N` for the update just done, then remove the oldest beyond `save_total_limit`.
+    """Write `checkpoint-N` for the update just done, then remove the oldest beyond `save_total_limit`, but the best.
 
     Called by every process; returns when the checkpoint is whole.
     """
@@ -65,7 +65,7 @@ def save(trainer: "RepairedPPOTrainer") -> None:
         if whole.exists():  # left by a run that this one resumed an earlier checkpoint of
             shutil.rmtree(whole)
         partial.rename(whole)
-        _remove_oldest(run_dir, step, trainer.args.save_total_limit)
+        _remove_oldest(run_dir, step, trainer.args.save_total_limit, trainer.best_update)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -89,11 +89,7 @@ def check(checkpoint: Path, batch_size: int, processes: int) -> None:
 
 def load(trainer: "RepairedPPOTrainer", checkpoint: Path) -> None:
     """Restore weights, optimizer, scheduler and counters in place; the random generators are left to the caller."""
-    policy = trainer.policy_model
-    if isinstance(policy, PeftModel):
-        set_peft_model_state_dict(policy, load_peft_weights(str(checkpoint)))
-    else:
-        load_model(policy, checkpoint / "model.safetensors")
+    load_policy(trainer.policy_model, checkpoint)
     load_model(trainer.value_model, checkpoint / _VALUE_MODEL / "model.safetensors")
     trainer.optimizer.load_state_dict(torch.load(checkpoint / _OPTIMIZER, "cpu", weights_only=True))
     trainer.lr_scheduler.load_state_dict(torch.load(checkpoint / _SCHEDULER, "cpu", weights_only=True))
@@ -109,6 +105,14 @@ def load(trainer: "RepairedPPOTrainer", checkpoint: Path) -> None:
                 setattr(callback, name, value)
     own = json.loads((checkpoint / _PPO).read_text(encoding="utf-8"))
     trainer.kl_coef, trainer.forced = own["kl_coef"], own["forced"]
+
+
+def load_policy(policy: PreTrainedModel | PeftModel, checkpoint: Path) -> None:
+    """Restore the policy's weights, or its adapter's, in place."""
+    if isinstance(policy, PeftModel):
+        set_peft_model_state_dict(policy, load_peft_weights(str(checkpoint)))
+    else:
+        load_model(policy, checkpoint / "model.safetensors")
 
 
 def write_model(model: PreTrainedModel | PeftModel, directory: Path) -> None:
@@ -128,9 +132,10 @@ def _read_state(checkpoint: Path) -> OnlineTrainerState:
     return state
 
 
-def _remove_oldest(run_dir: Path, newest_step: int, limit: int | None) -> None:
-    """Keep the newest `limit` checkpoints up to `newest_step`; none or 0 keeps all."""
+def _remove_oldest(run_dir: Path, newest_step: int, limit: int | None, best_step: int | None) -> None:
+    """Keep the newest `limit` checkpoints up to `newest_step`, and that of `best_step`; none or 0 keeps all."""
     steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in run_dir.glob("checkpoint-*"))
     if limit:
         for step in [step for step in steps if step <= newest_step][:-limit]:
-            shutil.rmtree(run_dir / f"checkpoint-{step}")
+            if step != best_step:
+                shutil.rmtree(run_dir / f"checkpoint-{step}")

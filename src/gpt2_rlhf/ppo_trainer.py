@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
@@ -42,6 +43,7 @@ from gpt2_rlhf.ppo_loader import PromptBatches
 from gpt2_rlhf.ppo_metrics import Clock, Means, explained_variance
 from gpt2_rlhf.ppo_reward import ScoreFunction, Shaping
 from gpt2_rlhf.ppo_rollout import Rollout
+from gpt2_rlhf.ppo_watch import Seen, Watch
 from gpt2_rlhf.settings import PpoKl
 
 
@@ -86,7 +88,7 @@ def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
         )
     if args.activation_checkpointing or args.gradient_checkpointing:
         raise UserError("ppo.args.activation_checkpointing: PPO does nothing with it; set it to false")
-    for name in ("logging_strategy", "save_strategy"):
+    for name in ("logging_strategy", "save_strategy", "eval_strategy"):
         if getattr(args, name) not in ("no", "steps"):
             raise UserError(f"ppo.args.{name}: {getattr(args, name)}: PPO counts updates; wanted steps or no")
 
@@ -121,6 +123,10 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Dataset, response_
         )
 
 
+class Diverged(UserError):
+    """The scores of the rollouts are not finite."""
+
+
 _UNSHAPED = Shaping()
 _FIXED_KL = PpoKl(target_nats=None, horizon_episodes=1)
 
@@ -147,12 +153,14 @@ class RepairedPPOTrainer(PPOTrainer):
         score_function: ScoreFunction | None = None,
         shaping: Shaping = _UNSHAPED,
         kl: PpoKl = _FIXED_KL,
+        watch: Watch | None = None,
         force: bool = False,
     ) -> None:
         """As TRL's; with `ref_model` None it is a copy of `model`, or with `peft_config` the base under the adapter.
 
         score_function: scores answers in place of the reward model. shaping: of scores, before the penalty for a
-        missing EOS. kl: fixed or adaptive coefficient. force: go on where a gate (gates.py) would stop.
+        missing EOS. kl: fixed or adaptive coefficient. watch: measures before the first update, every `eval_steps`
+        and at the end, and may stop the run. force: go on where a gate (gates.py) would stop.
 
         Raises:
             UserError: from `check` and `check_tokens`, before anything is built.
@@ -194,9 +202,12 @@ class RepairedPPOTrainer(PPOTrainer):
         self.episodes_per_update = rows * processes
         self.kl_coef = args.kl_coef
         self.forced: list[str] = []  # faults that `force` went past
+        self.best_update: int | None = None  # by the watch; its checkpoint is kept
+        self.stopped: str | None = None  # why the guard ended the run
         self._score_function = score_function
         self._shaping = shaping
         self._kl = kl
+        self._watch = watch
         self._force = force
         self._pad_token_id = tokens.pad_id(processing_class)
         self._eos_token_id = tokens.eos_id(processing_class)
@@ -235,13 +246,21 @@ class RepairedPPOTrainer(PPOTrainer):
         handler = self.callback_handler
         while not self.control.should_training_stop:
             self.control = handler.on_step_begin(self.args, self.state, self.control)
-            metrics = self._update()
+            try:
+                metrics = self._update()
+            except Diverged as fault:
+                if self._watch is None or not self._watch.is_guarded:
+                    raise
+                self.stopped = str(fault)
+                break
             self.state.global_step += 1
             self.state.episode += self.episodes_per_update
             self.state.epoch = self.state.episode / self.train_dataset_len
             self.control = handler.on_step_end(self.args, self.state, self.control)
             if self.control.should_log:
                 self.log({**metrics, "episode": self.state.episode})
+            if self.control.should_evaluate:
+                self._look()
             if self.control.should_save:
                 self._save_checkpoint(self._policy_and_value, trial=None)
                 self.control = handler.on_save(self.args, self.state, self.control)
@@ -266,6 +285,34 @@ class RepairedPPOTrainer(PPOTrainer):
         self._load_rng_state(None if checkpoint is None else str(checkpoint))
         if state.global_step >= state.max_steps:
             self.control.should_training_stop = True
+        if self._watch is not None and self.args.eval_strategy != "no":
+            seen = self._shared(lambda watch: watch.resume(state.global_step))
+            if seen is None:
+                self._look()
+            else:
+                self._heed(seen)
+
+    def _look(self) -> None:
+        """Measure the policy on the held-out prompts, log that, and do what follows from it."""
+        policy, reference = cast(PreTrainedModel, self.policy_model), cast(PreTrainedModel | None, self.ref_model)
+        seen = self._shared(lambda watch: watch.look(self.state.global_step, policy, reference))
+        if seen is not None:
+            self._heed(seen)
+            self.log(seen.metrics)
+
+    def _heed(self, seen: Seen) -> None:
+        is_best = seen.best_update == self.state.global_step > 0
+        if is_best and seen.best_update != self.best_update:
+            self.control.should_save = True  # rolling back is loading this checkpoint
+        self.best_update = seen.best_update
+        if seen.stop is not None:
+            self.stopped = seen.stop
+            self.control.should_training_stop = True
+
+    def _shared(self, ask: Callable[[Watch], Seen | None]) -> Seen | None:
+        """What the watch of the first process answers, in all of them."""
+        answer = [ask(self._watch) if self._watch is not None and self.accelerator.is_main_process else None]
+        return broadcast_object_list(answer)[0]
 
     def _update(self) -> dict[str, float]:
         """One batch of rollouts and the optimizer steps on it; what to log of them."""
@@ -336,7 +383,7 @@ class RepairedPPOTrainer(PPOTrainer):
         assert isinstance(everywhere, Tensor)
         kl_nats, ended, finite = everywhere.tolist()
         if finite < self.episodes_per_update:
-            raise UserError(
+            raise Diverged(
                 f"ppo: update {self.state.global_step + 1}: {self.episodes_per_update - finite:.0f} of "
                 f"{self.episodes_per_update} scores are not finite; the reward (or the policy) has diverged: lower "
                 "ppo.args.learning_rate, or look at the reward model or ppo.reward.function"

@@ -53,6 +53,8 @@ def _range_faults(settings: Settings) -> Iterator[str]:
         "ppo.kl.target_nats": settings.ppo.kl.target_nats,
         "ppo.kl.horizon_episodes": settings.ppo.kl.horizon_episodes,
         "ppo.reward.clip": settings.ppo.reward.clip,
+        "ppo.heldout.prompts": settings.ppo.heldout.prompts,
+        "ppo.args.eval_steps": args["eval_steps"],
     }
     trained = {"sft": settings.sft, "reward": settings.reward, "ppo": settings.ppo}
     for key, part in trained.items():
@@ -68,9 +70,30 @@ def _range_faults(settings: Settings) -> Iterator[str]:
             "ppo.reward.normalise: it takes the mean and spread of the reward model's scores, and ppo.reward.function "
             "gives others; set it to false"
         )
+    yield from _heldout_faults(settings)
     for key, part in trained.items():
         if part.peft.r < 0:
             yield f"{key}.peft.r: {part.peft.r}; wanted 0 to train all weights, or a LoRA rank such as 8"
+
+
+def _heldout_faults(settings: Settings) -> Iterator[str]:
+    heldout, guard, seeds = settings.ppo.heldout, settings.ppo.guard, settings.ppo.seeds
+    if heldout.best_by not in (None, "reward", "judge", "utility"):
+        yield f"ppo.heldout.best_by: {heldout.best_by!r}; wanted reward, judge, utility or null"
+    if heldout.hand_on not in ("last", "best"):
+        yield f"ppo.heldout.hand_on: {heldout.hand_on!r}; wanted last or best"
+    if settings.ppo.args["eval_strategy"] == "no" and heldout.hand_on == "best":
+        yield "ppo.heldout.hand_on: best, but with ppo.args.eval_strategy=no nothing is measured; set either"
+    if heldout.best_by == "judge" and not settings.data.has_judge:
+        yield "ppo.heldout.best_by: judge, but no judge is trained; set data.shares.judge above 0"
+    if heldout.best_by == "utility" and settings.data.utility is None:
+        yield "ppo.heldout.best_by: utility, but it is unknown for these data; set data.utility"
+    if guard.max_kl_nats <= 0 or guard.max_length_ratio <= 1:
+        yield "ppo.guard: wanted max_kl_nats above 0 and max_length_ratio above 1"
+    if not (0 <= guard.min_eos_rate <= 1 and 0 <= guard.min_distinct_2 <= 1):
+        yield "ppo.guard: wanted min_eos_rate and min_distinct_2 from 0 to 1"
+    if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
+        yield f"ppo.seeds: {seeds}; wanted different whole numbers of 0 or more, or null"
 
 
 def _check_lengths(settings: Settings, positions: int) -> None:

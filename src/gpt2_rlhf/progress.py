@@ -1,13 +1,16 @@
 """Show how far a trainer is, keep its metrics, and let it stop with a checkpoint when asked to.
 
 Both are callbacks that work alike under SFTTrainer, RewardTrainer and PPOTrainer. The progress line has an ETA from
-this process's own steps, so it is right after a resume; metrics.jsonl holds each step once, also after one.
+this process's own steps, so it is right after a resume; metrics.jsonl holds each log once, also after one, and both
+logs of a step that trained and then evaluated.
 """
 
 import json
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +25,10 @@ _SHOWN = {
     "accuracy": "accuracy",
     "objective/scores": "reward",
     "objective/kl": "kl",
+    "eval/reward": "held-out reward",
+    "eval/judge_reward": "judge",
+    "eval/utility": "utility",
+    "eval/kl_nats": "held-out kl",
     "learning_rate": "lr",
     "lr": "lr",
 }
@@ -43,14 +50,17 @@ class Progress(TrainerCallback):
     def __init__(self, name: str, metrics_file: Path):
         self._name = name
         self._metrics_file = metrics_file
-        self._first_step: int | None = None
-        self._trimmed = False
+        self._first_step = 0
         self._started = 0.0
         self._printed = 0.0
+        self._figures: dict[str, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clock."""
+        """Start the clock, and drop the lines of steps that are about to be done again."""
+        self._first_step = state.global_step
         self._started = time.monotonic()
+        if state.is_world_process_zero:
+            self._keep(lambda record: record["step"] <= self._first_step)
 
     def on_log(
         self,
@@ -63,47 +73,44 @@ class Progress(TrainerCallback):
         """Keep the metrics and rewrite the line."""
         if not state.is_world_process_zero or logs is None:
             return
-        self._note_first(state)
-        if not self._trimmed:
-            self._forget_from(state.global_step)
+        record = {"step": state.global_step, **logs}
+        if state.global_step == self._first_step:
+            # what was logged here before the first step of this process may already have been, before an interruption
+            self._keep(lambda old: old["step"] != self._first_step or old.keys() != record.keys())
+            self._started = time.monotonic()  # an evaluation before the first step is not a step's work
         with self._metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            file.write(json.dumps(record) + "\n")
         self._print(state, logs)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Note where this process began, so that a resume's ETA is right."""
-        self._note_first(state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Leave the cursor on a line of its own."""
         if state.is_world_process_zero and sys.stdout.isatty():
             print(flush=True)
 
-    def _note_first(self, state: TrainerState) -> None:
-        # Trainer ends a step before it logs, PPOTrainer logs before it ends one: whichever comes first
-        if self._first_step is None:
-            self._first_step = state.global_step - 1
-
-    def _forget_from(self, step: int) -> None:
-        """Drop the lines of steps that are about to be done again, after a resume."""
-        self._trimmed = True
-        if not self._metrics_file.exists():
-            return
-        lines = self._metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-        self._metrics_file.write_text("".join(kept), encoding="utf-8")
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep these lines of metrics.jsonl, and no last line that an interruption cut short."""
+        if self._metrics_file.exists():
+            with self._metrics_file.open(encoding="utf-8") as lines:
+                kept = [line for line in lines if line.endswith("\n") and wanted(json.loads(line))]
+            self._metrics_file.write_text("".join(kept), encoding="utf-8")
 
     def _print(self, state: TrainerState, logs: dict[str, Any]) -> None:
+        # a step's training and its evaluation are logged one after the other: one line shows both
+        self._figures |= {label: float(logs[key]) for key, label in _SHOWN.items() if key in logs}
         now, last = time.monotonic(), state.global_step >= state.max_steps
-        done = state.global_step - (self._first_step or 0)
         live = sys.stdout.isatty()
         if not live and not last and now - self._printed < _LINE_EVERY_S:
             return
         self._printed = now
-        left_s = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
-        figures = "  ".join(f"{label} {float(logs[key]):.3g}" for key, label in _SHOWN.items() if key in logs)
-        line = f"  {self._name} {state.global_step}/{state.max_steps}  {figures}  eta {left_s:.0f} s"
-        print(f"\r{line:<100}" if live else line, end="" if live else "\n", flush=True)
+        line = f"  {self._name} {state.global_step}/{state.max_steps}"
+        done = state.global_step - self._first_step
+        if done > 0:
+            line += f"  eta {(now - self._started) / done * (state.max_steps - state.global_step):.0f} s"
+        line += "".join(f"  {label} {value:.3g}" for label, value in self._figures.items())
+        if live:  # a line that wraps cannot be rewritten in place
+            width = shutil.get_terminal_size().columns - 1
+            line = f"\r{line[:width]:<{width}}"
+        print(line, end="" if live else "\n", flush=True)
 
 
 class StopOnSignal(TrainerCallback):

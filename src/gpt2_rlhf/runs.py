@@ -8,30 +8,39 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf import card, config, table
+from gpt2_rlhf import card, config, seeds, table
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Stage, manifest, write_json
 
 
 def finish(
-    settings: Settings, argv: Sequence[str], stages: Mapping[str, Stage], built: Collection[str], wall_s: float
+    settings: Settings,
+    argv: Sequence[str],
+    by_seed: Sequence[Mapping[str, Stage]],
+    built: Sequence[Stage],
+    wall_s: float,
 ) -> None:
     """Link the stages as the newest run and print what the last of them found.
 
-    built: the names of the stages that this call ran, all others were re-used. wall_s: seconds this call took so far.
+    by_seed: the stages of the run for each seed of PPO's; the first one's model is the product. built: the stages that
+    this call ran, all others were re-used. wall_s: seconds this call took so far.
     """
+    stages = by_seed[0]
     last = list(stages.values())[-1]
     run_dir = Path(settings.output_dir) / "runs" / last.directory.name.rpartition("-")[2]
     run_dir.mkdir(parents=True, exist_ok=True)
     for part in stages.values():
         _link(run_dir / part.name, Path("..", "..", "stages", part.directory.name))
+    for others in by_seed[1:]:
+        for part in (others[name] for name in ("ppo", "evaluate") if name in others):
+            _link(run_dir / f"{part.name}-seed{others['ppo'].seed}", Path("..", "..", "stages", part.directory.name))
     (run_dir / "config.yaml").write_text(config.show(argv), encoding="utf-8")
     if last.name == "evaluate":
-        result = summary(settings, argv, stages, built, wall_s)
+        result = summary(settings, argv, by_seed, built, wall_s)
         write_json(run_dir / "summary.json", result)
         _link(run_dir / "samples.jsonl", Path("evaluate", "samples.jsonl"))
         _write_product(settings, stages, result, run_dir / "model")
@@ -66,11 +75,17 @@ def _print_rows(settings: Settings, data_stage: Stage) -> None:
 
 
 def summary(
-    settings: Settings, argv: Sequence[str], stages: Mapping[str, Stage], built: Collection[str], wall_s: float
+    settings: Settings,
+    argv: Sequence[str],
+    by_seed: Sequence[Mapping[str, Stage]],
+    built: Sequence[Stage],
+    wall_s: float,
 ) -> dict[str, Any]:
     """What summary.json holds; the README documents it. Every figure comes from a manifest."""
+    stages = by_seed[0]
     records = {name: manifest(part) for name, part in stages.items()}
-    work_s = sum(records[name]["work_s"] for name in built)
+    work_s = sum(manifest(part)["work_s"] for part in built)
+    of_seeds = [(manifest(plan["ppo"]), manifest(plan["evaluate"])) for plan in by_seed]
     return {
         "run": stages["evaluate"].directory.name.rpartition("-")[2],
         "command": shlex.join(["make", "pipeline", *argv]),
@@ -86,7 +101,7 @@ def summary(
                 "directory": record["directory"],
                 "wall_s": record["wall_s"],
                 "work_s": record["work_s"],
-                "reused": name not in built,
+                "reused": stages[name] not in built,
             }
             for name, record in records.items()
         },
@@ -95,6 +110,7 @@ def summary(
         "judge": records["judge"]["metrics"] if "judge" in records else None,
         "ppo": records["ppo"]["metrics"],
         "evaluation": records["evaluate"]["metrics"],
+        "seeds": seeds.spread(of_seeds, settings.ppo.guard) if settings.ppo.seeds is not None else None,
     }
 
 

@@ -84,13 +84,36 @@ class PpoKl:
 
 
 @dataclass(frozen=True)
+class Heldout:
+    """The policy measured while it trains, on prompts withheld from PPO, every `args.eval_steps` updates."""
+
+    prompts: int
+    best_by: str | None  # "reward", "judge" or "utility", the highest is best; null: judge, or reward without a judge
+    hand_on: str  # "last" or "best": which policy the stage leaves
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What stops PPO on the held-out prompts; the best policy measured so far is then handed on."""
+
+    enabled: bool
+    max_kl_nats: float  # to SFT, mean per answer
+    min_eos_rate: float
+    min_distinct_2: float  # distinct bigrams over all bigrams, mean per answer
+    max_length_ratio: float  # mean answer tokens over those of the SFT model
+
+
+@dataclass(frozen=True)
 class Ppo:
     """PPO: `args` are fields of TRL's PPOConfig."""
 
     args: dict[str, Any]
     peft: Peft
+    seeds: list[int] | None  # a policy each, on the same SFT and reward model; null: one, with the run's seed
     reward: PpoReward
     kl: PpoKl
+    heldout: Heldout
+    guard: Guard
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,12 @@ class Outcome:
     work_s: float
 
 
-def plan(settings: Settings, processes: int) -> dict[str, Stage]:
+def plans(settings: Settings, processes: int) -> list[dict[str, Stage]]:
+    """The stages of a run for each seed of PPO's, the first its own; all but the last two stages are shared."""
+    return [plan(settings, processes, seed) for seed in settings.ppo.seeds or [settings.seed]]
+
+
+def plan(settings: Settings, processes: int, ppo_seed: int) -> dict[str, Stage]:
     """The stages of a run in order. Reads the content of local models and data, and nothing else.
 
     processes: data-parallel processes of the training stages; it scales the batch and so the result.
@@ -98,7 +103,7 @@ def plan(settings: Settings, processes: int) -> dict[str, Stage]:
         "sft": {"sft": _hashed(settings.sft), **base, **trained},
         "reward": {"reward": _hashed(settings.reward), **trained},
         "judge": {"reward": _hashed(settings.reward), **trained, "seed": settings.seed + 1},
-        "ppo": {"ppo": _hashed(settings.ppo), **trained},
+        "ppo": {"ppo": _ppo_settings(settings), **trained, "seed": ppo_seed},
         "evaluate": {"evaluate": dataclasses.asdict(settings.evaluate), "utility": settings.data.utility, **base},
     }
     stages: dict[str, Stage] = {}
@@ -200,6 +205,12 @@ def _split_settings(settings: Settings) -> dict[str, Any]:
     """What is done with the rows; which rows they are is the source's fingerprint, wherever they lie."""
     elsewhere = {"name", "revision", "path", "subsets", "utility"}
     return {k: v for k, v in dataclasses.asdict(settings.data).items() if k not in elsewhere}
+
+
+def _ppo_settings(settings: Settings) -> dict[str, Any]:
+    """Each seed is a stage of its own, and the utility counts where it chooses what is handed on."""
+    values = {key: value for key, value in _hashed(settings.ppo).items() if key != "seeds"}
+    return {**values, "utility": settings.data.utility if settings.ppo.heldout.best_by == "utility" else None}
 
 
 def _hashed(part: Any) -> dict[str, Any]:

@@ -18,11 +18,12 @@ def show(argv: Sequence[str]) -> None:
     table = Table(box=box.MARKDOWN)
     for header in ("Stage", "State", "Why", "Directory"):
         table.add_column(header, overflow="fold")
-    for name, part in stage.plan(settings, processes).items():
+    stages = {part.directory: part for plan in stage.plans(settings, processes) for part in plan.values()}
+    for part in stages.values():
         state, why = stage.status(part, processes)
         if state != "done" and part.directory.exists() and locks.is_held(part):
             state, why = "running", "another process is building it"
-        table.add_row(name, state, why, str(part.directory))
+        table.add_row(part.name, state, why, str(part.directory))
     Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
 
 

@@ -49,8 +49,14 @@ def render(summary: Mapping[str, Any]) -> str:
     console.print(_reward_model(summary["reward_model"]))
     for fault in summary["ppo"]["forced"]:
         console.print(f"Gone on by force=true where a gate would have stopped: {fault}")
+    if summary["ppo"]["stopped"] is not None:
+        kept = summary["ppo"]["kept_update"]
+        console.print(f"The guard stopped PPO: {summary['ppo']['stopped']}. The policy of update {kept} was handed on.")
     console.print(_comparison(evaluation["models"]))
     console.print(_differences(evaluation["paired"]))
+    if summary["seeds"] is not None:
+        console.print(_seeds(summary["seeds"]))
+        console.print(_failed_seeds(summary["seeds"]))
     console.print(
         f"Three models on the same {evaluation['prompts']} held-out prompts: n = {evaluation['prompts']} for each "
         f"figure; answers sampled with seed {evaluation['seed']}, temperature {evaluation['temperature']:g}, at most "
@@ -72,7 +78,13 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
     if stage in ("reward", "judge"):
         longer = metrics["baselines"]["longer_answer_wins"]
         return f"held-out accuracy {_share(metrics['accuracy'])}, the longer answer wins {_share(longer)}"
-    return f"{metrics['episodes']} episodes in {metrics['updates']} updates"
+    text = f"{metrics['episodes']} episodes in {metrics['updates']} updates"
+    if metrics["heldout"] is None:
+        return text
+    start, kept = metrics["heldout"]["start"], metrics["heldout"]["kept"]
+    if kept is None:
+        return text
+    return f"{text}, held-out reward {_figure(start['reward'])} before, {_figure(kept['reward'])} after"
 
 
 def _table(title: str, *others: str) -> Table:
@@ -125,6 +137,28 @@ def _differences(paired: Mapping[str, Mapping[str, Any]]) -> Table:
     for key, label, is_share in _FIGURES[:2]:
         table.add_row(label, *_cells([paired[name][key] for name in ("sft_minus_base", "ppo_minus_sft")], is_share))
     return table
+
+
+def _seeds(seeds: Mapping[str, Any]) -> Table:
+    numbers = ", ".join(str(one["seed"]) for one in seeds["by_seed"])
+    table = _table(f"PPO with seeds {numbers}", "Mean", "SD", "Lowest", "Highest")
+    for key, label, is_share in _FIGURES:
+        over = seeds["over_seeds"].get(key)
+        if over is not None:
+            figures = [over[name] for name in ("mean", "sd", "min", "max")]
+            texts = [f"{100 * one:.1f} %" if is_share else f"{one:.2f}" for one in figures if one is not None]
+            table.add_row(label, *(texts if over["sd"] is not None else [texts[0], "-", *texts[1:]]))
+    return table
+
+
+def _failed_seeds(seeds: Mapping[str, Any]) -> str:
+    lines = [f"{len(seeds['collapsed'])} of {len(seeds['by_seed'])} seeds collapsed."]
+    for one in seeds["by_seed"]:
+        if one["collapsed"] is not None:
+            lines.append(f"Seed {one['seed']} collapsed: {one['collapsed']}.")
+        if one["stopped"] is not None:
+            lines.append(f"Seed {one['seed']}: the guard stopped PPO and kept update {one['kept_update']}.")
+    return " ".join(lines)
 
 
 def _cells(estimates: Sequence[Mapping[str, float] | None], is_share: bool) -> list[str]:

@@ -1,0 +1,123 @@
+"""Turn what a PPO run logged into one picture: whether the reward it gained is real, and whether training was sound.
+
+Training figures come from metrics.jsonl, held-out ones from the files of ppo_heldout, whose points are few and marked.
+What was not measured is named in its panel: an absent line must not read as zero.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from gpt2_rlhf import ppo_heldout
+
+FILE = "ppo.png"
+
+_REWARD = "Reward"
+# panel -> label -> metric; "eval/" metrics are of held-out prompts. One colour a row, in the order here.
+_PANELS: dict[str, dict[str, str]] = {
+    _REWARD: {
+        "training": "objective/unshaped_scores",
+        "held-out": "eval/reward",
+        "judge": "eval/judge_reward",
+        "utility": "eval/utility",
+    },
+    "KL to SFT, nats per answer": {
+        "training, k1": "objective/kl_k1",
+        "training, k3": "objective/kl_k3",
+        "held-out, exact": "eval/kl_nats",
+        "held-out, k1": "eval/kl_k1",
+        "held-out, k3": "eval/kl_k3",
+    },
+    "Answer length, tokens": {"training": "answer/tokens", "held-out": "eval/answer_tokens"},
+    "Shares of the answers": {
+        "EOS, training": "answer/eos_rate",
+        "EOS, held-out": "eval/eos_rate",
+        "distinct bigrams": "eval/distinct_2",
+    },
+    "Entropy, nats per token": {"policy": "policy/entropy_avg"},
+    "Clipping and critic, shares": {
+        "policy clipped": "policy/clipfrac_avg",
+        "value clipped": "val/clipfrac_avg",
+        "explained variance": "val/explained_variance",
+    },
+    "Gradient norm before clipping": {"policy and critic": "grad_norm"},
+    "Seconds per update": {
+        "rollout": "time/rollout_s",
+        "scoring": "time/score_s",
+        "update": "time/update_s",
+        "other": "time/other_s",
+    },
+}
+_COLUMNS = 2
+_WIDTH_IN, _ROW_HEIGHT_IN, _DPI = 12, 3.4, 100  # 1200 pixels wide
+
+
+def write(stage_directory: Path) -> Path:
+    """Draw the PPO run in this stage's directory as ppo.png there, and give the file's path.
+
+    Series that were not measured are named where they are missing; a run that has logged nothing gives empty panels.
+    """
+    records = _training(stage_directory / "metrics.jsonl")
+    newest = max((record["step"] for record in records), default=0)
+    heldout = ppo_heldout.read(stage_directory / ppo_heldout.DIRECTORY, newest)
+    records += [{"step": measured.update, **ppo_heldout.summary(measured)} for measured in heldout]
+    path = stage_directory / FILE
+    _figure(records).savefig(path, dpi=_DPI)
+    return path
+
+
+def _training(metrics_file: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what they say of held-out prompts, which the held-out files say."""
+    if not metrics_file.exists():
+        return []
+    with metrics_file.open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    return [{key: value for key, value in record.items() if not key.startswith("eval/")} for record in records]
+
+
+def _figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    rows = -(-len(_PANELS) // _COLUMNS)
+    figure = Figure(figsize=(_WIDTH_IN, rows * _ROW_HEIGHT_IN), layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot, which keeps figures and looks for a screen
+    places = figure.subplots(rows, _COLUMNS, squeeze=False).flat
+    for (title, metrics), axes in zip(_PANELS.items(), places, strict=True):
+        _draw(axes, title, metrics, records)
+    return figure
+
+
+def _draw(axes: Axes, title: str, metrics: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel("update", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=9)
+    missing = []
+    for place, (label, metric) in enumerate(metrics.items()):
+        steps, values = _series(records, metric)
+        if not values:
+            missing.append(label)
+            continue
+        of_heldout = metric.startswith("eval/")
+        marker = "o" if of_heldout or len(values) == 1 else None  # a line of one point would not show
+        axes.plot(steps, values, f"C{place}", label=label, marker=marker, markersize=4, linewidth=1.5)
+        low_steps, lows = _series(records, f"{metric}_low")
+        _, highs = _series(records, f"{metric}_high")
+        if lows:
+            axes.fill_between(low_steps, lows, highs, color=f"C{place}", alpha=0.15, linewidth=0)
+    if len(missing) < len(metrics):
+        axes.legend(fontsize=8, framealpha=0.8)
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    if missing:
+        axes.set_title(f"not measured: {', '.join(missing)}", loc="right", fontsize=8, color="0.4")
+
+
+def _series(records: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[int], list[float]]:
+    """Updates and values of one metric, in the order of the updates."""
+    points = sorted((record["step"], float(record[metric])) for record in records if metric in record)
+    return [step for step, _ in points], [value for _, value in points]

@@ -1,0 +1,67 @@
+"""Turn PPO runs that differ in their seed alone into their spread, and name the ones that collapsed.
+
+PPO at this size fails on some seeds (of four of 1B parameters two collapsed, vwxyzjn/summarize_from_feedback_details),
+so one seed's figures say little about the next one's.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt2_rlhf.settings import Guard
+
+METRICS = ("reward", "utility", "win_rate_vs_sft", "kl_to_sft_nats", "answer_tokens", "eos_rate", "distinct_2")
+
+
+def spread(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], guard: Guard) -> dict[str, Any]:
+    """What `summary.json` says of the seeds. runs: each one's manifests of PPO and of its evaluation.
+
+    `over_seeds` has mean, sample standard deviation (null for one seed), min, max and n by metric, null where unknown;
+    the first run is the one whose model is handed on, whatever the others gave.
+    """
+    by_seed = [
+        {
+            "seed": ppo["seed"],
+            "kept_update": ppo["metrics"]["kept_update"],
+            "stopped": ppo["metrics"]["stopped"],
+            "collapsed": collapse(evaluation["metrics"], guard),
+            **{name: evaluation["metrics"]["models"]["ppo"][name] for name in METRICS},
+        }
+        for ppo, evaluation in runs
+    ]
+    return {
+        "by_seed": by_seed,
+        "collapsed": [one["seed"] for one in by_seed if one["collapsed"] is not None],
+        "stopped": [one["seed"] for one in by_seed if one["stopped"] is not None],
+        "over_seeds": {name: _over_seeds([one[name] for one in by_seed]) for name in METRICS},
+    }
+
+
+def collapse(evaluation: Mapping[str, Any], guard: Guard) -> str | None:
+    """Why a policy counts as collapsed: worse than SFT beyond its interval, never ending or repeating; else None.
+
+    Worse by the utility where it is known, else by the reward.
+    """
+    gain, ppo = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
+    name = "reward" if gain["utility"] is None else "utility"
+    if gain[name]["high"] < 0:
+        return f"{name} {gain[name]['mean']:.2f} [{gain[name]['low']:.2f}, {gain[name]['high']:.2f}] against SFT"
+    if ppo["eos_rate"]["mean"] < guard.min_eos_rate:
+        return f"EOS rate {ppo['eos_rate']['mean']:.3f}"
+    if ppo["distinct_2"]["mean"] < guard.min_distinct_2:
+        return f"distinct bigrams {ppo['distinct_2']['mean']:.3f}"
+    return None
+
+
+def _over_seeds(estimates: Sequence[Mapping[str, float] | None]) -> dict[str, Any] | None:
+    means = [one["mean"] for one in estimates if one is not None]
+    if len(means) < len(estimates):
+        return None
+    return {
+        "mean": float(np.mean(means)),
+        "sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        "min": min(means),
+        "max": max(means),
+        "n": len(means),
+    }
