@@ -158,15 +158,7 @@ def test_several_seeds_of_ppo_share_all_that_comes_before_and_report_their_sprea
     assert summary(finished)["seeds"] is None
 
 
-def test_a_policy_that_was_forced_past_a_gate_is_not_taken_up_without_force(finished: Path) -> None:
-    done = pipeline(finished, "force=false")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: reward: the reward model is right on")
-    assert "was trained all the same; to take it up, set force=true" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_a_reward_model_of_shuffled_labels_is_stopped_and_named(tmp_path: Path) -> None:
+def test_a_reward_model_of_shuffled_labels_is_stopped_and_named_also_once_force_went_past_it(tmp_path: Path) -> None:
     coin = random.Random(0)
     rows = generator.pairs(1500, seed=1)
     for row in rows:
@@ -176,24 +168,33 @@ def test_a_reward_model_of_shuffled_labels_is_stopped_and_named(tmp_path: Path) 
     for name, some in (("train", texts[:1200]), ("test", texts[1200:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     larger = ("data.train_pairs=null", "data.test_pairs=null", "reward.args.save_steps=1000")
-    done = pipeline(tmp_path / "out", f"data.path={tmp_path}", *larger, "data.utility=null", "force=false")
+    overrides = (f"data.path={tmp_path}", *larger, "data.utility=null")
+    done = pipeline(tmp_path / "out", *overrides, "force=false")
     assert done.returncode == 2, done.stdout
-    assert re.fullmatch(
+    fault = (
         r"error: reward: the reward model is right on .* of held-out pairs, (where chance is 50 %|and taking the "
-        r"(longer|shorter) answer is right on .*); give it more pairs .* and check the labels; or go on with force=true\n",
-        done.stderr,
+        r"(longer|shorter) answer is right on .*); give it more pairs .* and check the labels; "
     )
+    assert re.fullmatch(rf"{fault}or go on with force=true\n", done.stderr)
     assert not list(tmp_path.glob("out/stages/ppo-*/model"))
+
+    forced = pipeline(tmp_path / "out", *overrides, "force=true", module="ppo")
+    assert forced.returncode == 0, forced.stderr
+    assert "forced: reward: the reward model is right on" in forced.stdout
+    taken_up = pipeline(tmp_path / "out", *overrides, "force=false", module="ppo")
+    assert taken_up.returncode == 2
+    assert re.fullmatch(rf"{fault}.* was trained all the same; to take it up, set force=true\n", taken_up.stderr)
 
 
 def test_an_sft_model_that_never_ends_an_answer_is_stopped_and_named(tmp_path: Path) -> None:
     # random weights give each of 50,257 tokens about the same probability, so EOS nearly none
     shape = "model.random={vocab_size: 50257, n_positions: 512, n_embd: 32, n_layer: 1, n_head: 1}"
     little = ("sft.args.max_steps=1", "sft.args.learning_rate=1e-9", "reward.args.max_steps=1")
+    enough = ("data.disjoint=false", "ppo.args.gradient_accumulation_steps=8", "ppo.args.total_episodes=64")
     own_reward = "ppo.reward.function=math_of_length:score"
     (tmp_path / "math_of_length.py").write_text("def score(prompts, answers):\n    return [len(a) for a in answers]\n")
     command = [sys.executable, "-m", "gpt2_rlhf.pipeline", f"output_dir={tmp_path}", *SMALL]
-    overrides = ["model=gpt2_random", shape, *little, own_reward, "force=false"]
+    overrides = ["model=gpt2_random", shape, *little, *enough, own_reward, "force=false"]
     done = subprocess.run(
         [*command, *overrides],
         cwd=REPOSITORY,
@@ -204,7 +205,7 @@ def test_an_sft_model_that_never_ends_an_answer_is_stopped_and_named(tmp_path: P
         check=False,
     )
     assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("error: sft: 0 of 16 answers of the SFT model ended with EOS")
+    assert done.stderr.startswith("error: sft: 0 of 64 answers of the SFT model ended with EOS")
     assert done.stderr.count("\n") == 1
 
 
