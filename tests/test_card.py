@@ -11,6 +11,7 @@ ESTIMATE = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 7}
 MODEL = dict.fromkeys(
     (
         "reward",
+        "judge_reward",
         "utility",
         "win_rate_vs_base",
         "win_rate_vs_sft",
@@ -18,9 +19,17 @@ MODEL = dict.fromkeys(
         "eos_rate",
         "distinct_2",
         "kl_to_sft_nats",
+        "chosen_perplexity",
     ),
     ESTIMATE,
 )
+OUTCOMES = dict.fromkeys(("win", "tie", "loss"), ESTIMATE)
+PAIR = {
+    **dict.fromkeys(("reward", "reward_sd", "judge_reward", "utility")),
+    "by_reward": OUTCOMES,
+    "by_judge": None,
+    "length_matched": None,
+}
 
 
 @pytest.fixture
@@ -48,8 +57,11 @@ def summary() -> dict[str, Any]:
             "accuracy": ESTIMATE,
             "baselines": {"chance": 0.5, "longer_answer_wins": ESTIMATE, "best_reachable": 0.84},
             "by_subset": {},
+            "calibration": {"bins": [], "expected_error": ESTIMATE},
+            "length_bias": dict.fromkeys(("correlation", "accuracy_chosen_longer", "accuracy_chosen_shorter")),
             "pairs": 7,
         },
+        "judge": None,
         "ppo": {"forced": [], "stopped": None},
         "seeds": None,
         "evaluation": {
@@ -58,7 +70,8 @@ def summary() -> dict[str, Any]:
             "temperature": 1.0,
             "max_new_tokens": 48,
             "models": dict.fromkeys(("base", "sft", "ppo"), MODEL),
-            "paired": {n: {"reward": ESTIMATE, "utility": None} for n in ("sft_minus_base", "ppo_minus_sft")},
+            "paired": dict.fromkeys(("sft_minus_base", "ppo_minus_sft", "ppo_minus_base"), PAIR),
+            "by_subset": {},
         },
     }
 

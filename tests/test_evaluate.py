@@ -3,6 +3,7 @@ import math
 import sys
 import types
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gpt2_rlhf import evaluate, models, settings, tokens
+from gpt2_rlhf import answers, evaluate, models, settings, tokens
 from gpt2_rlhf.errors import UserError
-from gpt2_rlhf.evaluate import Judged, compare, distinct_prompts
+from gpt2_rlhf.evaluate import distinct_prompts
 from gpt2_rlhf.generation import Answer
-from gpt2_rlhf.stage import Outcome, Stage
+from gpt2_rlhf.scoring import heldout_loss
+from gpt2_rlhf.stage import Outcome, Stage, write_json
 from tiny import tiny_policy, tiny_reward, tiny_tokenizer
 
 QUESTIONS = ["Hi", "bake bread?", "Tell me about the sea.", "What is the best way to learn chess?", "Why?"]
@@ -37,7 +39,8 @@ def rows() -> list[dict]:
     ]
 
 
-EVALUATE = settings.Evaluate(prompts=4, batch_size=3, temperature=0.9, max_new_tokens=10, seed=5)
+EVALUATE = settings.Evaluate(prompts=4, batch_size=3, temperature=0.9, max_new_tokens=10, seed=5, best_of=3)
+POLICIES = ("base", "sft", "ppo")
 
 
 @pytest.fixture
@@ -52,9 +55,9 @@ def utility_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 @pytest.fixture
 def needs(tmp_path: Path) -> dict[str, Stage]:
-    """Finished stages: test rows as parquet, and tiny SFT, PPO and reward models, all of different weights."""
+    """Finished stages: test rows as parquet, and tiny SFT, PPO, reward and judge models, all of different weights."""
     tokenizer = tiny_tokenizer()
-    needs = {name: Stage(name, tmp_path / name, {}, {}) for name in ("data", "sft", "reward", "ppo", "base")}
+    needs = {name: Stage(name, tmp_path / name, {}, {}) for name in ("data", "sft", "reward", "judge", "ppo", "base")}
     needs["data"].directory.mkdir()
     schema = pa.schema([(key, pa.string()) for key in ("prompt", "chosen", "rejected", "subset", "row")])
     schema = schema.append(pa.field("chosen_probability", pa.float64()))
@@ -62,6 +65,8 @@ def needs(tmp_path: Path) -> dict[str, Stage]:
     for seed, name in enumerate(("base", "sft", "ppo")):
         save(tiny_policy(tokenizer, seed), needs[name].model_dir)
     save(tiny_reward(tokenizer), needs["reward"].model_dir)
+    write_json(needs["reward"].directory / "manifest.json", {"metrics": {"score_std": 2.0}})
+    save(tiny_reward(tokenizer, seed=1), needs["judge"].model_dir)
     return needs
 
 
@@ -70,14 +75,26 @@ def save(model: torch.nn.Module, folder: Path) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
-def run_evaluation(needs: dict[str, Stage], utility: str | None = None) -> tuple[Outcome, list[dict]]:
-    """The outcome and the lines of samples.jsonl."""
+def run_evaluation(
+    needs: dict[str, Stage],
+    utility: str | None = None,
+    *,
+    judged: bool = True,
+    asked: settings.Evaluate = EVALUATE,
+    place: str = "evaluate",
+) -> tuple[Outcome, list[dict]]:
+    """The outcome and the lines of samples.jsonl; another `place` starts from nothing."""
     folder = needs["data"].directory.parent
-    stage = Stage("evaluate", folder / "evaluate", {}, {name: needs[name] for name in ("data", "sft", "reward", "ppo")})
-    outcome = evaluate.run(run_settings(str(needs["base"].model_dir), utility), stage)
+    built_on = ("data", "sft", "reward", *(["judge"] if judged else []), "ppo")
+    stage = Stage("evaluate", folder / place, {}, {name: needs[name] for name in built_on})
+    outcome = evaluate.run(replace(run_settings(str(needs["base"].model_dir), utility), evaluate=asked), stage)
     lines = (stage.directory / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [path.name for path in stage.directory.iterdir()] == ["samples.jsonl"]
+    assert sorted(path.name for path in stage.directory.iterdir()) == ["checkpoints", "samples.jsonl"]
     return outcome, [json.loads(line) for line in lines]
+
+
+def heldout(lines: list[dict]) -> list[dict]:
+    return [line for line in lines if line["group"] == "heldout"]
 
 
 def run_settings(base: str, utility: str | None) -> settings.Settings:
@@ -118,22 +135,25 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
     )
 
 
-def test_three_models_answer_the_first_distinct_prompts(needs, utility_module):
+def test_every_model_answers_the_first_distinct_prompts(needs, utility_module):
     outcome, lines = run_evaluation(needs, "tiny_truth:count")
+    lines = heldout(lines)
     assert [line["prompt"] for line in lines] == [f"\n\nHuman: {q}\n\nAssistant:" for q in QUESTIONS[:4]]
     assert [line["subset"] for line in lines] == ["harmless", "helpful", "helpful", "helpful"]
     metrics = outcome.metrics
-    assert {key: metrics[key] for key in ("prompts", "seed", "temperature", "max_new_tokens")} == {
+    assert {key: metrics[key] for key in ("prompts", "seed", "temperature", "max_new_tokens", "best_of")} == {
         "prompts": 4,
         "seed": 5,
         "temperature": 0.9,
         "max_new_tokens": 10,
+        "best_of": 3,
     }
-    for name in ("base", "sft", "ppo"):
-        figures = metrics["models"][name]
+    assert list(metrics["models"]) == [*POLICIES, "best_of_n"]
+    for name, figures in metrics["models"].items():
         answers = [line["answers"][name] for line in lines]
         for key, field in (
             ("reward", "reward"),
+            ("judge_reward", "judge_reward"),
             ("utility", "utility"),
             ("answer_tokens", "tokens"),
             ("eos_rate", "ended"),
@@ -146,37 +166,60 @@ def test_three_models_answer_the_first_distinct_prompts(needs, utility_module):
     assert outcome.work_s > 0
 
 
+def test_the_examples_lead_the_samples_and_enter_no_figure(needs, utility_module, monkeypatch):
+    with_examples = run_evaluation(needs, "tiny_truth:count")
+    assert [line["group"] for line in with_examples[1]] == ["example"] * 2 + ["heldout"] * 4
+    assert [line["prompt"] for line in with_examples[1][:2]] == [
+        "\n\nHuman: How can I improve my communication skills?\n\nAssistant:",
+        "\n\nHuman: How can I learn machine learning effectively?\n\nAssistant:",
+    ]
+    example = with_examples[1][0]["answers"]["ppo"]
+    assert isinstance(example["reward"], float)
+    assert example["utility"] is None  # it was not written for this prompt
+    monkeypatch.setattr(evaluate, "EXAMPLES", ())
+    without = replace(EVALUATE, best_of=None)  # further draws would be for other prompts
+    figures = run_evaluation(needs, asked=without, place="none")[0].metrics["models"]
+    for name in POLICIES:
+        assert figures[name]["reward"]["mean"] == pytest.approx(
+            with_examples[0].metrics["models"][name]["reward"]["mean"], abs=1e-5
+        )
+
+
 def test_rewards_are_read_at_eos_whether_or_not_the_answer_ended(needs, monkeypatch):
-    tokenizer, reward = tiny_tokenizer(), tiny_reward(tiny_tokenizer())
+    tokenizer = tiny_tokenizer()
     answer = Answer(text="x", ids=[5, 9, 14], ended=False)
-    monkeypatch.setattr(evaluate, "sample", lambda model, tokenizer, prompts, **_: [answer] * len(prompts))
+    monkeypatch.setattr(answers, "sample", lambda model, tokenizer, prompts, **_: [answer] * len(prompts))
     _, lines = run_evaluation(needs)
     for line in lines:
         ids = [*tokenizer(line["prompt"])["input_ids"], *answer.ids, tokens.eos_id(tokenizer)]
-        with torch.no_grad():
-            expected = reward(input_ids=torch.tensor([ids])).logits.item()
-        assert line["answers"]["ppo"]["reward"] == pytest.approx(expected, abs=1e-5)
+        for seed, key in enumerate(("reward", "judge_reward")):
+            with torch.no_grad():
+                expected = tiny_reward(tokenizer, seed)(input_ids=torch.tensor([ids])).logits.item()
+            assert line["answers"]["ppo"][key] == pytest.approx(expected, abs=1e-5)
 
 
-def test_equal_models_tie_and_have_no_kl(needs):
+def test_equal_models_tie_exactly_and_have_no_kl(needs):
     for name in ("base", "ppo"):
         save(tiny_policy(tiny_tokenizer(), 1), needs[name].model_dir)  # SFT's weights
     outcome, lines = run_evaluation(needs)
     for line in lines:
         assert line["answers"]["base"] == line["answers"]["sft"] == line["answers"]["ppo"]
-    for name in ("base", "sft", "ppo"):
+    for name in POLICIES:
         assert outcome.metrics["models"][name]["kl_to_sft_nats"]["mean"] == pytest.approx(0.0, abs=1e-4)
     assert outcome.metrics["models"]["ppo"]["win_rate_vs_sft"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 4}
-    assert outcome.metrics["paired"]["ppo_minus_sft"]["reward"]["mean"] == pytest.approx(0.0, abs=1e-5)
+    pair = outcome.metrics["paired"]["ppo_minus_sft"]
+    assert pair["reward"] == pair["judge_reward"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 4}
+    assert pair["unchanged"]["mean"] == pair["by_judge"]["tie"]["mean"] == 1.0
+    assert pair["length_matched"]["pairs"] == 4
 
 
 def test_kl_is_log_p_of_the_model_less_log_p_of_sft_on_its_own_answer(needs, monkeypatch):
     tokenizer = tiny_tokenizer()
     answer = Answer(text="x", ids=[5, 9, 14], ended=True)
-    monkeypatch.setattr(evaluate, "sample", lambda model, tokenizer, prompts, **_: [answer] * len(prompts))
+    monkeypatch.setattr(answers, "sample", lambda model, tokenizer, prompts, **_: [answer] * len(prompts))
     outcome, lines = run_evaluation(needs)
     expected = []
-    for line in lines:
+    for line in heldout(lines):
         prompt = tokenizer(line["prompt"])["input_ids"]
         taken = [*answer.ids, tokens.eos_id(tokenizer)]
         by_model = []
@@ -192,10 +235,118 @@ def test_kl_is_log_p_of_the_model_less_log_p_of_sft_on_its_own_answer(needs, mon
     assert outcome.metrics["models"]["sft"]["kl_to_sft_nats"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 4}
 
 
+def test_perplexity_is_of_the_chosen_answers_to_the_same_prompts(needs):
+    figures = run_evaluation(needs)[0].metrics["models"]
+    for seed, name in enumerate(POLICIES):
+        loss = heldout_loss(tiny_policy(tiny_tokenizer(), seed), tiny_tokenizer(), rows()[0:8:2], 4)
+        assert figures[name]["chosen_perplexity"]["mean"] == pytest.approx(math.exp(loss.mean), rel=1e-4)
+        assert figures[name]["chosen_perplexity"]["n"] == 4
+    assert figures["best_of_n"]["chosen_perplexity"] is None
+
+
+def test_best_of_n_is_the_sft_answer_that_the_reward_model_likes_most(needs, monkeypatch):
+    drawn: dict[str, list[str]] = {}  # by prompt, every SFT answer
+
+    def watched(model, name, questions, *others):
+        said = ask_policy(model, name, questions, *others)
+        if name == "sft":
+            assert len(said.draws) == 3
+            for place, prompt in enumerate(questions.prompts):
+                drawn[prompt] = [draw[place].text for draw in said.draws]
+        return said
+
+    ask_policy = answers.ask_policy
+    monkeypatch.setattr(evaluate, "ask_policy", watched)
+    outcome, lines = run_evaluation(needs)
+    tokenizer, reward = tiny_tokenizer(), tiny_reward(tiny_tokenizer())
+    assert any(len(set(texts)) == 3 for texts in drawn.values())
+    for line in lines:
+        best, sft = line["answers"]["best_of_n"], line["answers"]["sft"]
+        assert sft["answer"] == drawn[line["prompt"]][0]
+        assert best["answer"] in drawn[line["prompt"]]
+        assert best["reward"] >= sft["reward"]
+        ids = [*tokenizer(line["prompt"] + best["answer"])["input_ids"], tokens.eos_id(tokenizer)]
+        if len(ids) == len(tokenizer(line["prompt"])["input_ids"]) + best["tokens"] + 1:  # the text encodes back
+            with torch.no_grad():
+                assert reward(input_ids=torch.tensor([ids])).logits.item() == pytest.approx(best["reward"], abs=1e-4)
+    assert outcome.metrics["models"]["best_of_n"]["kl_to_sft_nats"] is None
+    assert outcome.metrics["models"]["best_of_n"]["kl_bound_nats"] == pytest.approx(math.log(3) - 2 / 3)
+
+
+@pytest.mark.parametrize("best_of", [None, 1])
+def test_without_best_of_there_is_no_yardstick(needs, best_of: int | None):
+    outcome, lines = run_evaluation(needs, asked=replace(EVALUATE, best_of=best_of))
+    assert set(outcome.metrics["models"]) == set(lines[0]["answers"]) == set(POLICIES)
+    assert "ppo_minus_best_of_n" not in outcome.metrics["paired"]
+
+
+def test_more_draws_leave_the_other_figures_as_they_are(needs):
+    many = run_evaluation(needs)[0].metrics["models"]
+    none = run_evaluation(needs, asked=replace(EVALUATE, best_of=None), place="none")[0].metrics["models"]
+    for name in POLICIES:
+        assert many[name]["answer_tokens"] == none[name]["answer_tokens"]
+        assert many[name]["reward"]["mean"] == pytest.approx(none[name]["reward"]["mean"], abs=1e-5)
+
+
 def test_same_settings_give_the_same_evidence(needs):
-    first, second = run_evaluation(needs), run_evaluation(needs)
+    first, second = run_evaluation(needs), run_evaluation(needs, place="again")
+    for metrics in (first[0].metrics, second[0].metrics):
+        assert all(seconds > 0 for seconds in metrics["cost"].pop("by_part_s").values())
     assert first[0].metrics == second[0].metrics
     assert first[1] == second[1]
+
+
+def test_cost_counts_every_token_written_and_read(needs, monkeypatch):
+    answer = Answer(text="x", ids=[5, 9, 14], ended=True)
+    monkeypatch.setattr(answers, "sample", lambda model, tokenizer, prompts, **_: [answer] * len(prompts))
+    cost = run_evaluation(needs)[0].metrics["cost"]
+    tokenizer = tiny_tokenizer()
+    asked = [row["prompt"] for row in rows()[0:8:2]]
+    prompts = sum(len(tokenizer(prompt)["input_ids"]) for prompt in [*asked, *evaluate.EXAMPLES])
+    chosen = sum(len(tokens.encode_sft(tokenizer, row)["input_ids"]) for row in rows()[0:8:2])
+    # base, PPO and thrice SFT write 4 tokens to each of 6 prompts
+    assert cost["generated_tokens"] == (1 + 1 + 3) * 6 * 4
+    # read by base, by PPO, and all three models' by SFT; scored once by reward model and judge, all being equal
+    assert cost["scored_tokens"] == (1 + 1 + 3 + 1 + 1) * (prompts + 6 * 4) + 3 * chosen
+    assert list(cost["by_part_s"]) == ["base", "ppo", "sft", "reward", "judge"]
+
+
+@pytest.mark.parametrize(("dies_at", "is_asked_again"), [("sft", ["sft", "reward", "judge"]), ("judge", ["judge"])])
+def test_a_killed_evaluation_asks_only_the_models_that_it_had_not_asked(
+    needs, monkeypatch, dies_at: str, is_asked_again: list[str]
+):
+    whole = run_evaluation(needs, place="whole")
+    died: list[str] = []
+    asked: list[str] = []
+
+    def kept(stage, name, ask):
+        def ask_or_die():
+            if name == dies_at and not died:
+                died.append(name)
+                raise KeyboardInterrupt
+            asked.append(name)
+            return ask()
+
+        return keep(stage, name, ask_or_die)
+
+    keep = evaluate._kept
+    monkeypatch.setattr(evaluate, "_kept", kept)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(needs)
+    asked.clear()
+    resumed = run_evaluation(needs)
+    assert asked == is_asked_again
+    for outcome, _ in (whole, resumed):
+        del outcome.metrics["cost"]["by_part_s"]
+    assert resumed[0].metrics == whole[0].metrics
+    assert resumed[1] == whole[1]
+
+
+def test_without_a_judge_its_figures_are_null(needs):
+    outcome, lines = run_evaluation(needs, judged=False)
+    assert all(figures["judge_reward"] is None for figures in outcome.metrics["models"].values())
+    assert all(pair["judge_reward"] is pair["by_judge"] is None for pair in outcome.metrics["paired"].values())
+    assert all(answer["judge_reward"] is None for line in lines for answer in line["answers"].values())
 
 
 def test_unknown_utility_is_null_everywhere(needs):
@@ -203,6 +354,21 @@ def test_unknown_utility_is_null_everywhere(needs):
     assert all(figures["utility"] is None for figures in outcome.metrics["models"].values())
     assert all(pair["utility"] is None for pair in outcome.metrics["paired"].values())
     assert all(answer["utility"] is None for line in lines for answer in line["answers"].values())
+
+
+def test_figures_are_also_given_by_subset_and_by_turns(needs):
+    by_subset = run_evaluation(needs)[0].metrics["by_subset"]
+    assert {name: part["prompts"] for name, part in by_subset.items()} == {
+        "harmless": 1,
+        "helpful": 3,
+        "single-turn": 4,
+    }
+    assert by_subset["helpful"]["models"]["ppo"]["reward"]["n"] == 3
+
+
+def test_rewards_are_also_told_in_the_spread_that_the_reward_stage_measured(needs):
+    pair = run_evaluation(needs)[0].metrics["paired"]["ppo_minus_base"]
+    assert pair["reward_sd"]["mean"] == pytest.approx(pair["reward"]["mean"] / 2.0)
 
 
 def test_one_model_at_a_time_is_in_memory(needs, monkeypatch):
@@ -221,70 +387,22 @@ def test_one_model_at_a_time_is_in_memory(needs, monkeypatch):
     monkeypatch.setattr(models, "load_policy", watched(models.load_policy))
     monkeypatch.setattr(models, "load_reward", watched(models.load_reward))
     run_evaluation(needs)
-    assert most_others_alive == [0, 0, 0, 0]
+    assert most_others_alive == [0, 0, 0, 0, 0]
 
 
-def test_a_reward_model_that_diverged_is_named_in_one_line(needs):
+@pytest.mark.parametrize("name", ["reward", "judge"])
+def test_a_reward_model_that_diverged_is_named_in_one_line(needs, name: str):
     broken = tiny_reward(tiny_tokenizer())
     with torch.no_grad():
         broken.score.weight.fill_(math.nan)
-    save(broken, needs["reward"].model_dir)
-    with pytest.raises(UserError, match=r"reward model gives .* not finite; .* reward\.args\.learning_rate"):
+    save(broken, needs[name].model_dir)
+    with pytest.raises(UserError, match=rf"the {name} model gives .* not finite; .* reward\.args\.learning_rate"):
         run_evaluation(needs)
 
 
 def test_a_utility_that_gives_no_number_is_named(needs, utility_module):
     with pytest.raises(UserError, match=r"data\.utility: it gave no finite number for the answer"):
         run_evaluation(needs, "tiny_truth:nan")
-
-
-def judged(rewards: list[float], ids: list[list[int]] | None = None, utilities: list[float] | None = None) -> Judged:
-    ids = [[1, 2, 3]] * len(rewards) if ids is None else ids
-    return Judged(
-        answers=[Answer(text="", ids=one, ended=len(one) < 3) for one in ids],
-        rewards=np.array(rewards),
-        utilities=None if utilities is None else np.array(utilities),
-        kl_to_sft_nats=np.zeros(len(rewards)),
-    )
-
-
-def test_win_rates_are_paired_by_prompt_with_ties_one_half():
-    by_model = {"base": judged([1.0, 1.0, 1.0, 5.0]), "sft": judged([2.0, 1.0, 3.0, 1.0]), "ppo": judged([9.0] * 4)}
-    figures = compare(by_model, EVALUATE)["models"]
-    assert figures["sft"]["win_rate_vs_base"]["mean"] == 2.5 / 4  # won, tied, won, lost
-    assert figures["base"]["win_rate_vs_sft"]["mean"] == 1.5 / 4
-    assert figures["ppo"]["win_rate_vs_sft"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 4}
-    assert figures["base"]["win_rate_vs_base"] is None
-    assert figures["sft"]["win_rate_vs_sft"] is None
-
-
-def test_paired_difference_has_a_smaller_interval_than_the_means():
-    generator = np.random.default_rng(0)
-    shared = generator.normal(0, 5, 200)
-    by_model = {
-        "base": judged(list(shared), utilities=list(shared)),
-        "sft": judged(list(shared + 1), utilities=list(shared + 2)),
-        "ppo": judged(list(shared + 1.5), utilities=list(shared + 1)),
-    }
-    metrics = compare(by_model, EVALUATE)
-    means = {
-        name: {key: estimate["mean"] for key, estimate in pair.items()} for name, pair in metrics["paired"].items()
-    }
-    assert means == {
-        "sft_minus_base": {"reward": pytest.approx(1), "utility": pytest.approx(2)},
-        "ppo_minus_sft": {"reward": pytest.approx(0.5), "utility": pytest.approx(-1)},
-    }
-    gain = metrics["paired"]["sft_minus_base"]["reward"]
-    reward = metrics["models"]["sft"]["reward"]
-    assert gain["high"] - gain["low"] < 0.01 < reward["high"] - reward["low"]
-
-
-def test_lengths_and_eos_rate_are_means_over_prompts():
-    one = judged([0.0] * 3, ids=[[], [4], [4, 4, 4]])
-    figures = compare({"base": one, "sft": one, "ppo": one}, EVALUATE)["models"]["base"]
-    assert figures["answer_tokens"]["mean"] == pytest.approx(4 / 3)
-    assert figures["eos_rate"]["mean"] == pytest.approx(2 / 3)
-    assert figures["distinct_2"]["mean"] == pytest.approx((1 + 1 + 1 / 2) / 3)
 
 
 def test_distinct_prompts_keep_file_order_and_the_first_row():

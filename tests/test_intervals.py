@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gpt2_rlhf import intervals
-from gpt2_rlhf.intervals import Estimate, bootstrap_mean, bootstrap_ratio, wilson
+from gpt2_rlhf.intervals import Estimate, bootstrap, bootstrap_above_zero, bootstrap_mean, bootstrap_ratio, wilson
 
 
 def test_wilson_agrees_with_newcombe_1998_table_1():
@@ -96,3 +96,31 @@ def test_no_interval_without_finite_items(values: list):
 def test_ratio_refuses_unequal_lengths():
     with pytest.raises(ValueError, match="2 numerators for 1 denominators"):
         bootstrap_ratio([1.0, 2.0], [1.0])
+
+
+def test_any_statistic_has_the_interval_of_its_resamples():
+    array = np.array([1.0, 2.0, 6.0, 7.0])
+    assert bootstrap(lambda index: array[index].mean(axis=1), 4, seed=3) == bootstrap_mean(array, seed=3)
+    largest = bootstrap(lambda index: array[index].max(axis=1), 4, seed=3)
+    # 7 is in 68 % of the resamples of four, 6 or 7 in all but 1 of 16: so the 2.5 % point is 2
+    assert (largest.mean, largest.low, largest.high) == (7.0, 2.0, 7.0)
+
+
+def test_resamples_where_the_statistic_is_undefined_are_left_out():
+    array = np.array([1.0, 3.0])
+    spread = bootstrap(lambda index: np.where(np.ptp(array[index], axis=1) > 0, 2.0, np.nan), 2)
+    assert spread == Estimate(2.0, 2.0, 2.0, 2)
+
+
+def test_the_interval_of_an_absolute_mean_reaches_zero_where_noise_explains_it():
+    signed = np.repeat([-1.0, 1.0], 50)  # the mean of 100 has a standard error of 0.1
+
+    def estimate(shift: float) -> Estimate:
+        return bootstrap_above_zero(lambda index: np.abs((signed + shift)[index].mean(axis=1)), 100)
+
+    small = estimate(0.05)
+    assert small.mean == pytest.approx(0.05)
+    assert small.low == 0.0
+    assert small.high == pytest.approx(0.05 + 1.96 * 0.1, abs=0.02)
+    large = estimate(0.5)
+    assert (large.low, large.high) == pytest.approx((0.5 - 1.96 * 0.1, 0.5 + 1.96 * 0.1), abs=0.02)

@@ -93,18 +93,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_make_pipeline_trains_all_stages_and_leaves_a_summary(finished: Path) -> None:
     found = summary(finished)
-    assert list(found["stages"]) == ["data", *TRAINED, "evaluate"]
+    assert list(found["stages"]) == ["data", "sft", "reward", "judge", "ppo", "evaluate"]
     assert not any(reused(finished).values())
     assert found["evaluation"]["prompts"] == 16
-    assert set(found["evaluation"]["models"]) == {"base", "sft", "ppo"}
+    assert set(found["evaluation"]["models"]) == {"base", "sft", "ppo", "best_of_n"}
+    assert found["evaluation"]["models"]["ppo"]["judge_reward"]["n"] == 16
     assert found["reward_model"]["pairs"] == 48
     assert found["work_s"] < found["wall_s"]
 
 
 def test_samples_are_one_line_per_prompt(finished: Path) -> None:
     lines = (finished / "latest" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 16
-    assert set(json.loads(lines[0])["answers"]) == {"base", "sft", "ppo"}
+    assert [json.loads(line)["group"] for line in lines] == ["example"] * 2 + ["heldout"] * 16
+    assert set(json.loads(lines[0])["answers"]) == {"base", "sft", "ppo", "best_of_n"}
 
 
 def test_a_second_run_trains_nothing_and_shows_the_same_figures(finished: Path) -> None:

@@ -262,6 +262,18 @@ def test_report_splits_accuracy_by_subset(tokenizer, monkeypatch):
     assert by_subset["helpful"]["longer_answer_wins"]["mean"] == 0.75
 
 
+def test_report_tells_confidence_and_length_bias_of_the_same_pairs(tokenizer, monkeypatch):
+    report = report_for(tokenizer, monkeypatch, ROWS, [2.0, 0.5, 1.0, 3.0, 1.0, 1.0, 1.0, 1.0])
+    # chosen is longer in the first, which is right, shorter in the second and fourth, of which one is
+    assert report["length_bias"]["accuracy_chosen_longer"]["mean"] == 1.0
+    assert (report["length_bias"]["accuracy_chosen_shorter"]["mean"], report["length_bias"]["correlation"]["n"]) == (
+        0.5,
+        4,
+    )
+    # claims of 0.5 (no margin), 0.62 (of -0.5), 0.73 (of 1) and 0.88 (of 2)
+    assert [one["observed"]["mean"] for one in report["calibration"]["bins"]] == [0.5, 0.0, 1.0, 1.0]
+
+
 def test_best_reachable_is_the_mean_of_the_likelier_side(tokenizer, monkeypatch):
     rows = [pair("a", " b", " c", probability=p) for p in (0.9, 0.2)]
     assert report_for(tokenizer, monkeypatch, rows, [1, 1, 0, 0])["baselines"]["best_reachable"] == pytest.approx(0.85)

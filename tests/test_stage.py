@@ -123,3 +123,10 @@ def test_status_tells_done_partial_and_missing_apart_and_says_why(tmp_path: Path
     state, why = stage.status(other, 1)
     assert state == "missing"
     assert why == f"not built: seed is 5, not 0 as in {part.directory.name}"
+
+
+def test_status_names_the_models_that_an_evaluation_has_asked(tmp_path: Path) -> None:
+    part = Stage("evaluate", tmp_path / "evaluate-0", {}, {})
+    for name in ("ppo", "base"):
+        stage.write_json(part.checkpoints_dir / f"{name}.json", {})
+    assert stage.status(part, 1) == ("partial", "goes on after base, ppo")

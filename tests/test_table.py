@@ -12,6 +12,7 @@ def model(reward: float, rival: float | None, kl: float) -> dict[str, Any]:
     wins = None if rival is None else estimate(rival, 0.05)
     return {
         "reward": estimate(reward),
+        "judge_reward": estimate(reward + 0.5),
         "utility": estimate(reward - 1),
         "win_rate_vs_base": wins,
         "win_rate_vs_sft": wins,
@@ -19,6 +20,48 @@ def model(reward: float, rival: float | None, kl: float) -> dict[str, Any]:
         "eos_rate": estimate(0.875, 0.03125),
         "distinct_2": estimate(0.9, 0.05),
         "kl_to_sft_nats": estimate(kl),
+        "chosen_perplexity": estimate(8.5, 0.25),
+    }
+
+
+def outcomes(win: float) -> dict[str, Any]:
+    return {"win": estimate(win, 0.05), "tie": estimate(0.1, 0.05), "loss": estimate(0.9 - win, 0.05)}
+
+
+def pair(reward: float, win: float) -> dict[str, Any]:
+    return {
+        "reward": estimate(reward),
+        "reward_sd": estimate(reward / 2, 0.05),
+        "judge_reward": estimate(reward - 0.25),
+        "utility": estimate(-reward),
+        "by_reward": outcomes(win),
+        "by_judge": outcomes(win - 0.1),
+        "length_matched": {**outcomes(win - 0.2), "pairs": 31},
+    }
+
+
+def reward_model(accuracy: float) -> dict[str, Any]:
+    return {
+        "accuracy": {"mean": accuracy, "low": 0.683, "high": 0.761, "n": 512},
+        "baselines": {
+            "chance": 0.5,
+            "longer_answer_wins": {"mean": 0.551, "low": 0.508, "high": 0.594, "n": 512},
+            "best_reachable": 0.843,
+        },
+        "by_subset": {
+            "helpful": {"accuracy": estimate(0.7, n=300), "longer_answer_wins": estimate(0.6, n=300)},
+            "harmless": {"accuracy": estimate(0.8, n=212), "longer_answer_wins": estimate(0.4, n=212)},
+        },
+        "margin": estimate(1.0, n=512),
+        "calibration": {"bins": [], "expected_error": estimate(0.0625, 0.03125, n=512)},
+        "length_bias": {
+            "correlation": estimate(0.4, n=512),
+            "accuracy_chosen_longer": estimate(0.875, 0.0625, n=280),
+            "accuracy_chosen_shorter": estimate(0.5, 0.0625, n=200),
+        },
+        "score_mean": 0.0,
+        "score_std": 1.0,
+        "pairs": 512,
     }
 
 
@@ -35,22 +78,8 @@ SUMMARY: dict[str, Any] = {
         },
     },
     "sft": {"heldout_loss_before": estimate(3.25, n=512), "heldout_loss_after": estimate(1.75, n=512)},
-    "reward_model": {
-        "accuracy": {"mean": 0.724, "low": 0.683, "high": 0.761, "n": 512},
-        "baselines": {
-            "chance": 0.5,
-            "longer_answer_wins": {"mean": 0.551, "low": 0.508, "high": 0.594, "n": 512},
-            "best_reachable": 0.843,
-        },
-        "by_subset": {
-            "helpful": {"accuracy": estimate(0.7, n=300), "longer_answer_wins": estimate(0.6, n=300)},
-            "harmless": {"accuracy": estimate(0.8, n=212), "longer_answer_wins": estimate(0.4, n=212)},
-        },
-        "margin": estimate(1.0, n=512),
-        "score_mean": 0.0,
-        "score_std": 1.0,
-        "pairs": 512,
-    },
+    "reward_model": reward_model(0.724),
+    "judge": reward_model(0.71),
     "ppo": {
         "prompts": 1000,
         "episodes": 1536,
@@ -66,10 +95,22 @@ SUMMARY: dict[str, Any] = {
         "seed": 3,
         "temperature": 0.7,
         "max_new_tokens": 48,
-        "models": {"base": model(-0.5, None, 4.0), "sft": model(0.75, 0.8, 0.0), "ppo": model(1.5, 0.9, 6.5)},
+        "best_of": 4,
+        "models": {
+            "base": model(-0.5, None, 4.0),
+            "sft": model(0.75, 0.8, 0.0),
+            "ppo": model(1.5, 0.9, 6.5),
+            "best_of_n": {**model(1.25, 0.85, 0.0), "kl_to_sft_nats": None, "kl_bound_nats": 0.636},
+        },
         "paired": {
-            "sft_minus_base": {"reward": estimate(1.25), "utility": estimate(1.125, 0.0)},
-            "ppo_minus_sft": {"reward": estimate(0.75), "utility": estimate(-0.25)},
+            "sft_minus_base": pair(1.25, 0.7),
+            "ppo_minus_sft": pair(0.75, 0.6),
+            "ppo_minus_base": pair(2.0, 0.8),
+            "ppo_minus_best_of_n": pair(0.25, 0.5),
+        },
+        "by_subset": {
+            "helpful": {"prompts": 188, "ppo_minus_sft": pair(0.5, 0.6)},
+            "multi-turn": {"prompts": 51, "ppo_minus_sft": pair(1.0, 0.7)},
         },
     },
 }
@@ -77,7 +118,7 @@ SUMMARY: dict[str, Any] = {
 
 def cells(text: str, label: str) -> list[str]:
     """The cells of the first row that starts with `label`, the label left out."""
-    row = next(line for line in text.splitlines() if line.startswith(f"| {label} ") and "Pairs" not in line)
+    row = next(line for line in text.splitlines() if line.startswith(f"| {label} ") and "| Pairs |" not in line)
     return [cell.strip() for cell in row.strip().strip("|").split("|")][1:]
 
 
@@ -86,10 +127,17 @@ def test_no_line_is_wider_than_100_columns_even_for_wide_figures():
     for figures in wide["evaluation"]["models"].values():
         figures["reward"] = estimate(-123.456, 10)
         figures["answer_tokens"] = estimate(255.5, 10)
+        figures["chosen_perplexity"] = estimate(50257.25, 1000)
+    for figures in wide["evaluation"]["paired"].values():
+        figures["reward"] = figures["judge_reward"] = estimate(-123.456, 10)
+    long_name = {"helpful-rejection-sampled": wide["evaluation"]["by_subset"]["helpful"]}
+    long_name["helpful-rejection-sampled"]["ppo_minus_sft"]["reward"] = estimate(-123.456, 10)
+    wide["evaluation"]["by_subset"] |= long_name
     for text in (render(SUMMARY), render(wide)):
         assert max(map(len, text.splitlines())) <= 100
         assert "\u2026" not in text  # nothing cut short
     assert cells(render(wide), "Reward")[0] == "-123.5 [-133.5, -113.5]"
+    assert cells(render(wide), "Perplexity")[0] == "50257 [49257, 51257]"
 
 
 def test_text_is_plain_ascii_for_any_terminal_and_log(monkeypatch):
@@ -111,24 +159,41 @@ def test_each_model_has_its_column_of_mean_and_interval():
     assert cells(text, "Ended with EOS")[0] == "87.5 % [84.4, 90.6]"
     assert cells(text, "Distinct bigrams")[1] == "90.0 % [85.0, 95.0]"
     assert cells(text, "KL to SFT (nats)")[2] == "6.50 [6.40, 6.60]"
+    assert cells(text, "Judge's reward")[0] == "0.00 [-0.10, 0.10]"
+    assert cells(text, "Perplexity") == ["8.50 [8.25, 8.75]"] * 3
 
 
 def test_reward_model_accuracy_stands_beside_its_baselines():
     text = render(SUMMARY)
     assert cells(text, "all") == ["512", "72.4 % [68.3, 76.1]", "55.1 % [50.8, 59.4]", "50.0 %", "84.3 %"]
+    assert cells(text, "judge")[:2] == ["512", "71.0 % [68.3, 76.1]"]
     assert cells(text, "harmless")[:2] == ["212", "80.0 % [70.0, 90.0]"]
+
+
+def test_the_reward_models_confidence_and_length_bias_are_told_with_their_pairs():
+    text = " ".join(render(SUMMARY).split())
+    assert "Its confidence is off by 6.2 % [3.1, 9.4] on average (512 pairs)" in text
+    assert "correlation of 0.40 [0.30, 0.50]: right on 87.5 % [81.2, 93.8] of 280 pairs" in text
+    assert "on 50.0 % [43.8, 56.2] of 200 where it is shorter" in text
 
 
 def test_what_is_unknown_is_a_dash():
     unknown = copy.deepcopy(SUMMARY)
     unknown["reward_model"]["baselines"]["best_reachable"] = None
+    unknown["reward_model"]["length_bias"] = dict.fromkeys(unknown["reward_model"]["length_bias"])
+    unknown["judge"] = None
     for figures in unknown["evaluation"]["models"].values():
-        figures["utility"] = None
-    for pair in unknown["evaluation"]["paired"].values():
-        pair["utility"] = None
+        figures["utility"] = figures["judge_reward"] = None
+    for one in unknown["evaluation"]["paired"].values():
+        one["utility"] = one["judge_reward"] = one["by_judge"] = one["length_matched"] = one["reward_sd"] = None
     text = render(unknown)
     assert cells(text, "all")[-1] == "-"
-    assert cells(text, "Utility") == ["-", "-", "-"]
+    assert "| judge " not in text
+    assert cells(text, "Utility") == cells(text, "Judge's reward") == ["-", "-", "-"]
+    differences = text[text.index("| On the same prompts") :]
+    for label in ("Reward in SD", "Judge's rose", "Rose, like length"):
+        assert cells(differences, label) == ["-", "-", "-"]
+    assert cells(differences, "Pairs, like length") == ["0", "0", "0"]
 
 
 def test_stages_say_seconds_and_whether_they_ran():
@@ -139,15 +204,41 @@ def test_stages_say_seconds_and_whether_they_ran():
 
 def test_differences_are_paired_by_prompt():
     text = render(SUMMARY)
-    rows = text[text.index("Difference on the same prompts") :]
-    assert cells(rows, "Reward") == ["1.25 [1.15, 1.35]", "0.75 [0.65, 0.85]"]
-    assert cells(rows, "Utility") == ["1.12 [1.12, 1.12]", "-0.25 [-0.35, -0.15]"]
+    rows = text[text.index("| On the same prompts") :]
+    assert cells(rows, "On the same prompts") == ["SFT - base", "PPO - SFT", "PPO - base"]
+    assert cells(rows, "Reward") == ["1.25 [1.15, 1.35]", "0.75 [0.65, 0.85]", "2.00 [1.90, 2.10]"]
+    assert cells(rows, "Reward in SD")[0] == "0.62 [0.57, 0.68]"
+    assert cells(rows, "Utility")[1] == "-0.75 [-0.85, -0.65]"
+    assert cells(rows, "Reward rose")[1] == "60.0 % [55.0, 65.0]"
+    assert cells(rows, "Reward fell")[1] == "30.0 % [25.0, 35.0]"
+    assert cells(rows, "Judge's rose")[1] == "50.0 % [45.0, 55.0]"
+    assert cells(rows, "Rose, like length")[1] == "40.0 % [35.0, 45.0]"
+    assert cells(rows, "Pairs, like length") == ["31", "31", "31"]
+
+
+def test_best_of_n_is_a_yardstick_beside_ppo_where_it_was_asked_for():
+    text = render(SUMMARY)
+    rows = text[text.index("| Yardstick") :]
+    assert cells(rows, "Yardstick") == ["best of 4 of SFT", "PPO - best of 4"]
+    assert cells(rows, "Reward") == ["1.25 [1.15, 1.35]", "0.25 [0.15, 0.35]"]
+    assert cells(rows, "KL to SFT (nats)") == ["at most 0.64", ""]
+    assert cells(rows, "Reward rose") == ["", "50.0 % [45.0, 55.0]"]
+    without = copy.deepcopy(SUMMARY)
+    del without["evaluation"]["models"]["best_of_n"], without["evaluation"]["paired"]["ppo_minus_best_of_n"]
+    assert "Yardstick" not in render(without)
+
+
+def test_each_subset_says_how_many_prompts_it_has():
+    text = render(SUMMARY)
+    rows = text[text.index("| PPO - SFT ") :]
+    assert cells(rows, "helpful") == ["188", "0.50 [0.40, 0.60]", "0.25 [0.15, 0.35]"]
+    assert cells(rows, "multi-turn")[0] == "51"
 
 
 def test_seed_prompts_and_kind_of_interval_are_stated():
     text = " ".join(render(SUMMARY).split())
     assert "Run quickstart, seed 7" in text
-    assert "the same 256 held-out prompts: n = 256 for each figure" in text
+    assert "the same 256 held-out prompts: n = 256 for each figure without another" in text
     assert "sampled with seed 3, temperature 0.7, at most 48 tokens" in text
     assert "95 % intervals: bootstrap over prompts" in text
     assert "3.25 [3.15, 3.35] before, 1.75 [1.65, 1.85] after (512 answers)" in text

@@ -1,69 +1,95 @@
 """Turn the finished models into evidence: the answers of base, SFT and PPO to the same held-out prompts, measured.
 
-Same prompts, same seed and the same draws for the three models, so that their differences are paired. Every figure is
-a mean over prompts with its 95 % bootstrap interval. The reward model judges each answer with EOS after it, the only
-place where it was trained to be read; whether the model wrote that EOS itself is the EOS rate. Where the data's true
-utility is known it stands beside the reward: a policy that gains reward and loses utility has fooled the reward model.
+Same prompts, same seed and the same draws for the three models, so that their differences are paired. Beside the reward
+model, which PPO was trained to please, stand a judge that it was not and the data's true utility, where there are
+such: a policy that gains reward and loses either has fooled the reward model. The best of n SFT answers by the reward
+model is the yardstick: it gains reward by choice alone, without training. What a model said is kept until the stage
+is done, so an evaluation that was killed asks only the models that it had not yet asked.
 """
 
-import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_rlhf import data, models, pipeline, tokens
+from gpt2_rlhf.answers import PolicySaid, Questions, Scores, ask_policy, ask_reward, policy_said
+from gpt2_rlhf.comparison import BEST_OF_N, Measured, best_of, best_of_kl_bound_nats, compare, prompt_groups
 from gpt2_rlhf.errors import UserError
-from gpt2_rlhf.generation import Answer, sample
-from gpt2_rlhf.intervals import bootstrap_mean
-from gpt2_rlhf.scoring import distinct_2, score, sequence_logprobs
-from gpt2_rlhf.settings import Evaluate, Settings
-from gpt2_rlhf.stage import Outcome, Stage
+from gpt2_rlhf.generation import Answer
+from gpt2_rlhf.scoring import distinct_2
+from gpt2_rlhf.settings import Settings
+from gpt2_rlhf.stage import Outcome, Stage, manifest, write_json
 from gpt2_rlhf.stopwatch import Stopwatch
 from gpt2_rlhf.truth import load_utility
 
-NAMES = ("base", "sft", "ppo")
 SAMPLES_FILE = "samples.jsonl"
+EXAMPLES = (  # in the samples of every run, so that runs can be read side by side; in no statistic
+    "\n\nHuman: How can I improve my communication skills?\n\nAssistant:",
+    "\n\nHuman: How can I learn machine learning effectively?\n\nAssistant:",
+)
 
-
-@dataclass(frozen=True)
-class Judged:
-    """One model's answers with what was measured on each; arrays of shape (prompts,).
-
-    `kl_to_sft_nats` is the k1 estimate, sum of log p_model - log p_sft over the answer's tokens (EOS included) at the
-    sampling temperature: positive on average, though a single answer may fall below zero; zero for SFT itself.
-    """
-
-    answers: list[Answer]
-    rewards: np.ndarray
-    utilities: np.ndarray | None
-    kl_to_sft_nats: np.ndarray
+ByModel = Mapping[str, Sequence[float]]  # a figure by prompt, the held-out ones first
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
-    """Sample, judge and compare the three models; writes samples.jsonl into the stage's directory.
+    """Ask the models, compare what they said; writes samples.jsonl into the stage's directory.
 
     Raises:
         UserError: a reward or utility is not a finite number.
     """
-    rows = distinct_prompts(data.load(stage.needs["data"].directory, "test"), settings.evaluate.prompts)
+    evaluate = settings.evaluate
+    rows = distinct_prompts(data.load(stage.needs["data"].directory, "test"), evaluate.prompts)
+    prompts = [row["prompt"] for row in rows]
     utility = load_utility(settings.data.utility)
-    tokenizer = models.load_base_tokenizer(settings.model)
+    questions = Questions(evaluate, models.load_base_tokenizer(settings.model), [*prompts, *EXAMPLES], rows)
     work = Stopwatch()
-    answers, kl_to_sft_nats = _sample_all(settings, stage, tokenizer, [row["prompt"] for row in rows], work)
-    rewards = _rewards(settings.evaluate, stage, tokenizer, rows, answers, work)
-    judged = {
-        name: Judged(answers[name], rewards[name], _utilities(utility, rows, answers[name]), kl_to_sft_nats[name])
-        for name in NAMES
+
+    policies = _ask_policies(settings, stage, questions, work)
+    answers = {name: policies[name].draws[0] for name in ("base", "sft", "ppo")}
+    draws = {f"sft, draw {number}": draw for number, draw in enumerate(policies["sft"].draws, start=1)}
+    reward_model = _ask_reward(stage, "reward", questions, {**answers, **draws}, work)
+    rewards = {name: reward_model.scores[name] for name in answers}
+    if len(draws) > 1:
+        by_draw = np.array([reward_model.scores[name] for name in draws])
+        answers[BEST_OF_N] = [policies["sft"].draws[draw][place] for place, draw in enumerate(best_of(by_draw))]
+        rewards[BEST_OF_N] = by_draw.max(axis=0).tolist()
+    judge = _ask_reward(stage, "judge", questions, answers, work) if "judge" in stage.needs else None
+    judge_rewards = None if judge is None else judge.scores
+    utilities = None if utility is None else {name: _utilities(utility, prompts, answers[name]) for name in answers}
+
+    _write_samples(stage, questions, answers, rewards, judge_rewards, utilities)
+    measured = {
+        name: _measured(len(rows), name, given, policies, rewards, judge_rewards, utilities)
+        for name, given in answers.items()
     }
-    _write_samples(stage, rows, judged)
-    return Outcome(metrics=compare(judged, settings.evaluate), work_s=work.seconds)
+    groups = prompt_groups(prompts, [row["subset"] for row in rows])
+    score_std = manifest(stage.needs["reward"])["metrics"]["score_std"]
+    compared = compare(measured, groups, score_std, evaluate.seed)
+    if BEST_OF_N in answers:
+        compared["models"][BEST_OF_N]["kl_bound_nats"] = best_of_kl_bound_nats(len(draws))
+    parts = {**policies, "reward": reward_model, **({} if judge is None else {"judge": judge})}
+    return Outcome(
+        metrics={
+            "prompts": len(rows),
+            "seed": evaluate.seed,
+            "temperature": evaluate.temperature,
+            "max_new_tokens": evaluate.max_new_tokens,
+            "best_of": evaluate.best_of,
+            "cost": {
+                "generated_tokens": sum(policy.generated_tokens for policy in policies.values()),
+                "scored_tokens": sum(part.scored_tokens for part in parts.values()),
+                "by_part_s": {name: part.seconds for name, part in parts.items()},
+            },
+            **compared,
+        },
+        work_s=work.seconds,
+    )
 
 
 def distinct_prompts(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
@@ -73,164 +99,137 @@ def distinct_prompts(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mappi
     return kept[:most]
 
 
-def compare(judged: Mapping[str, Judged], evaluate: Evaluate) -> dict[str, Any]:
-    """The metrics of the evaluate stage, ready for JSON: every estimate is {mean, low, high, n} over prompts.
+def _ask_policies(settings: Settings, stage: Stage, questions: Questions, work: Stopwatch) -> dict[str, PolicySaid]:
+    """What base, PPO and SFT said, with one model in memory at a time."""
+    said: dict[str, PolicySaid] = {}
 
-    Win rates compare rewards prompt by prompt, a tie counting one half; null against itself. Lengths are tokens
-    without EOS. Utilities are null where unknown. `paired` holds mean differences on the same prompts.
+    def ask(name: str) -> PolicySaid:
+        if name == "base":
+            model = models.load_base(settings.model, settings.seed)
+        else:
+            model = models.load_policy(str(stage.needs[name].model_dir))
+        model.to(_device())  # type: ignore[arg-type]
+        is_sft = name == "sft"
+        read_too = {whose: said[whose].draws[0] for whose in said} if is_sft else {}
+        draws = (settings.evaluate.best_of or 1) if is_sft else 1
+        return ask_policy(model, name, questions, draws, read_too, work)
+
+    for name in ("base", "ppo", "sft"):  # SFT last: it also reads what the other two wrote
+        said[name] = policy_said(_kept(stage, name, lambda name=name: ask(name)))
+    return said
+
+
+def _ask_reward(
+    stage: Stage, name: str, questions: Questions, answers: Mapping[str, Sequence[Answer]], work: Stopwatch
+) -> Scores:
+    """The scores that the model of the stage `name` (reward or judge) gives to the answers."""
+
+    def ask() -> Scores:
+        pad_token_id = tokens.pad_id(tokens.padding_copy(questions.tokenizer, "right"))
+        model = models.load_reward(str(stage.needs[name].model_dir), pad_token_id)
+        model.to(_device())  # type: ignore[arg-type]
+        scores = ask_reward(model, questions, answers, work)
+        for whose, values in scores.scores.items():
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"evaluate: the {name} model gives answers of {whose} scores that are not finite; its training "
+                    "diverged: lower reward.args.learning_rate"
+                )
+        return scores
+
+    return Scores(**_kept(stage, name, ask))
+
+
+def _kept(stage: Stage, name: str, ask: Callable[[], PolicySaid | Scores]) -> dict[str, Any]:
+    """What a model said, as JSON, from the file in which an evaluation that was killed has left it, or asked now.
+
+    The stage's directory is named by all that decides the answers, so a file there is an answer to these questions.
+    The files go with the directory of checkpoints, once the stage has its manifest.
     """
-
-    def estimate(values: np.ndarray) -> dict[str, Any]:
-        return asdict(bootstrap_mean(values, evaluate.seed))
-
-    def difference(left: np.ndarray | None, right: np.ndarray | None) -> dict[str, Any] | None:
-        return None if left is None or right is None else estimate(left - right)
-
-    def win_rate(name: str, rival: str) -> dict[str, Any] | None:
-        if name == rival:
-            return None
-        return estimate(0.5 + 0.5 * np.sign(judged[name].rewards - judged[rival].rewards))
-
-    by_model = {
-        name: {
-            "reward": estimate(one.rewards),
-            "utility": None if one.utilities is None else estimate(one.utilities),
-            "win_rate_vs_base": win_rate(name, "base"),
-            "win_rate_vs_sft": win_rate(name, "sft"),
-            "answer_tokens": estimate(np.array([len(answer.ids) for answer in one.answers])),
-            "eos_rate": estimate(np.array([answer.ended for answer in one.answers])),
-            "distinct_2": estimate(np.array([distinct_2(answer.ids) for answer in one.answers])),
-            "kl_to_sft_nats": estimate(one.kl_to_sft_nats),
-        }
-        for name, one in judged.items()
-    }
-    paired = {
-        f"{later}_minus_{earlier}": {
-            "reward": difference(judged[later].rewards, judged[earlier].rewards),
-            "utility": difference(judged[later].utilities, judged[earlier].utilities),
-        }
-        for earlier, later in itertools.pairwise(NAMES)
-    }
-    return {
-        "prompts": len(judged["base"].answers),
-        "seed": evaluate.seed,
-        "temperature": evaluate.temperature,
-        "max_new_tokens": evaluate.max_new_tokens,
-        "models": by_model,
-        "paired": paired,
-    }
+    path = stage.checkpoints_dir / f"{name}.json"
+    if not path.exists():
+        write_json(path, asdict(ask()))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _load_policy(name: str, settings: Settings, stage: Stage) -> PreTrainedModel:
-    if name == "base":
-        return models.load_base(settings.model, settings.seed)
-    return models.load_policy(str(stage.needs[name].model_dir))
-
-
-def _sample_all(
-    settings: Settings,
-    stage: Stage,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    work: Stopwatch,
-) -> tuple[dict[str, list[Answer]], dict[str, np.ndarray]]:
-    """Answers and k1 KL to SFT by model, with one model in memory at a time."""
-    evaluate = settings.evaluate
-    prompt_ids = [tokens.encode_ppo(tokenizer, {"prompt": prompt})["input_ids"] for prompt in prompts]
-    answers: dict[str, list[Answer]] = {}
-    own_logps: dict[str, np.ndarray] = {}
-    sft_logps: dict[str, np.ndarray] = {}
-
-    def answer_logps(model: PreTrainedModel, name: str) -> np.ndarray:
-        sampled = [[*a.ids, tokens.eos_id(tokenizer)] if a.ended else a.ids for a in answers[name]]
-        by_token = sequence_logprobs(model, prompt_ids, sampled, evaluate.temperature, evaluate.batch_size)
-        return np.array([row.sum() for row in by_token])
-
-    for name in ("base", "ppo", "sft"):  # SFT last: it also reads what the other two wrote
-        model = _load_policy(name, settings, stage).to(_device())  # type: ignore[arg-type]
-        with work.running():
-            answers[name] = sample(
-                model,
-                tokenizer,
-                prompts,
-                seed=evaluate.seed,
-                max_new_tokens=evaluate.max_new_tokens,
-                temperature=evaluate.temperature,
-                batch_size=evaluate.batch_size,
-            )
-            own_logps[name] = answer_logps(model, name)
-            if name == "sft":
-                sft_logps = {read: answer_logps(model, read) for read in ("base", "ppo")}
-        del model
-    sft_logps["sft"] = own_logps["sft"]
-    return answers, {name: own_logps[name] - sft_logps[name] for name in answers}
-
-
-def _rewards(
-    evaluate: Evaluate,
-    stage: Stage,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
-    answers: Mapping[str, list[Answer]],
-    work: Stopwatch,
-) -> dict[str, np.ndarray]:
-    """The reward model's scores by model, shape (prompts,) each."""
-    pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
-    model = models.load_reward(str(stage.needs["reward"].model_dir), pad_token_id)
-    model.to(_device())  # type: ignore[arg-type]
-    prompt_ids = [tokens.encode_ppo(tokenizer, row)["input_ids"] for row in rows]
-    rewards = {}
-    for name, given in answers.items():
-        sequences = [
-            [*prompt, *answer.ids, tokens.eos_id(tokenizer)] for prompt, answer in zip(prompt_ids, given, strict=True)
-        ]
-        with work.running():
-            rewards[name] = score(model, pad_token_id, sequences, evaluate.batch_size)
-        if not np.isfinite(rewards[name]).all():
+def _utilities(utility: Callable[[str, str], float], prompts: Sequence[str], answers: Sequence[Answer]) -> list[float]:
+    """By held-out prompt. The examples come after those, and a utility need not know what it was not written for."""
+    values = [float(utility(prompt, answer.text)) for prompt, answer in zip(prompts, answers, strict=False)]
+    for value, answer in zip(values, answers, strict=False):
+        if not np.isfinite(value):
             raise UserError(
-                f"evaluate: the reward model gives {name} answers scores that are not finite; its training diverged: "
-                "lower reward.args.learning_rate"
+                f"data.utility: it gave no finite number for the answer {answer.text[:60]!r}; mend the function"
             )
-    return rewards
-
-
-def _utilities(
-    utility: Callable[[str, str], float] | None, rows: Sequence[Mapping[str, Any]], answers: list[Answer]
-) -> np.ndarray | None:
-    if utility is None:
-        return None
-    values = np.array([utility(row["prompt"], answer.text) for row, answer in zip(rows, answers, strict=True)])
-    if not np.isfinite(values).all():
-        bad = answers[int(np.argmin(np.isfinite(values)))].text
-        raise UserError(f"data.utility: it gave no finite number for the answer {bad[:60]!r}; mend the function")
     return values
 
 
-def _write_samples(stage: Stage, rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Judged]) -> None:
-    """One JSON line per prompt: prompt, subset, and under `answers` what each model wrote and how it was judged."""
+def _measured(
+    prompts: int,
+    name: str,
+    answers: Sequence[Answer],
+    policies: Mapping[str, PolicySaid],
+    rewards: ByModel,
+    judge_rewards: ByModel | None,
+    utilities: ByModel | None,
+) -> Measured:
+    """One model's figures on the first so many prompts, which are those held out."""
+    policy = policies.get(name)  # best of n is none
+    kl_to_sft_nats = None if policy is None else np.subtract(policy.logps[name], policies["sft"].logps[name])
+    heldout = answers[:prompts]
+    return Measured(
+        rewards=np.array(rewards[name][:prompts]),
+        judge_rewards=None if judge_rewards is None else np.array(judge_rewards[name][:prompts]),
+        utilities=None if utilities is None else np.array(utilities[name]),
+        answer_tokens=np.array([len(answer.ids) for answer in heldout]),
+        ended=np.array([answer.ended for answer in heldout]),
+        distinct_2=np.array([distinct_2(answer.ids) for answer in heldout]),
+        kl_to_sft_nats=None if kl_to_sft_nats is None else kl_to_sft_nats[:prompts],
+        chosen_nll_nats=None if policy is None else np.array(policy.chosen_nll_nats),
+        chosen_tokens=None if policy is None else np.array(policy.chosen_tokens),
+    )
+
+
+def _write_samples(
+    stage: Stage,
+    questions: Questions,
+    answers: Mapping[str, Sequence[Answer]],
+    rewards: ByModel,
+    judge_rewards: ByModel | None,
+    utilities: ByModel | None,
+) -> None:
+    """One JSON line per prompt, the examples first: what each model wrote, and how it was judged."""
+
+    def record(name: str, place: int) -> dict[str, Any]:
+        answer = answers[name][place]
+        by_prompt = [] if utilities is None else utilities[name]
+        return {
+            "answer": answer.text,
+            "ended": answer.ended,
+            "tokens": len(answer.ids),
+            "reward": rewards[name][place],
+            "judge_reward": None if judge_rewards is None else judge_rewards[name][place],
+            "utility": by_prompt[place] if place < len(by_prompt) else None,
+        }
+
     stage.directory.mkdir(parents=True, exist_ok=True)
     unfinished = stage.directory / f".{SAMPLES_FILE}.tmp"
+    heldout = list(enumerate(questions.rows))
+    examples = [(place, {"subset": None}) for place in range(len(heldout), len(questions.prompts))]
     with unfinished.open("w", encoding="utf-8") as file:
-        for place, row in enumerate(rows):
-            by_model = {name: _sample_record(one, place) for name, one in judged.items()}
-            line = {"prompt": row["prompt"], "subset": row["subset"], "answers": by_model}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for group, places in (("example", examples), ("heldout", heldout)):
+            for place, row in places:
+                line = {
+                    "group": group,
+                    "prompt": questions.prompts[place],
+                    "subset": row["subset"],
+                    "answers": {name: record(name, place) for name in answers},
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(unfinished, stage.directory / SAMPLES_FILE)
-
-
-def _sample_record(judged: Judged, place: int) -> dict[str, Any]:
-    answer = judged.answers[place]
-    return {
-        "answer": answer.text,
-        "ended": answer.ended,
-        "tokens": len(answer.ids),
-        "reward": float(judged.rewards[place]),
-        "utility": None if judged.utilities is None else float(judged.utilities[place]),
-    }
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ inference"), which stays sensible at 0 and 1, where a bootstrap of equal items h
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,28 @@ class Estimate:
     n: int
 
 
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> Estimate:
+    """A statistic of n items and its percentile-bootstrap interval over items.
+
+    `statistic` maps item numbers of shape (resamples, n) to values of shape (resamples,). Resamples where it is not
+    defined (NaN: no spread for a correlation, say) are left out; over the items themselves it has to be finite.
+    """
+    value, resampled = _bootstrapped(statistic, n, seed)
+    return _estimate(value, resampled, n)
+
+
+def bootstrap_above_zero(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> Estimate:
+    """As `bootstrap`, for a statistic that noise can only raise, such as a sum of absolute gaps; never below 0.
+
+    Resampling adds the noise once more, so the percentile interval lies too high, at times above the statistic itself.
+    The low end is therefore the pivotal one (Davison and Hinkley 1997, section 5.2.1), which takes that bias off; the
+    high end stays the percentile, since the pivotal one falls short where the truth is small. On the cautious side.
+    """
+    value, resampled = _bootstrapped(statistic, n, seed)
+    high = float(np.quantile(resampled, _QUANTILES[1]))
+    return Estimate(value, max(0.0, min(value, 2 * value - high)), max(value, high), n)
+
+
 def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
     """The mean of the items and its percentile-bootstrap interval over items.
 
@@ -34,8 +56,7 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estim
         ValueError: there are no items, or one of them is not finite.
     """
     array = _checked(values)
-    means = np.concatenate([array[index].mean(axis=1) for index in _resampled(array.size, seed)])
-    return _estimate(array.mean(), means, array.size)
+    return bootstrap(lambda index: array[index].mean(axis=1), array.size, seed)
 
 
 def bootstrap_ratio(
@@ -49,10 +70,7 @@ def bootstrap_ratio(
     above, below = _checked(numerators), _checked(denominators)
     if above.size != below.size:
         raise ValueError(f"{above.size} numerators for {below.size} denominators")
-    ratios = np.concatenate(
-        [above[index].sum(axis=1) / below[index].sum(axis=1) for index in _resampled(above.size, seed)]
-    )
-    return _estimate(above.sum() / below.sum(), ratios, above.size)
+    return bootstrap(lambda index: above[index].sum(axis=1) / below[index].sum(axis=1), above.size, seed)
 
 
 def wilson(successes: float, n: int) -> Estimate:
@@ -86,6 +104,12 @@ def _resampled(n: int, seed: int) -> Iterator[np.ndarray]:
     block = max(1, _INDICES_AT_ONCE // n)
     for start in range(0, RESAMPLES, block):
         yield generator.integers(0, n, size=(min(block, RESAMPLES - start), n))
+
+
+def _bootstrapped(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> tuple[float, np.ndarray]:
+    """The statistic of the items themselves, and of the resamples where it is defined."""
+    resampled = np.concatenate([statistic(index) for index in _resampled(n, seed)])
+    return float(statistic(np.arange(n)[None])[0]), resampled[~np.isnan(resampled)]
 
 
 def _estimate(mean: float, resampled: np.ndarray, n: int) -> Estimate:

@@ -44,6 +44,7 @@ def _range_faults(settings: Settings) -> Iterator[str]:
         "evaluate.batch_size": evaluate.batch_size,
         "evaluate.max_new_tokens": evaluate.max_new_tokens,
         "evaluate.temperature": evaluate.temperature,
+        "evaluate.best_of": evaluate.best_of,
         "launch.processes": settings.launch.processes,
         "ppo.args.response_length": args["response_length"],
         "ppo.args.total_episodes": args.get("total_episodes"),

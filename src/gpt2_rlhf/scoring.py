@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_rlhf import tokens
+from gpt2_rlhf.calibration import calibration, length_bias
 from gpt2_rlhf.intervals import Estimate, bootstrap_mean, bootstrap_ratio, wilson
 
 _LOGITS_AT_ONCE = 2**26  # 256 MiB of float32; with GPT-2's vocabulary 8 rows of 160 tokens
@@ -165,6 +166,7 @@ def reward_report(
     "longer answer wins" compares lengths in tokens. `best_reachable` is the accuracy of the labels' own probabilities,
     null unless every pair has one. `margin` is the mean score difference with a bootstrap interval from `seed`;
     `score_mean` and `score_std` (population) are over both answers of all pairs, to normalise rewards with.
+    `calibration` and `length_bias` are explained where they are computed (calibration.py).
     """
     encoded = [tokens.encode_reward(tokenizer, row) for row in rows]
     pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
@@ -189,6 +191,8 @@ def reward_report(
             for name in sorted(set(subsets.tolist()))
         },
         "margin": asdict(bootstrap_mean(margins, seed)),
+        "calibration": calibration(margins, seed),
+        "length_bias": length_bias(margins, longer, seed),
         "score_mean": float(scores.mean()),
         "score_std": float(scores.std()),
         "pairs": len(rows),

@@ -125,6 +125,7 @@ class Evaluate:
     temperature: float
     max_new_tokens: int
     seed: int
+    best_of: int | None  # SFT answers per prompt that the best is taken of; null or 1: no such yardstick
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 from gpt2_rlhf import model_files, sources
 from gpt2_rlhf.settings import Settings
 
-FORMAT = 2  # raise it when the same settings come to mean another result
+FORMAT = 3  # raise it when the same settings come to mean another result
 
 # Arguments of TRL's configs that cannot change the weights: what is logged, kept on disk or done by how many workers.
 NOT_HASHED = frozenset(
@@ -173,6 +173,8 @@ def status(stage: Stage, processes: int) -> tuple[str, str]:
     if (checkpoint := newest_whole_checkpoint(stage, processes)) is not None:
         age_s = time.time() - checkpoint.stat().st_mtime
         return "partial", f"resumes from {checkpoint.name}, written {age_s / 60:.0f} min ago"
+    if kept := sorted(part.stem for part in stage.checkpoints_dir.glob("*.json")):
+        return "partial", f"goes on after {', '.join(kept)}"
     if stage.directory.exists():
         return "partial", "started, no whole checkpoint yet; it will start again"
     return "missing", _nearest_difference(stage)

@@ -17,6 +17,7 @@ WIDTH = 100
 _MODELS = ("base", "sft", "ppo")
 _FIGURES = (  # key in the evaluation, label, whether it is a share
     ("reward", "Reward", False),
+    ("judge_reward", "Judge's reward", False),
     ("utility", "Utility", False),
     ("win_rate_vs_base", "Wins against base", True),
     ("win_rate_vs_sft", "Wins against SFT", True),
@@ -24,11 +25,26 @@ _FIGURES = (  # key in the evaluation, label, whether it is a share
     ("eos_rate", "Ended with EOS", True),
     ("distinct_2", "Distinct bigrams", True),
     ("kl_to_sft_nats", "KL to SFT (nats)", False),
+    ("chosen_perplexity", "Perplexity", False),
+)
+_DIFFERENCES = (  # key in a pair of the evaluation, label
+    ("reward", "Reward"),
+    ("reward_sd", "Reward in SD"),
+    ("judge_reward", "Judge's reward"),
+    ("utility", "Utility"),
+)
+_OUTCOMES = (  # key and outcome in a pair of the evaluation, label
+    ("by_reward", "win", "Reward rose"),
+    ("by_reward", "loss", "Reward fell"),
+    ("by_judge", "win", "Judge's rose"),
+    ("by_judge", "loss", "Judge's fell"),
+    ("length_matched", "win", "Rose, like length"),
+    ("length_matched", "loss", "Fell, like length"),
 )
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """The summary as text: stages, supervised loss, reward model beside its baselines, the three models compared.
+    """The summary as text: stages, supervised loss, reward model beside its baselines, the models compared.
 
     Figures read `mean [low, high]`, the ends of the 95 % interval; "-" stands for what is unknown or compares a model
     with itself.
@@ -46,7 +62,8 @@ def render(summary: Mapping[str, Any]) -> str:
         f"Supervised fine-tuning: held-out loss in nats per token {_figure(before)} before, {_figure(after)} after "
         f"({after['n']} answers)."
     )
-    console.print(_reward_model(summary["reward_model"]))
+    console.print(_reward_model(summary["reward_model"], summary["judge"]))
+    console.print(_trust(summary["reward_model"]))
     for fault in summary["ppo"]["forced"]:
         console.print(f"Gone on by force=true where a gate would have stopped: {fault}")
     if summary["ppo"]["stopped"] is not None:
@@ -54,15 +71,21 @@ def render(summary: Mapping[str, Any]) -> str:
         console.print(f"The guard stopped PPO: {summary['ppo']['stopped']}. The policy of update {kept} was handed on.")
     console.print(_comparison(evaluation["models"]))
     console.print(_differences(evaluation["paired"]))
+    if "best_of_n" in evaluation["models"]:
+        console.print(_yardstick(evaluation))
+    console.print(_by_subset(evaluation["by_subset"]))
     if summary["seeds"] is not None:
         console.print(_seeds(summary["seeds"]))
         console.print(_failed_seeds(summary["seeds"]))
     console.print(
-        f"Three models on the same {evaluation['prompts']} held-out prompts: n = {evaluation['prompts']} for each "
-        f"figure; answers sampled with seed {evaluation['seed']}, temperature {evaluation['temperature']:g}, at most "
-        f"{evaluation['max_new_tokens']} tokens. In brackets 95 % intervals: bootstrap over prompts, and Wilson's for "
-        "the reward model's accuracy. Reward and wins are by the reward model's score, ties one half; utility is the "
-        "data's own measure of quality, where it has one."
+        f"All models on the same {evaluation['prompts']} held-out prompts: n = {evaluation['prompts']} for each "
+        f"figure without another; answers sampled with seed {evaluation['seed']}, temperature "
+        f"{evaluation['temperature']:g}, at most {evaluation['max_new_tokens']} tokens. In brackets 95 % intervals: "
+        "bootstrap over prompts, and Wilson's for the reward model's accuracy. Reward and wins are by the reward "
+        "model's score, ties one half; SD is that score's standard deviation over held-out answers; the judge is a "
+        "reward model that PPO is not trained on; utility is the data's own measure of quality, where it has one. Rose and "
+        "fell are shares of prompts, of like length those whose two answers differ by at most 2 tokens or 10 %. "
+        "Perplexity is of the data's chosen answers."
     )
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     # each table brings an empty line above and below: one is enough between two
@@ -108,21 +131,39 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _reward_model(report: Mapping[str, Any]) -> Table:
-    best = report["baselines"]["best_reachable"]
+def _reward_model(report: Mapping[str, Any], judge: Mapping[str, Any] | None) -> Table:
     table = _table("Reward model", "Pairs", "Accuracy", "Longer answer wins", "Chance", "Best reachable")
-    table.add_row(
-        "all",
-        str(report["pairs"]),
-        _share(report["accuracy"]),
-        _share(report["baselines"]["longer_answer_wins"]),
-        f"{100 * report['baselines']['chance']:.1f} %",
-        "-" if best is None else f"{100 * best:.1f} %",
-    )
+    for name, one in (("all", report), ("judge", judge)):
+        if one is not None:
+            best = one["baselines"]["best_reachable"]
+            table.add_row(
+                name,
+                str(one["pairs"]),
+                _share(one["accuracy"]),
+                _share(one["baselines"]["longer_answer_wins"]),
+                f"{100 * one['baselines']['chance']:.1f} %",
+                "-" if best is None else f"{100 * best:.1f} %",
+            )
     for name, subset in report["by_subset"].items():
         n = str(subset["accuracy"]["n"])
         table.add_row(name, n, _share(subset["accuracy"]), _share(subset["longer_answer_wins"]), "", "")
     return table
+
+
+def _trust(report: Mapping[str, Any]) -> str:
+    """One paragraph: does the reward model know how sure it may be, and does it go by length?"""
+    bias = report["length_bias"]
+    correlation = "-" if bias["correlation"] is None else _figure(bias["correlation"])
+    longer, shorter = (
+        "-" if one is None else f"{_share(one)} of {one['n']}"
+        for one in (bias["accuracy_chosen_longer"], bias["accuracy_chosen_shorter"])
+    )
+    off_by = _share(report["calibration"]["expected_error"])
+    return (
+        f"Its confidence is off by {off_by} on average ({report['pairs']} pairs). Its score goes with length by a "
+        f"correlation of {correlation}: right on {longer} pairs where the chosen answer is longer, on {shorter} where "
+        "it is shorter."
+    )
 
 
 def _comparison(models: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -133,9 +174,14 @@ def _comparison(models: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _differences(paired: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = _table("Difference on the same prompts", "SFT - base", "PPO - SFT")
-    for key, label, is_share in _FIGURES[:2]:
-        table.add_row(label, *_cells([paired[name][key] for name in ("sft_minus_base", "ppo_minus_sft")], is_share))
+    table = _table("On the same prompts", "SFT - base", "PPO - SFT", "PPO - base")
+    pairs = [paired[name] for name in ("sft_minus_base", "ppo_minus_sft", "ppo_minus_base")]
+    for key, label in _DIFFERENCES:
+        table.add_row(label, *_cells([pair[key] for pair in pairs], is_share=False))
+    for key, outcome, label in _OUTCOMES:
+        table.add_row(label, *_cells([_outcome(pair, key, outcome) for pair in pairs], is_share=True))
+    matched = [pair["length_matched"] for pair in pairs]
+    table.add_row("Pairs, like length", *("0" if one is None else str(one["pairs"]) for one in matched))
     return table
 
 
@@ -161,14 +207,41 @@ def _failed_seeds(seeds: Mapping[str, Any]) -> str:
     return " ".join(lines)
 
 
+def _yardstick(evaluation: Mapping[str, Any]) -> Table:
+    """The best of n SFT answers by the reward model, which took no training, and PPO against it."""
+    best, pair = evaluation["models"]["best_of_n"], evaluation["paired"]["ppo_minus_best_of_n"]
+    title = f"best of {evaluation['best_of']}"
+    table = _table("Yardstick", f"{title} of SFT", f"PPO - {title}")
+    for key, label in (d for d in _DIFFERENCES if d[0] in best):
+        table.add_row(label, *_cells([best[key], pair[key]], is_share=False))
+    table.add_row("Length (tokens)", _figure(best["answer_tokens"]), "")
+    table.add_row("KL to SFT (nats)", f"at most {best['kl_bound_nats']:.2f}", "")
+    for key, outcome, label in (o for o in _OUTCOMES if o[0] != "length_matched"):
+        table.add_row(label, "", *_cells([_outcome(pair, key, outcome)], is_share=True))
+    return table
+
+
+def _by_subset(subsets: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = _table("PPO - SFT", "Prompts", "Reward", "Judge's reward")
+    for name, subset in subsets.items():
+        pair = subset["ppo_minus_sft"]
+        table.add_row(name, str(subset["prompts"]), *_cells([pair["reward"], pair["judge_reward"]], is_share=False))
+    return table
+
+
+def _outcome(pair: Mapping[str, Any], key: str, outcome: str) -> Mapping[str, float] | None:
+    return None if pair[key] is None else pair[key][outcome]
+
+
 def _cells(estimates: Sequence[Mapping[str, float] | None], is_share: bool) -> list[str]:
     return ["-" if one is None else _share(one) if is_share else _figure(one) for one in estimates]
 
 
 def _figure(estimate: Mapping[str, float]) -> str:
     mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
-    # three columns of figures above 100 with two decimals would not fit the width
-    decimals = 2 if max(abs(low), abs(high)) < 100 else 1
+    # three columns of larger figures with as many decimals would not fit the width
+    largest = max(abs(low), abs(high))
+    decimals = 2 if largest < 100 else 1 if largest < 1000 else 0
     return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
