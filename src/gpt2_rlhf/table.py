@@ -83,8 +83,8 @@ def render(summary: Mapping[str, Any]) -> str:
         f"{evaluation['temperature']:g}, at most {evaluation['max_new_tokens']} tokens. In brackets 95 % intervals: "
         "bootstrap over prompts, and Wilson's for the reward model's accuracy. Reward and wins are by the reward "
         "model's score, ties one half; SD is that score's standard deviation over held-out answers; the judge is a "
-        "reward model that PPO is not trained on; utility is the data's own measure of quality, where it has one. Rose and "
-        "fell are shares of prompts, of like length those whose two answers differ by at most 2 tokens or 10 %. "
+        "reward model that PPO is not trained on; utility is the data's own measure of quality, where it has one. Rose "
+        "and fell are shares of prompts, of like length those whose two answers differ by at most 2 tokens or 10 %. "
         "Perplexity is of the data's chosen answers."
     )
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
