@@ -43,9 +43,9 @@ def run(argv: Sequence[str], last: str) -> None:
     """The whole recipe."""
     started = time.perf_counter()
     settings = config.load(argv)
-    if settings.publish.repo_id is not None:
-        publish.check(settings.publish)
     preflight.check(settings)
+    if publish.targets(settings.publish) and launch.rank() == 0:
+        publish.check(settings)
     if launch.is_wanted(settings):
         launch.relaunch(settings, argv, last)
     plans = stage.plans(settings, launch.processes(settings))
@@ -57,7 +57,7 @@ def run(argv: Sequence[str], last: str) -> None:
         _build(settings, missing, plans[0]["ppo"])
     if launch.rank() == 0:
         runs.finish(settings, argv, by_seed, missing, time.perf_counter() - started)
-        if last == "evaluate" and settings.publish.repo_id is not None:
+        if last == "evaluate" and publish.targets(settings.publish):
             publish.main(argv)
 
 

@@ -1,71 +1,240 @@
-"""Push the final model and its card to the Hub in one commit; whatever fails, everything stays on disk.
+"""Push the newest run's model to the Hub in one commit, and see that what arrived is what was sent and loads.
 
-python -m gpt2_rlhf.publish publish.repo_id=user/name [key=value ...]
+    python -m gpt2_rlhf.publish publish.repo_id=user/name [key=value ...]
+
+Three steps per repository, each repeated until it succeeds or cannot (hub_tries.py): push commits the folder and
+compares the hashes that the Hub lists; fetch downloads it into a fresh cache and compares again; load opens it by
+name. Pushing the same files again makes no commit. Whatever fails, everything stays on disk.
 """
 
+import dataclasses
+import os
+import shlex
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gpt2_rlhf import config
+from gpt2_rlhf import config, hub_tries, model_files
 from gpt2_rlhf.errors import UserError, exit_with_one_line
-from gpt2_rlhf.settings import Publish
+from gpt2_rlhf.hub_tries import Job, Patience
+from gpt2_rlhf.settings import Publish, Settings
+
+CHECKS = ("fetch", "load")  # of what was pushed, as steps of hub_worker.py
+_SPARE_BYTES = 100_000_000  # for what else writes to the disk in the meantime
 
 
-def check(publish: Publish) -> None:
-    """Refuse, before anything is trained, to publish without a name or without a token that the Hub knows.
+@dataclass(frozen=True)
+class Target:
+    """One folder of a run and the repository it goes to."""
+
+    setting: str
+    repo_id: str
+    folder: str  # below outputs/latest
+    model_class: str  # of transformers
+
+
+def targets(publish: Publish) -> list[Target]:
+    """What these settings ask to push, empty for nothing."""
+    policy = Target("publish.repo_id", publish.repo_id or "", "model", "AutoModelForCausalLM")
+    reward = Target(
+        "publish.reward_repo_id", publish.reward_repo_id or "", "reward_model", "AutoModelForSequenceClassification"
+    )
+    asked = {policy: publish.repo_id, reward: publish.reward_repo_id}
+    return [target for target, repo_id in asked.items() if repo_id is not None]
+
+
+def check(settings: Settings, patience: Patience = hub_tries.LOOKING) -> None:
+    """Refuse, before anything is trained, what would fail after it; print a line for each repository. Writes nothing.
 
     Raises:
-        UserError: no repo_id, no token, a token that is refused or may only read, or a Hub out of reach.
+        UserError: a name that is none or of somebody else, no token or one that may not write, a repository that is
+            not as private as asked, a disk without room for the copy that is loaded back, a Hub out of reach.
     """
-    from huggingface_hub import HfApi, get_token
-
-    if publish.repo_id is None or publish.repo_id.count("/") != 1:
-        raise UserError(f"publish.repo_id: {publish.repo_id!r}; wanted <user or organisation>/<name>")
-    if get_token() is None:
-        raise UserError("publish.repo_id: there is no Hub token on this machine; run `hf auth login` first")
-    with _hub_errors():
-        account = HfApi().whoami()
-    if account["auth"]["accessToken"]["role"] == "read":
-        raise UserError("publish.repo_id: your Hub token may only read; make one that may write, then `hf auth login`")
+    asked = targets(settings.publish)
+    if len({target.repo_id for target in asked}) < len(asked):
+        raise UserError(f"publish.reward_repo_id: {asked[0].repo_id} takes the policy; wanted another name")
+    config_of_base = model_files.check(settings.model)
+    for target in asked:
+        _look(settings.publish, target, weights_bytes(config_of_base), "about ", patience)
 
 
-def push(publish: Publish, model_dir: Path) -> str:
-    """Push the folder as one commit and return the repository's address."""
-    from huggingface_hub import HfApi
+def weights_bytes(model_config: Mapping[str, Any]) -> int:
+    """Bytes of the float32 weights of a decoder with that config.json, nearly.
 
-    check(publish)
-    api = HfApi()
-    repo_id = str(publish.repo_id)
-    with _hub_errors():
-        api.create_repo(repo_id, private=publish.private, exist_ok=True)
-        if bool(api.model_info(repo_id).private) != publish.private:  # create_repo leaves an existing one as it is
-            raise UserError(f"publish.private: {publish.private}, but {repo_id} exists and is not so; change either")
-        commit = api.upload_folder(repo_id=repo_id, folder_path=model_dir, commit_message="RLHF policy and its card")
-    return str(commit.commit_url)
+    12 width^2 in a layer (Kaplan et al. 2020, arXiv:2001.08361, table 1), and embeddings of tokens and positions.
+    """
+    width = model_config.get("n_embd", model_config.get("hidden_size", 0))
+    layers = model_config.get("n_layer", model_config.get("num_hidden_layers", 0))
+    rows = model_config.get("vocab_size", 0) + model_config.get("n_positions", 0)
+    return 4 * (12 * layers * width**2 + rows * width)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Publish the newest run's model."""
+def files_below(folder: Path, root: Path) -> dict[str, str]:
+    """The files to push, as path in the repository: path on disk; without hidden ones, which are half-written.
+
+    Files may be links into the stage store. Nothing outside `root`, the run's output_dir, is followed to.
+
+    Raises:
+        UserError: a link leads to a folder or out of `root`, or there is nothing to push.
+    """
+    found: dict[str, str] = {}
+    for parent, folders, names in os.walk(folder):
+        for name in folders:
+            if Path(parent, name).is_symlink():
+                raise UserError(f"{Path(parent, name)}: a link to a folder is not pushed; wanted files")
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise UserError(f"{path}: it links to {path.resolve()}, outside of {root}; put a copy in its place")
+            found[path.relative_to(folder).as_posix()] = str(path)
+    if not found:
+        raise UserError(f"{folder}: there is nothing to push; run `make pipeline` first")
+    return found
+
+
+def push_run(settings: Settings, patience: Patience = hub_tries.PUBLISHING, checks: Sequence[str] = CHECKS) -> None:
+    """Push the newest run to each repository that is asked for, check it there, and print a line for each.
+
+    Raises:
+        UserError: there is no finished run, or one of the steps failed; what is on disk is as before.
+    """
+    root = Path(settings.output_dir)
+    for target in targets(settings.publish):
+        files = files_below(_folder(root, target), root)
+        _require_room(total_bytes(files))
+        print(
+            f"publish: pushing {len(files)} files, {_mb(total_bytes(files))}, to {target.repo_id} "
+            f"({_visibility(settings.publish)})",
+            flush=True,
+        )
+        with tempfile.TemporaryDirectory(prefix="gpt2-rlhf-publish-") as cache_dir:
+            job = _job(settings.publish, target, files, _run_of(root), cache_dir)
+            pushed = hub_tries.run(job, patience)
+            at = f"{target.repo_id} at commit {pushed['commit'][:12]}"
+            arrived = dataclasses.replace(job, commit=pushed["commit"])
+            for step in checks:
+                try:
+                    hub_tries.run(dataclasses.replace(arrived, step=step), patience)
+                except UserError as error:
+                    raise UserError(f"{at} was pushed, but the check of it failed: {error}") from error
+        print(_done(job, pushed), flush=True)
+
+
+def show(settings: Settings) -> None:
+    """Print what would be pushed where, with sizes and card, after the same look at the Hub as before training."""
+    root = Path(settings.output_dir)
+    policy = Target("publish.repo_id", "", "model", "")
+    for target in targets(settings.publish) or [policy]:
+        folder = _folder(root, target)
+        files = files_below(folder, root)
+        print(f"{folder} of run {_run_of(root)}: {len(files)} files, {_mb(total_bytes(files))}")
+        for path, local in files.items():
+            print(f"{os.path.getsize(local):>14,}  {path}")
+        if "README.md" in files:
+            print(f"\n{Path(files['README.md']).read_text(encoding='utf-8')}")
+        if target.repo_id:
+            _look(settings.publish, target, total_bytes(files), "", hub_tries.LOOKING)
+    print("dry run: nothing was pushed")
+
+
+def main(argv: Sequence[str], patience: Patience = hub_tries.PUBLISHING, checks: Sequence[str] = CHECKS) -> None:
+    """Publish the newest run, or show what would be.
+
+    Raises:
+        UserError: it failed; the line ends with the command that tries again.
+    """
     settings = config.load(argv)
-    model_dir = Path(settings.output_dir) / "latest" / "model"
-    if not model_dir.is_dir():
-        raise UserError(f"{model_dir}: there is no finished model; run `make pipeline` first")
-    print(f"pushed {model_dir} to {push(settings.publish, model_dir)}")
-
-
-@contextmanager
-def _hub_errors() -> Iterator[None]:
-    import httpx2
-
+    if settings.publish.dry_run:
+        show(settings)
+        return
+    if not targets(settings.publish):
+        raise UserError("publish.repo_id: null; wanted <user or organisation>/<name>")
     try:
-        yield
-    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # all that huggingface_hub 2.4 raises
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        push_run(settings, patience, checks)
+    except UserError as error:
+        again = shlex.join(["make", "publish", *argv])
+        raise UserError(f"publish: {error}; all is still on disk, this tries again: {again}") from error
+
+
+def total_bytes(files: Mapping[str, str]) -> int:
+    """Bytes of all these files."""
+    return sum(os.path.getsize(path) for path in files.values())
+
+
+def _look(publish: Publish, target: Target, size_bytes: int, about: str, patience: Patience) -> None:
+    job = _job(publish, target, {}, "", "")
+    exists = hub_tries.run(dataclasses.replace(job, step="look"), patience)["exists"]
+    free_bytes = _require_room(size_bytes)
+    state = "exists" if exists else "new"
+    print(
+        f"publish: {target.repo_id} ({_visibility(publish)}, {state}), {about}{_mb(size_bytes)} to push, "
+        f"{free_bytes / 1e9:.0f} GB free on disk",
+        flush=True,
+    )
+
+
+def _job(publish: Publish, target: Target, files: Mapping[str, str], run: str, cache_dir: str) -> Job:
+    return Job(
+        step="push",
+        setting=target.setting,
+        repo_id=target.repo_id,
+        private=publish.private,
+        revision=publish.revision,
+        files=files,
+        run=run,
+        model_class=target.model_class,
+        cache_dir=cache_dir,
+        commit=None,
+    )
+
+
+def _require_room(size_bytes: int) -> int:
+    """Bytes free where the copy that is loaded back will lie."""
+    place = tempfile.gettempdir()
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes < size_bytes + _SPARE_BYTES:
         raise UserError(
-            f"publish: {first}; nothing is lost: `make publish` with the same overrides tries again"
-        ) from error
+            f"{place}: {_mb(free_bytes)} free, {_mb(size_bytes + _SPARE_BYTES)} wanted for the copy that is loaded "
+            "back from the Hub; make room, or set TMPDIR to a larger disk"
+        )
+    return free_bytes
+
+
+def _folder(root: Path, target: Target) -> Path:
+    folder = root / "latest" / target.folder
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no finished model; run `make pipeline` first")
+    return folder
+
+
+def _run_of(root: Path) -> str:
+    return (root / "latest").resolve().name
+
+
+def _done(job: Job, pushed: Mapping[str, Any]) -> str:
+    news = "" if pushed["is_new"] else ", which held these files already"
+    tag = f"tag run-{job.run}"
+    if pushed["tagged"] != pushed["commit"]:
+        tag += f" stays at {pushed['tagged'][:12]}"
+    return (
+        f"published: {job.repo_id} at commit {pushed['commit'][:12]}{news}; {tag}; {len(job.files)} files compared by "
+        "hash and loaded back"
+    )
+
+
+def _visibility(publish: Publish) -> str:
+    return "private" if publish.private else "public"
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":

@@ -130,10 +130,13 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Publish:
-    """Where the final model goes on the Hub; null leaves it on disk."""
+    """Where the final policy and the reward model go on the Hub; null leaves them on disk."""
 
     repo_id: str | None
+    reward_repo_id: str | None
     private: bool
+    revision: str | None  # branch to push to, made where there is none; null is main
+    dry_run: bool  # show what would be pushed, and push nothing
 
 
 @dataclass(frozen=True)
