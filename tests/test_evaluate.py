@@ -130,7 +130,7 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
             settings.Guard(False, 1, 0, 0, 2),
         ),
         evaluate=EVALUATE,
-        publish=settings.Publish(None, True),
+        publish=settings.Publish(None, None, True, None, False),
         launch=settings.Launch(1, None),
     )
 

@@ -1,82 +1,292 @@
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+"""Publishing to a hub that is well: what is refused before training, what is pushed, and what is seen of the token."""
 
-import huggingface_hub
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from gpt2_rlhf import publish
+import finished_run
+from finished_run import HASTE, RUN, TOKEN
+from gpt2_rlhf import config, model_files, pipeline, publish, runner
 from gpt2_rlhf.errors import UserError
-from gpt2_rlhf.settings import Publish
+from local_hub.faults import Fault
+from local_hub.server import Hub
+from local_hub.store import Account, new_repository
 
-PRIVATE = Publish(repo_id="somebody/demo", private=True)
-
-
-class FakeHub:
-    """Stands for HfApi: notes what is asked of it."""
-
-    role = "write"
-    private = True
-    calls: list[tuple[str, Any]] = []  # noqa: RUF012 - one list for all instances is the point
-
-    def whoami(self) -> dict[str, Any]:
-        return {"name": "somebody", "auth": {"accessToken": {"role": self.role}}}
-
-    def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
-        self.calls.append(("create", (repo_id, private)))
-
-    def model_info(self, repo_id: str) -> SimpleNamespace:
-        return SimpleNamespace(private=self.private)
-
-    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> SimpleNamespace:
-        self.calls.append(("upload", folder_path))
-        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+REPO = "somebody/demo"
+LOOKING = replace(HASTE, tries=1)
+WRITING = ("create", "preupload", "batch", "put", "commit", "tag", "branch")
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> type[FakeHub]:
-    class Hub(FakeHub):
-        calls: list[tuple[str, Any]] = []  # noqa: RUF012
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
-    return Hub
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as running:
+        finished_run.use_hub(running, tmp_path / "hf", monkeypatch)
+        yield running
 
 
-def test_a_push_creates_the_repository_as_asked_and_uploads_the_folder(hub: type[FakeHub], tmp_path: Path) -> None:
-    assert publish.push(PRIVATE, tmp_path) == "https://hub/somebody/demo/commit/1"
-    assert hub.calls == [("create", ("somebody/demo", True)), ("upload", tmp_path)]
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    return finished_run.write(tmp_path / "outputs")
 
 
-def test_a_token_that_may_only_read_is_refused(hub: type[FakeHub]) -> None:
-    hub.role = "read"
-    with pytest.raises(UserError, match="may only read"):
-        publish.check(PRIVATE)
+@pytest.fixture
+def push(hub: Hub, model_dir: Path, tmp_path: Path) -> Callable[..., None]:
+    """Publishes the run without loading it back: its weights are random bytes."""
+
+    def run(*overrides: str) -> None:
+        publish.main([f"output_dir={tmp_path / 'outputs'}", *overrides], HASTE, ["fetch"])
+
+    return run
 
 
-def test_no_token_is_refused(hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(UserError, match="no Hub token"):
-        publish.check(PRIVATE)
-
-
-def test_an_existing_public_repository_is_not_pushed_to_when_private_was_asked(
-    hub: type[FakeHub], tmp_path: Path
+def test_a_push_is_one_commit_of_all_but_hidden_files_in_a_private_repository(
+    hub: Hub, push: Callable[..., None], model_dir: Path
 ) -> None:
-    hub.private = False
-    with pytest.raises(UserError, match=r"publish\.private: True"):
-        publish.push(PRIVATE, tmp_path)
-    assert [name for name, _ in hub.calls] == ["create"]
+    push(f"publish.repo_id={REPO}")
+    repository = hub.repositories[REPO]
+    head, *before = repository.history()
+    assert len(before) == 1
+    assert repository.is_private
+    assert set(head.files) == {
+        ".gitattributes", "README.md", "config.json", "model.safetensors", "report/reward.png"
+    }  # fmt: skip
+    assert head.files["model.safetensors"].content == (model_dir / "model.safetensors").read_bytes()
+    assert repository.tags == {f"run-{RUN}": head.sha}
 
 
-def test_a_hub_that_fails_is_one_line_that_does_not_name_the_token(
-    hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_pushing_again_makes_no_commit(hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:
+    push(f"publish.repo_id={REPO}")
+    head = hub.repositories[REPO].branches["main"]
+    push(f"publish.repo_id={REPO}")
+    assert hub.repositories[REPO].branches["main"] == head
+    assert hub.repositories[REPO].tags == {f"run-{RUN}": head}
+    assert hub.calls("commit") == 1
+    assert "which held these files already" in capfd.readouterr().out
+
+
+def test_a_changed_file_is_one_more_commit_and_the_run_s_tag_stays(
+    hub: Hub, push: Callable[..., None], model_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(self: Any, **_: Any) -> None:
-        raise RuntimeError("502 Bad Gateway\nwith more lines")
+    push(f"publish.repo_id={REPO}")
+    first = hub.repositories[REPO].branches["main"]
+    (model_dir / "config.json").write_text("{}")
+    push(f"publish.repo_id={REPO}")
+    assert len(hub.repositories[REPO].history()) == 3
+    assert hub.repositories[REPO].tags == {f"run-{RUN}": first}
+    assert f"tag run-{RUN} stays at {first[:12]}" in capfd.readouterr().out
 
-    monkeypatch.setattr(hub, "upload_folder", fail)
-    with pytest.raises(UserError, match="502 Bad Gateway; nothing is lost") as caught:
-        publish.push(PRIVATE, tmp_path)
+
+def test_a_public_repository_is_public_when_that_is_asked_for(hub: Hub, push: Callable[..., None]) -> None:
+    push(f"publish.repo_id={REPO}", "publish.private=false")
+    assert not hub.repositories[REPO].is_private
+
+
+def test_a_branch_is_made_and_takes_the_push(hub: Hub, push: Callable[..., None]) -> None:
+    push(f"publish.repo_id={REPO}", "publish.revision=seed-1")
+    repository = hub.repositories[REPO]
+    assert "model.safetensors" in repository.history("seed-1")[0].files
+    assert "model.safetensors" not in repository.history("main")[0].files
+
+
+def test_policy_and_reward_model_go_to_their_own_repositories(hub: Hub, push: Callable[..., None]) -> None:
+    push("publish.repo_id=lab/demo", "publish.reward_repo_id=lab/demo-reward")
+    found = {name: repo.history()[0].files["config.json"].content for name, repo in hub.repositories.items()}
+    assert found == {"lab/demo": b'{"name": "model"}', "lab/demo-reward": b'{"name": "reward_model"}'}
+
+
+def test_a_dry_run_shows_files_sizes_and_card_and_changes_nothing(
+    hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    push(f"publish.repo_id={REPO}", "publish.dry_run=true")
+    printed = capfd.readouterr().out
+    assert re.search(r"^ +300,000  model\.safetensors$", printed, flags=re.MULTILINE)
+    assert finished_run.CARD in printed
+    assert "publish: somebody/demo (private, new), 0.3 MB to push" in printed
+    assert sum(hub.calls(call) for call in WRITING) == 0
+    assert hub.repositories == {}
+
+
+def test_a_dry_run_without_a_name_asks_nothing_of_the_hub(hub: Hub, push: Callable[..., None]) -> None:
+    push("publish.dry_run=true")
+    assert hub.log == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["publish.repo_id=demo"], "publish.repo_id: 'demo'; wanted <user or organisation>/<name>"),
+        (["publish.repo_id=some/body/demo"], "publish.repo_id: 'some/body/demo'; wanted"),
+        (["publish.repo_id=somebody/de--mo"], "Cannot have -- or .. in repo_id: 'somebody/de--mo'"),
+        (["publish.repo_id=other/demo"], "other is neither you nor an organisation of yours"),
+        (["publish.repo_id=club/demo"], "you may only read in club"),
+        (["publish.repo_id=somebody/open"], "somebody/open is public and private was asked for; nothing was pushed"),
+        (["publish.repo_id=somebody/closed", "publish.private=false"], "somebody/closed is private and public was"),
+        (["publish.reward_repo_id=other/demo"], "publish.reward_repo_id: other/demo: other is neither you"),
+        (["publish.repo_id=lab/demo", "publish.reward_repo_id=lab/demo"], "publish.reward_repo_id: lab/demo takes"),
+    ],
+)
+def test_a_name_that_cannot_be_pushed_to_is_refused(hub: Hub, overrides: list[str], words: str) -> None:
+    hub.repositories["somebody/open"] = new_repository("somebody/open", is_private=False)
+    hub.repositories["somebody/closed"] = new_repository("somebody/closed", is_private=True)
+    with pytest.raises(UserError) as caught:
+        publish.check(config.load(overrides), LOOKING)
+    assert words in str(caught.value)
+    assert sum(hub.calls(call) for call in WRITING) == 0
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        (None, "there is no Hub token on this machine; run `hf auth login`"),
+        ("hf_reader", "your Hub token may only read"),
+        ("hf_scoped", "your fine-grained Hub token lacks repo.write on somebody"),
+        ("hf_unknown", "the Hub answered 401 Unauthorized to GET /api/whoami-v2"),
+        ("hf_br\x01ken", "your Hub token holds characters that no token has"),
+    ],
+)
+def test_a_token_that_cannot_push_is_refused(
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    token: str | None,
+    words: str,
+) -> None:
+    hub.accounts["hf_reader"] = Account("somebody", role="read")
+    hub.accounts["hf_scoped"] = Account("somebody", role="fineGrained", scopes={"somebody": ["repo.content.read"]})
+    monkeypatch.delenv("HF_TOKEN")
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UserError) as caught:
+        publish.check(config.load([f"publish.repo_id={REPO}"]), LOOKING)
+    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert "hf_secret" not in str(caught.value)
+    printed = capfd.readouterr()
+    assert token is None or token not in f"{caught.value}{printed}"
+
+
+def test_a_fault_of_publishing_stops_the_pipeline_before_training(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_training(*_: object) -> None:
+        raise AssertionError("a stage was started")
+
+    monkeypatch.setattr(runner, "run_in_child", no_training)
+    with pytest.raises(UserError, match="other is neither you"):
+        pipeline.run([f"output_dir={tmp_path / 'outputs'}", "publish.repo_id=other/demo"], "evaluate")
+
+
+def test_a_hub_that_hangs_is_one_line_within_seconds(hub: Hub) -> None:
+    hub.fail(Fault("whoami", "hang", times=9))
+    with pytest.raises(UserError, match=r"the Hub fell silent \(ReadTimeout\) \(try 1 of 1\)"):
+        publish.check(config.load([f"publish.repo_id={REPO}"]), replace(HASTE, tries=1, silence_s=0.3))
+
+
+def test_a_hub_that_is_not_there_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="the Hub cannot be reached"):
+        publish.check(config.load([f"publish.repo_id={REPO}"]), LOOKING)
+
+
+def test_a_full_disk_is_refused_before_training(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"1\.0 MB free, 104\.\d MB wanted for the copy .* set TMPDIR"):
+        publish.check(config.load([f"publish.repo_id={REPO}"]), LOOKING)
+
+
+def test_the_size_of_gpt2_is_known_from_its_config() -> None:
+    gpt2 = {"n_layer": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 1024}
+    assert publish.weights_bytes(gpt2) == pytest.approx(4 * 124_439_808, rel=0.01)  # its parameters, in float32
+
+
+def test_a_repository_that_the_hub_makes_public_all_the_same_gets_nothing(
+    hub: Hub, push: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = new_repository
+    monkeypatch.setattr("local_hub.answers.new_repository", lambda name, is_private: make(name, False))
+    with pytest.raises(UserError, match="somebody/demo is public and private was asked for; nothing was pushed"):
+        push(f"publish.repo_id={REPO}")
+    assert len(hub.repositories[REPO].history()) == 1
+
+
+def test_a_link_out_of_the_outputs_is_not_pushed(tmp_path: Path, model_dir: Path) -> None:
+    (tmp_path / "secret").write_text("mine")
+    (model_dir / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"notes\.txt: it links to .*secret, outside of"):
+        publish.files_below(model_dir, tmp_path / "outputs")
+
+
+def test_a_link_to_a_folder_is_named_and_not_pushed(tmp_path: Path, model_dir: Path) -> None:
+    (model_dir / "stage").symlink_to(tmp_path / "outputs" / "stages")
+    with pytest.raises(UserError, match="a link to a folder is not pushed"):
+        publish.files_below(model_dir, tmp_path / "outputs")
+
+
+def test_a_link_to_a_file_of_a_stage_is_pushed_as_that_file(tmp_path: Path, model_dir: Path) -> None:
+    stage_file = tmp_path / "outputs" / "stages" / "model-1" / "curve.png"
+    stage_file.write_bytes(b"PNG")
+    (model_dir / "curve.png").symlink_to(stage_file)
+    assert Path(publish.files_below(model_dir, tmp_path / "outputs")["curve.png"]).read_bytes() == b"PNG"
+
+
+def test_without_a_run_there_is_nothing_to_publish(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no finished model; run `make pipeline` first"):
+        publish.main([f"output_dir={tmp_path / 'outputs'}", f"publish.repo_id={REPO}"], HASTE)
+
+
+def test_the_token_is_in_no_line_no_file_and_no_page(
+    hub: Hub, push: Callable[..., None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.fail(Fault("whoami", "reset"), Fault("commit", "status", times=2), Fault("commit", "lost"))
+    push(f"publish.repo_id={REPO}")
+    hub.fail(Fault("preupload", "status", status=403))
+    with pytest.raises(UserError) as caught:
+        push(f"publish.repo_id={REPO}")
+    assert any(asked.has_token for asked in hub.log)
+    pages = b"".join(blob.content for blob in hub.repositories[REPO].history()[0].files.values())
+    files = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    printed = capfd.readouterr()
+    assert "try 2 of 5" in printed.out
+    for text in (printed.out, printed.err, str(caught.value)):
+        assert TOKEN not in text
+    assert TOKEN.encode() not in pages + files
+
+
+def test_a_crash_of_the_worker_is_a_traceback_without_the_token(
+    hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Account, "whoami", lambda self: {})  # a Hub that answers with something else
+    with pytest.raises(UserError, match="push crashed; the traceback above is a defect"):
+        push(f"publish.repo_id={REPO}")
+    printed = capfd.readouterr().err
+    assert "KeyError: 'name'" in printed
+    assert TOKEN not in printed
+
+
+@pytest.mark.slow
+def test_a_model_is_published_twice_as_one_commit_and_its_card_s_snippet_runs(hub: Hub, tmp_path: Path) -> None:
+    template = (Path(__file__).resolve().parents[1] / "MODEL_CARD.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", template.replace("{{ model_path }}", REPO), flags=re.DOTALL)
+    folder = tmp_path / "outputs" / "runs" / RUN / "model"
+    shutil.copytree(model_files.EMBEDDED_DIR, folder)
+    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n\n```python\n{snippet}```\n")
+    (tmp_path / "outputs" / "latest").symlink_to(Path("runs", RUN))
+    command = [sys.executable, "-m", "gpt2_rlhf.publish", f"output_dir={tmp_path / 'outputs'}"]
+
+    for words in ("compared by hash and loaded back", "which held these files already"):
+        pushed = subprocess.run([*command, f"publish.repo_id={REPO}"], capture_output=True, text=True, check=True)
+        assert words in pushed.stdout
+        assert pushed.stderr == ""
+    assert len(hub.repositories[REPO].history()) == 2
+
+    environment = os.environ | {"HF_HOME": str(tmp_path / "another"), "HF_HUB_DISABLE_XET": "1"}
+    used = subprocess.run([sys.executable, "-c", snippet], env=environment, capture_output=True, text=True, check=True)
+    assert "Human: How can I improve my communication skills?" in used.stdout
+    assert list((tmp_path / "another" / "hub").glob("models--somebody--demo/snapshots/*/model.safetensors"))

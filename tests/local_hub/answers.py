@@ -108,9 +108,13 @@ def info(state: State, request: Request) -> Answer:
 
 
 def tree(state: State, request: Request) -> Answer:
-    """GET /api/models/<repo>/tree/<revision>, the whole of it on one page"""
+    """GET /api/models/<repo>/tree/<revision>[/<folder>], all files on one page"""
     commit = _commit(_readable(state, request), request.parts["revision"])
-    return as_json([_entry(path, blob) for path, blob in commit.files.items()])
+    folder = f"{request.parts['path']}/" if "path" in request.parts else ""
+    found = {path: blob for path, blob in commit.files.items() if path.startswith(folder)}
+    if not found:
+        raise Refused(404, "Entry not found", "EntryNotFound")
+    return as_json([_entry(path, blob) for path, blob in found.items()])
 
 
 def paths_info(state: State, request: Request) -> Answer:

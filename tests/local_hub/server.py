@@ -34,7 +34,7 @@ ROUTES: dict[str, tuple[str, str, answers.Handler]] = {
     "validate": ("POST", "/api/validate-yaml", answers.validate),
     "create": ("POST", "/api/repos/create", answers.create),
     "info": ("GET", rf"{_API}(/revision/{_REVISION})?", answers.info),
-    "tree": ("GET", rf"{_API}/tree/{_REVISION}", answers.tree),
+    "tree": ("GET", rf"{_API}/tree/{_REVISION}(/(?P<path>.+))?", answers.tree),
     "paths_info": ("POST", rf"{_API}/paths-info/{_REVISION}", answers.paths_info),
     "refs": ("GET", rf"{_API}/refs", answers.refs),
     "branch": ("POST", rf"{_API}/branch/{_REVISION}", answers.branch),
@@ -128,7 +128,10 @@ class Hub:
 
     def _serve(self, http: "_Handler") -> None:
         path = urlsplit(http.path).path
-        call, match, handler = _route(http.command, path)
+        found = _route(http.command, path)
+        if found is None:
+            return http.send(Answer(501, f"the local hub has no {http.command} {path}".encode()))
+        call, match, handler = found
         token = http.headers.get("Authorization", "").removeprefix("Bearer ")
         self.log.append(Asked(call, http.command, path, bool(token)))
         fault = self._faults.take(call)
@@ -156,12 +159,12 @@ class Hub:
         return http.send(answer, fault)
 
 
-def _route(method: str, path: str) -> tuple[str, re.Match[str], answers.Handler]:
+def _route(method: str, path: str) -> tuple[str, re.Match[str], answers.Handler] | None:
     for call, (methods, pattern, handler) in ROUTES.items():
         match = re.fullmatch(pattern, path)
         if match and method in methods.split():
             return call, match, handler
-    raise NotImplementedError(f"the local hub has no {method} {path}")
+    return None
 
 
 def _failed(fault: Fault) -> Answer:
