@@ -43,7 +43,7 @@ config status publish: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf.$@ $(OVERRIDES)
 config:  ## every value that is set, after overrides
 status:  ## which stages are done, partial or missing, and why
-publish:  ## push the final model: make publish publish.repo_id=user/name
+publish:  ## push the newest run: make publish publish.repo_id=user/name; publish.dry_run=true only shows it
 
 clean: $(STAMP)  ## delete unfinished stages; finished ones stay
 	@$(BIN)/python -m gpt2_rlhf.clean $(OVERRIDES)

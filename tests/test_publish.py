@@ -15,9 +15,10 @@ import finished_run
 from finished_run import HASTE, RUN, TOKEN
 from gpt2_rlhf import config, model_files, pipeline, publish, runner
 from gpt2_rlhf.errors import UserError
+from local_hub import answers
 from local_hub.faults import Fault
 from local_hub.server import Hub
-from local_hub.store import Account, new_repository
+from local_hub.store import Account, Blob, new_repository
 
 REPO = "somebody/demo"
 LOOKING = replace(HASTE, tries=1)
@@ -216,6 +217,26 @@ def test_a_repository_that_the_hub_makes_public_all_the_same_gets_nothing(
     assert len(hub.repositories[REPO].history()) == 1
 
 
+def test_a_card_that_loads_something_else_is_pointed_out(
+    hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    push(f"publish.repo_id={REPO}")
+    assert "the card" not in capfd.readouterr().out
+    push("publish.repo_id=lab/other")
+    assert "the card does not name lab/other" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
+def test_a_hub_that_lists_another_hash_is_a_failure(
+    hub: Hub, push: Callable[..., None], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    listed = answers._entry
+    wrong = Blob(b"not what was pushed", is_lfs=path == "model.safetensors")
+    monkeypatch.setattr(answers, "_entry", lambda name, blob: listed(name, blob if name != path else wrong))
+    with pytest.raises(UserError, match=f"{path} in commit [0-9a-f]{{12}} of somebody/demo is not the file on this"):
+        push(f"publish.repo_id={REPO}")
+
+
 def test_a_link_out_of_the_outputs_is_not_pushed(tmp_path: Path, model_dir: Path) -> None:
     (tmp_path / "secret").write_text("mine")
     (model_dir / "notes.txt").symlink_to(tmp_path / "secret")
@@ -290,3 +311,12 @@ def test_a_model_is_published_twice_as_one_commit_and_its_card_s_snippet_runs(hu
     used = subprocess.run([sys.executable, "-c", snippet], env=environment, capture_output=True, text=True, check=True)
     assert "Human: How can I improve my communication skills?" in used.stdout
     assert list((tmp_path / "another" / "hub").glob("models--somebody--demo/snapshots/*/model.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_reward_model_whose_weights_lack_the_score_is_said_to_be_broken(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "runs" / RUN / "reward_model"
+    shutil.copytree(model_files.EMBEDDED_DIR, folder)  # a language model: transformers would make a score up
+    (tmp_path / "outputs" / "latest").symlink_to(Path("runs", RUN))
+    with pytest.raises(UserError, match=r"was pushed, but the check of it failed: .* its weights lack score\.weight"):
+        publish.main([f"output_dir={tmp_path / 'outputs'}", f"publish.reward_repo_id={REPO}"], HASTE)

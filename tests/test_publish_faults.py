@@ -169,16 +169,21 @@ def test_a_step_that_takes_too_long_is_killed_and_tried_again(
     assert is_whole(hub)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_in_mid_push_it_leaves_nothing_and_the_next_try_succeeds(
-    hub: Hub, push: Callable[..., None], tmp_path: Path
+    hub: Hub, push: Callable[..., None], tmp_path: Path, signum: int
 ) -> None:
     hub.fail(Fault("put", "hang"))
     command = [sys.executable, "-m", "gpt2_rlhf.publish", f"output_dir={tmp_path / 'outputs'}"]
-    killed = subprocess.Popen([*command, f"publish.repo_id={REPO}"], stdout=subprocess.DEVNULL)
+    killed = subprocess.Popen([*command, f"publish.repo_id={REPO}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert reached(lambda: hub.calls("put") == 1)
     worker = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()[0]
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.send_signal(signum)
+    _, said = killed.communicate()
+    assert (killed.returncode, said.strip()) in [
+        (-signum, b""),
+        (130, b"interrupted; run the same command again to go on"),
+    ]
     assert reached(lambda: not is_running(int(worker)))
     assert has_nothing(hub)
     push()

@@ -74,7 +74,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _of_answer(error: HfHubHTTPError) -> Failure:
     response = error.response
-    said = f": {' '.join(error.server_message.split())[:200]}" if error.server_message else ""
+    said = f": {' '.join(error.server_message.split())[:200].rstrip('.')}" if error.server_message else ""
     asked = f"{response.request.method} {response.request.url.path}"
     cause = f"the Hub answered {response.status_code} {response.reason_phrase} to {asked}{said}"
     is_passing = response.status_code >= 500 or response.status_code in PASSING_STATUSES

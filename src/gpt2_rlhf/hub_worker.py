@@ -54,6 +54,7 @@ def _attempt(job: Job, silence_s: float) -> tuple[int, dict[str, Any]]:
     set_client_factory(lambda: _client(silence_s))
     token = get_token()
     try:
+        _check_name(job)
         return 0, _step(job, _checked(token))
     except Exception as error:  # of all kinds: hub_errors raises again what is a defect
         failed = dataclasses.asdict(hub_errors.failure(error))
@@ -66,6 +67,15 @@ def _client(silence_s: float) -> httpx2.Client:
     client = default_client_factory()  # which waits for ever
     client.timeout = silence_s
     return client
+
+
+def _check_name(job: Job) -> None:
+    if job.repo_id.count("/") != 1:
+        raise UserError(f"{job.setting}: {job.repo_id!r}; wanted <user or organisation>/<name>")
+    try:
+        validate_repo_id(job.repo_id)
+    except ValueError as error:
+        raise UserError(f"{job.setting}: {' '.join(str(error).split())}") from error
 
 
 def _checked(token: str | None) -> str:
@@ -93,14 +103,8 @@ def look(job: Job, api: HfApi) -> bool:
     """Whether the repository exists, after all that can be known without writing.
 
     Raises:
-        UserError: the name is none, the account may not write to it, or it is not as private as asked.
+        UserError: the account may not write to that name, or what is there is not as private as asked.
     """
-    if job.repo_id.count("/") != 1:
-        raise UserError(f"{job.setting}: {job.repo_id!r}; wanted <user or organisation>/<name>")
-    try:
-        validate_repo_id(job.repo_id)
-    except ValueError as error:
-        raise UserError(f"{job.setting}: {' '.join(str(error).split())}") from error
     problem = hub_access.fault(api.whoami(), job.repo_id, job.setting)
     if problem is not None:
         raise UserError(problem)

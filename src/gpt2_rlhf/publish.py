@@ -114,6 +114,13 @@ def push_run(settings: Settings, patience: Patience = hub_tries.PUBLISHING, chec
             f"({_visibility(settings.publish)})",
             flush=True,
         )
+        if not _names(files, target.repo_id):
+            print(
+                f"publish: the card does not name {target.repo_id}, so its snippet loads something else; "
+                f"`make pipeline {target.setting}={target.repo_id}` with the run's overrides writes it anew, and "
+                "trains nothing",
+                flush=True,
+            )
         with tempfile.TemporaryDirectory(prefix="gpt2-rlhf-publish-") as cache_dir:
             job = _job(settings.publish, target, files, _run_of(root), cache_dir)
             pushed = hub_tries.run(job, patience)
@@ -216,6 +223,12 @@ def _folder(root: Path, target: Target) -> Path:
 
 def _run_of(root: Path) -> str:
     return (root / "latest").resolve().name
+
+
+def _names(files: Mapping[str, str], repo_id: str) -> bool:
+    """Whether the card, where there is one, has the repository's name."""
+    card = files.get("README.md")
+    return card is None or repo_id in Path(card).read_text(encoding="utf-8")
 
 
 def _done(job: Job, pushed: Mapping[str, Any]) -> str:

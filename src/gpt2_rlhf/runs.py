@@ -146,4 +146,6 @@ def _print_end(last: Stage, latest: Path, settings: Settings) -> None:
     print(f"\nModel and card: {latest / 'model'}")
     print(f"Figures: {latest / 'summary.json'}   samples: {latest / 'samples.jsonl'}")
     if settings.publish.repo_id is None:
-        print("To publish: hf auth login, then make publish publish.repo_id=<user>/<name> with the same overrides")
+        print(
+            "To publish: hf auth login, then the same command with publish.repo_id=<user>/<name>; nothing trains again"
+        )

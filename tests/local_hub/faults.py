@@ -10,7 +10,7 @@ Kind = Literal[
     "reset",  # cut the connection, after half of what is uploaded, and do nothing
     "lost",  # do it, and cut the connection without an answer
     "hang",  # accept, and say nothing until the hub is closed
-    "late",  # say nothing for a second, then do it: the client is gone by then
+    "late",  # say nothing until the next request for the call is there, then do this one before it
     "truncate",  # send half of the body
     "flip",  # send the body with one byte changed
 ]

@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from local_hub import answers
 from local_hub.answers import Answer, Refused, Request, State
-from local_hub.faults import Fault, Faults
+from local_hub.faults import Fault, Faults, Kind
 from local_hub.store import Account, Repository
 
 _REPO = r"(?P<namespace>[^/]+)/(?P<name>[^/]+)"
@@ -47,7 +47,7 @@ ROUTES: dict[str, tuple[str, str, answers.Handler]] = {
     "storage": ("GET", r"/storage/(?P<oid>[0-9a-f]{64})", answers.storage),
     "resolve": ("HEAD GET", rf"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)", answers.resolve),
 }
-_LATE_S = 1.0  # of a "late" fault
+_LONGEST_S = 60  # no thread of the hub waits for longer
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ class Asked:
     has_token: bool
 
 
+@dataclass(frozen=True)
+class _Late:
+    """The request for `call` that is held back until the next one comes."""
+
+    call: str = ""
+    next_came: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
+
+
 class Hub:
     """The running hub, a context manager. Two servers: the storage is another origin, as on the Hub."""
 
@@ -67,6 +76,7 @@ class Hub:
         self._state = State()
         self._faults = Faults()
         self._lock = threading.Lock()  # the store changes by one request at a time
+        self._late = _Late()
         self._closing = threading.Event()
         self.log: list[Asked] = []
         self._servers = [self._server(), self._server()]
@@ -135,17 +145,21 @@ class Hub:
         token = http.headers.get("Authorization", "").removeprefix("Bearer ")
         self.log.append(Asked(call, http.command, path, bool(token)))
         fault = self._faults.take(call)
+        kind = None if fault is None else fault.kind
+        if kind == "late":
+            self._late = _Late(call)
         size = int(http.headers.get("Content-Length", "0"))
-        if fault is not None and fault.kind == "reset":
-            http.rfile.read(size // 2)
+        body = http.rfile.read(size // 2 if kind == "reset" else size)
+        if kind == "hang":
+            self._closing.wait(_LONGEST_S)
+        if kind in ("reset", "hang"):
             return http.cut()
-        body = http.chunked_body() if "Transfer-Encoding" in http.headers else http.rfile.read(size)
-        if fault is not None and fault.kind == "hang":
-            self._closing.wait()
-            return http.cut()
-        if fault is not None and fault.kind == "late":
-            self._closing.wait(_LATE_S)
-        if fault is not None and fault.kind in ("status", "html"):
+        if kind == "late":
+            self._late.next_came.wait(_LONGEST_S)
+        elif self._late.call == call:
+            self._late.next_came.set()
+            self._late.done.wait(_LONGEST_S)
+        if fault is not None and kind in ("status", "html"):
             return http.send(_failed(fault))
         parts = {name: unquote(part) for name, part in match.groupdict().items() if part is not None}
         request = Request(http.command, parts, body, self.accounts.get(token), bool(token))
@@ -154,9 +168,9 @@ class Hub:
                 answer = handler(self._state, request)
         except Refused as refused:
             answer = refused.answer
-        if fault is not None and fault.kind == "lost":
-            return http.cut()
-        return http.send(answer, fault)
+        if kind == "late":
+            self._late.done.set()
+        return http.cut() if kind == "lost" else http.send(answer, kind)
 
 
 def _route(method: str, path: str) -> tuple[str, re.Match[str], answers.Handler] | None:
@@ -194,16 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def chunked_body(self) -> bytes:
-        """A body that comes in chunks, as that of an upload from a file does."""
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
-
-    def send(self, answer: Answer, fault: Fault | None = None) -> None:
+    def send(self, answer: Answer, kind: Kind | None = None) -> None:
         """Write an answer, or the part of it that the client asked for, damaged by a fault."""
         body, status, headers = answer.body, answer.status, dict(answer.headers)
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
@@ -217,10 +222,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if fault is not None and fault.kind == "flip":
+        if kind == "flip":
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
-        if fault is not None and fault.kind == "truncate":
+        if kind == "truncate":
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
             return
