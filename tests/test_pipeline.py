@@ -120,9 +120,11 @@ def test_a_second_run_trains_nothing_and_shows_the_same_figures(finished: Path) 
         assert after[part] == before[part]
 
 
-def test_another_kl_coefficient_trains_ppo_only(finished: Path) -> None:
-    done = pipeline(finished, "ppo.args.kl_coef=0.2")
+def test_another_kl_coefficient_trains_ppo_only_and_leaves_a_plot_and_a_trackers_events(finished: Path) -> None:
+    done = pipeline(finished, "ppo.args.kl_coef=0.2", "ppo.args.report_to=tensorboard")
     assert done.returncode == 0, done.stderr
+    assert list((finished / "latest" / "ppo" / "tensorboard").glob("events.out.tfevents.*"))
+    assert (finished / "latest" / "ppo" / "ppo.png").stat().st_size > 10_000
     ran = {name for name, was_reused in reused(finished).items() if not was_reused}
     assert ran == {"ppo", "evaluate"}
     assert pipeline(finished).returncode == 0  # `latest` is again the run that the other tests look at

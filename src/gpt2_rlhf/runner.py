@@ -114,6 +114,8 @@ def build(settings: Settings, stage: Stage) -> None:
     started, started_at = time.perf_counter(), datetime.now(UTC)
     stage.directory.mkdir(parents=True, exist_ok=True)
     _quiet_libraries(stage)
+    # transformers' default is below the checkpoints, which go when the stage is done
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage.directory / "tensorboard"))
     outcome: Outcome = importlib.import_module(f"gpt2_rlhf.{stage.name}").run(settings, stage)
     if launch.rank() == 0:
         write_json(stage.directory / "manifest.json", _manifest(settings, stage, outcome, started, started_at))
