@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpt2_rlhf import plot, ppo_heldout
+from gpt2_rlhf import plot, ppo_measured
 from gpt2_rlhf.generation import Answer
-from gpt2_rlhf.ppo_heldout import Measured
+from gpt2_rlhf.ppo_measured import Measured
 
 
 def log(directory: Path, *records: dict[str, float]) -> None:
@@ -20,7 +20,7 @@ def measure(directory: Path, update: int, reward: float) -> None:
     zeros = np.zeros(2)
     rewards = np.array([reward - 1, reward + 1])
     measured = Measured(update, rewards, None, None, zeros, zeros, zeros, zeros, zeros == 0, zeros)
-    ppo_heldout.write(directory / "heldout", measured, ["p", "q"], [Answer("", [], True)] * 2)
+    ppo_measured.write(directory / "heldout", measured, ["p", "q"], [Answer("", [], True)] * 2)
 
 
 def lines(figure, panel: int) -> dict[str, list[tuple[float, float]]]:
@@ -66,7 +66,7 @@ def test_a_single_point_has_a_marker(tmp_path, figures):
     panel = list(plot._PANELS).index("Gradient norm before clipping")
     line = figures[0].axes[panel].get_lines()[0]
     assert lines(figures[0], panel) == {"policy and critic": [(1, 3.0)]}
-    assert line.get_marker() == "o"
+    assert line.get_marker() in plot.MARKERS
 
 
 def test_a_run_that_logged_nothing_says_so_in_every_panel(tmp_path, figures):
