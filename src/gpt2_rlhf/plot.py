@@ -23,7 +23,7 @@ MARKERS = "osD^v"
 Records = Sequence[Mapping[str, Any]]  # what was logged, a step each
 
 # panel -> label -> metric; "eval/" metrics are of held-out prompts. One colour a row, in the order here.
-_PANELS: dict[str, dict[str, str]] = {
+PANELS: dict[str, dict[str, str]] = {
     "Reward": {
         "training": "objective/unshaped_scores",
         "held-out": "eval/reward",
@@ -101,8 +101,8 @@ def panels(width_in: float, row_height_in: float, rows: int, columns: int = 1) -
 
 
 def _figure(records: Records) -> Figure:
-    figure, places = panels(_WIDTH_IN, _ROW_HEIGHT_IN, -(-len(_PANELS) // _COLUMNS), _COLUMNS)
-    for (title, metrics), axes in zip(_PANELS.items(), places, strict=True):
+    figure, places = panels(_WIDTH_IN, _ROW_HEIGHT_IN, -(-len(PANELS) // _COLUMNS), _COLUMNS)
+    for (title, metrics), axes in zip(PANELS.items(), places, strict=True):
         curves(axes, title, metrics, records)
     return figure
 
