@@ -63,7 +63,7 @@ def test_a_measurement_of_an_update_that_is_to_be_done_again_is_left_out(tmp_pat
 def test_a_single_point_has_a_marker(tmp_path, figures):
     log(tmp_path, {"step": 1, "grad_norm": 3.0})
     plot.write(tmp_path)
-    panel = list(plot._PANELS).index("Gradient norm before clipping")
+    panel = list(plot.PANELS).index("Gradient norm before clipping")
     line = figures[0].axes[panel].get_lines()[0]
     assert lines(figures[0], panel) == {"policy and critic": [(1, 3.0)]}
     assert line.get_marker() in plot.MARKERS
@@ -71,7 +71,7 @@ def test_a_single_point_has_a_marker(tmp_path, figures):
 
 def test_a_run_that_logged_nothing_says_so_in_every_panel(tmp_path, figures):
     plot.write(tmp_path)
-    for axes, metrics in zip(figures[0].axes, plot._PANELS.values(), strict=True):
+    for axes, metrics in zip(figures[0].axes, plot.PANELS.values(), strict=True):
         assert axes.get_title("right") == f"not measured: {', '.join(metrics)}"
 
 

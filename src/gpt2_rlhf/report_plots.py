@@ -236,7 +236,8 @@ def _means(figures: Sequence[Figures], scale: float = 1) -> np.ndarray:
 
 def _reach(figures: Sequence[Figures], scale: float = 1) -> np.ndarray:
     """How far the intervals go below and above their means, shape (2, figures)."""
-    return scale * np.array([[one["mean"] - one["low"], one["high"] - one["mean"]] for one in figures]).T
+    reach = np.array([[one["mean"] - one["low"], one["high"] - one["mean"]] for one in figures]).T
+    return scale * np.maximum(reach, 0)  # at a share of 1 Wilson's upper end may round to just below it
 
 
 def _label(axes: Axes, x: str, y: str) -> None:
