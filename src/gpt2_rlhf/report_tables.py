@@ -15,8 +15,8 @@ Sources = Mapping[str, Any]  # the summary, and each stage's manifest below "man
 
 _MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO", "best_of_n": "Best of n"}
 _PAIRS = {
+    "ppo_minus_sft": "PPO - SFT",  # first, as a phone shows the first two
     "sft_minus_base": "SFT - base",
-    "ppo_minus_sft": "PPO - SFT",
     "ppo_minus_base": "PPO - base",
     "ppo_minus_best_of_n": "PPO - best of n",
 }
