@@ -1,3 +1,4 @@
+import report_run
 from gpt2_rlhf import report_tables
 from gpt2_rlhf.report_tables import Row, cell, look_up, shown, text
 
@@ -35,3 +36,17 @@ def test_what_is_shown_is_kept_by_key():
         "one/share": SHARE,
         "one/none": None,
     }
+
+
+def test_each_column_has_the_figures_of_what_its_header_names(tmp_path):
+    records, summary = report_run.write(tmp_path)
+    models, paired, *_ = report_tables.results({**summary, "manifests": records})
+    assert list(models.columns) == ["Base", "SFT", "PPO", "Best of n"]
+    assert [one.key for one in models.rows[0].cells] == [
+        f"evaluation/models/{name}/reward" for name in ("base", "sft", "ppo", "best_of_n")
+    ]
+    assert paired.columns[0] == "PPO - SFT"
+    rows = {row.label: row.cells[0].key for row in paired.rows}
+    assert rows["Utility"] == "evaluation/paired/ppo_minus_sft/utility"
+    assert rows["Got worse: reward fell"] == "evaluation/paired/ppo_minus_sft/got_worse"
+    assert rows["Loss by the judge"] == "evaluation/paired/ppo_minus_sft/by_judge/loss"
