@@ -32,7 +32,7 @@ def estimate(values: Any) -> dict[str, float]:
 def write(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the run's files; gives its manifests by stage, and its summary."""
     draws = np.random.default_rng(0)
-    measured = {name: _measured(draws, gain) for name, gain in (("base", -1.0), ("sft", 0.0), ("ppo", 2.0))}
+    measured = {name: _measured(draws, gain) for name, gain in (("base", -1.0), ("sft", 0.0), ("ppo", 0.5))}
     measured["best_of_n"] = _measured(draws, 1.0)
     halves = np.arange(PROMPTS) < PROMPTS // 2
     compared = compare(measured, {HOSTILE[1]: halves, "single-turn": ~halves}, 1.5, 0)
