@@ -104,6 +104,16 @@ def test_every_figure_on_the_page_is_the_manifests(written):
     assert {key for key, _ in cells} == set(figures["figures"])
 
 
+def test_the_verdict_s_figures_are_the_tables(written):
+    page, figures, *_ = written
+    (said,) = [text for attributes, text in page.all("p") if attributes.get("class") == "verdict"]
+    assert said == figures["verdict"]
+    shown = {reading for value in figures["figures"].values() for reading in readings(value)}
+    quoted = re.findall(r"-?[\d.]+ \[[^]]+\]", said)
+    assert len(quoted) == 3
+    assert set(quoted) <= shown
+
+
 def test_no_figure_of_the_results_stands_without_its_interval_and_n(written):
     page, _, records, summary = written
     rows: list[list[tuple[str, dict[str, str | None], str]]] = []

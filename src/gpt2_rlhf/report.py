@@ -65,15 +65,17 @@ def write(
     }
     facts = report_lineage.facts(sources)
     html = _render(
-        summary=kept,
-        verdict=verdict(summary),
-        pictures=pictures,
-        tables=tables,
-        facts=facts,
-        samples=_shown(samples),
-        examples=len(samples) - len(heldout),
-        heldout=len(heldout),
-        printed=SAMPLES_PRINTED,
+        {
+            "summary": kept,
+            "verdict": verdict(summary),
+            "pictures": pictures,
+            "tables": tables,
+            "facts": facts,
+            "samples": _shown(samples),
+            "examples": len(samples) - len(heldout),
+            "heldout": len(heldout),
+            "printed": SAMPLES_PRINTED,
+        }
     )
     part = directory / f".{PAGE}.tmp"
     part.write_text(html, encoding="utf-8")
@@ -90,7 +92,7 @@ def write(
     return page
 
 
-def _render(**content: Any) -> str:
+def _render(content: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
@@ -99,13 +101,13 @@ def _render(**content: Any) -> str:
         lstrip_blocks=True,
     )
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
-    return environment.get_template("index.html.j2").render(
-        style=Markup(style),
-        script=Markup(script),
-        style_sha256=_csp_hash(style),
-        script_sha256=_csp_hash(script),
-        **content,
-    )
+    own = {
+        "style": Markup(style),
+        "script": Markup(script),
+        "style_sha256": _csp_hash(style),
+        "script_sha256": _csp_hash(script),
+    }
+    return environment.get_template("index.html.j2").render({**content, **own})
 
 
 def _shown(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -44,8 +44,8 @@ def finish(
         write_json(run_dir / "summary.json", result)
         _link(run_dir / "samples.jsonl", Path("evaluate", "samples.jsonl"))
         _write_product(settings, stages, result, run_dir / "model")
+        print(table.render(result), end="", flush=True)
         report.write(run_dir, settings, {name: manifest(part) for name, part in stages.items()}, result)
-        print(table.render(result), end="")
     if last.name == "data":
         if not built:  # else the build has printed it
             print_found(last)
