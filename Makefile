@@ -12,10 +12,10 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data sft reward judge ppo evaluate config status publish clean clean-all lint test bench
+.PHONY: help setup pipeline data sft reward judge ppo evaluate config status publish clean clean-all lint test report-check bench
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "Overrides: make pipeline experiment=gpt2_hh seed=7 ppo.args.kl_coef=0.2"
 
 setup: $(STAMP)  ## virtual environment with pinned packages (the others do it when needed)
@@ -57,6 +57,9 @@ lint: $(STAMP)  ## ruff and pyright
 
 test: $(STAMP)  ## all tests
 	@$(BIN)/python -m pytest
+
+report-check: $(STAMP)  ## the report in a headless Chromium, on a phone's width and a desk's
+	@$(BIN)/python tests/browser_check.py
 
 bench: $(STAMP)  ## stock TRL against ours, by turns: make bench BENCH='ppo-small --hh folder'
 	@$(BIN)/python -m gpt2_rlhf.bench $(BENCH) $(OVERRIDES)

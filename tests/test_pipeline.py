@@ -110,11 +110,14 @@ def test_samples_are_one_line_per_prompt(finished: Path) -> None:
 
 def test_a_second_run_trains_nothing_and_shows_the_same_figures(finished: Path) -> None:
     before = summary(finished)
+    report_written = (finished / "latest" / "report" / "index.html").stat().st_mtime_ns
     started = time.monotonic()
     again = pipeline(finished)
     assert again.returncode == 0, again.stderr
     assert time.monotonic() - started < 10
     assert all(reused(finished).values())
+    assert f"Report: {finished / 'latest' / 'report' / 'index.html'}\n" in again.stdout
+    assert (finished / "latest" / "report" / "index.html").stat().st_mtime_ns == report_written
     after = summary(finished)
     for part in ("sft", "reward_model", "evaluation"):
         assert after[part] == before[part]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpt2_rlhf import plot, ppo_heldout
+from gpt2_rlhf import plot, ppo_measured
 from gpt2_rlhf.generation import Answer
-from gpt2_rlhf.ppo_heldout import Measured
+from gpt2_rlhf.ppo_measured import Measured
 
 
 def log(directory: Path, *records: dict[str, float]) -> None:
@@ -20,7 +20,7 @@ def measure(directory: Path, update: int, reward: float) -> None:
     zeros = np.zeros(2)
     rewards = np.array([reward - 1, reward + 1])
     measured = Measured(update, rewards, None, None, zeros, zeros, zeros, zeros, zeros == 0, zeros)
-    ppo_heldout.write(directory / "heldout", measured, ["p", "q"], [Answer("", [], True)] * 2)
+    ppo_measured.write(directory / "heldout", measured, ["p", "q"], [Answer("", [], True)] * 2)
 
 
 def lines(figure, panel: int) -> dict[str, list[tuple[float, float]]]:
@@ -63,15 +63,15 @@ def test_a_measurement_of_an_update_that_is_to_be_done_again_is_left_out(tmp_pat
 def test_a_single_point_has_a_marker(tmp_path, figures):
     log(tmp_path, {"step": 1, "grad_norm": 3.0})
     plot.write(tmp_path)
-    panel = list(plot._PANELS).index("Gradient norm before clipping")
+    panel = list(plot.PANELS).index("Gradient norm before clipping")
     line = figures[0].axes[panel].get_lines()[0]
     assert lines(figures[0], panel) == {"policy and critic": [(1, 3.0)]}
-    assert line.get_marker() == "o"
+    assert line.get_marker() in plot.MARKERS
 
 
 def test_a_run_that_logged_nothing_says_so_in_every_panel(tmp_path, figures):
     plot.write(tmp_path)
-    for axes, metrics in zip(figures[0].axes, plot._PANELS.values(), strict=True):
+    for axes, metrics in zip(figures[0].axes, plot.PANELS.values(), strict=True):
         assert axes.get_title("right") == f"not measured: {', '.join(metrics)}"
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.ppo_guard import best, verdict
-from gpt2_rlhf.ppo_heldout import Measured
+from gpt2_rlhf.ppo_measured import Measured
 from gpt2_rlhf.settings import Guard
 
 LIMITS = Guard(enabled=True, max_kl_nats=50, min_eos_rate=0.25, min_distinct_2=0.5, max_length_ratio=3)

@@ -14,7 +14,8 @@ from gpt2_rlhf import ppo_heldout, scoring, tokens
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.generation import Answer
 from gpt2_rlhf.intervals import bootstrap_mean
-from gpt2_rlhf.ppo_heldout import Measured, by_function, by_model, measure, read, summary, write
+from gpt2_rlhf.ppo_heldout import by_function, by_model, measure
+from gpt2_rlhf.ppo_measured import Measured, read, summary, write
 from tiny import tiny_policy, tiny_reward, tiny_tokenizer
 
 PROMPTS = [f"\n\nHuman: {question}\n\nAssistant:" for question in ("Hi", "bake bread?", "Tell me about the sea.")]

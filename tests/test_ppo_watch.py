@@ -14,7 +14,7 @@ import ppo_tiny as tiny
 from gpt2_rlhf import ppo_checkpoint
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.generation import Answer
-from gpt2_rlhf.ppo_heldout import Measured
+from gpt2_rlhf.ppo_measured import Measured
 from gpt2_rlhf.ppo_watch import Watch
 from gpt2_rlhf.settings import Guard
 

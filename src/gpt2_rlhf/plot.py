@@ -1,7 +1,7 @@
 """Turn what a PPO run logged into one picture: whether the reward it gained is real, and whether training was sound.
 
-Training figures come from metrics.jsonl, held-out ones from the files of ppo_heldout, whose points are few and marked.
-What was not measured is named in its panel: an absent line must not read as zero.
+Training figures come from metrics.jsonl, held-out ones from the files of ppo_measured, whose points are few and marked.
+What was not measured is named in its panel: an absent line must not read as zero. The report draws with the same pen.
 """
 
 import json
@@ -13,14 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gpt2_rlhf import ppo_heldout
+from gpt2_rlhf import ppo_measured
+from gpt2_rlhf.ppo_measured import Measured
 
 FILE = "ppo.png"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito's, apart for the colour-blind too
+MARKERS = "osD^v"
 
-_REWARD = "Reward"
+Records = Sequence[Mapping[str, Any]]  # what was logged, a step each
+
 # panel -> label -> metric; "eval/" metrics are of held-out prompts. One colour a row, in the order here.
-_PANELS: dict[str, dict[str, str]] = {
-    _REWARD: {
+PANELS: dict[str, dict[str, str]] = {
+    "Reward": {
         "training": "objective/unshaped_scores",
         "held-out": "eval/reward",
         "judge": "eval/judge_reward",
@@ -62,17 +66,15 @@ def write(stage_directory: Path) -> Path:
 
     Series that were not measured are named where they are missing; a run that has logged nothing gives empty panels.
     """
-    records = _training(stage_directory / "metrics.jsonl")
-    newest = max((record["step"] for record in records), default=0)
-    heldout = ppo_heldout.read(stage_directory / ppo_heldout.DIRECTORY, newest)
-    records += [{"step": measured.update, **ppo_heldout.summary(measured)} for measured in heldout]
+    records, history = logged(stage_directory), heldout(stage_directory)
     path = stage_directory / FILE
-    _figure(records).savefig(path, dpi=_DPI)
+    _figure(merged(records, history)).savefig(path, dpi=_DPI)
     return path
 
 
-def _training(metrics_file: Path) -> list[dict[str, Any]]:
+def logged(stage_directory: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what they say of held-out prompts, which the held-out files say."""
+    metrics_file = stage_directory / "metrics.jsonl"
     if not metrics_file.exists():
         return []
     with metrics_file.open(encoding="utf-8") as lines:
@@ -80,19 +82,35 @@ def _training(metrics_file: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if not key.startswith("eval/")} for record in records]
 
 
-def _figure(records: Sequence[Mapping[str, Any]]) -> Figure:
-    rows = -(-len(_PANELS) // _COLUMNS)
-    figure = Figure(figsize=(_WIDTH_IN, rows * _ROW_HEIGHT_IN), layout="constrained")
+def heldout(stage_directory: Path) -> list[Measured]:
+    """What PPO measured on held-out prompts, up to the newest update that it logged."""
+    newest = max((record["step"] for record in logged(stage_directory)), default=0)
+    return ppo_measured.read(stage_directory / ppo_measured.DIRECTORY, newest)
+
+
+def merged(records: Records, history: Sequence[Measured]) -> Records:
+    """What was logged, and after it the held-out measurements under their metrics' names."""
+    return [*records, *({"step": one.update, **ppo_measured.summary(one)} for one in history)]
+
+
+def panels(width_in: float, row_height_in: float, rows: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure and its axes, row by row; sizes in inches."""
+    figure = Figure(figsize=(width_in, rows * row_height_in), layout="constrained")
     FigureCanvasAgg(figure)  # not pyplot, which keeps figures and looks for a screen
-    places = figure.subplots(rows, _COLUMNS, squeeze=False).flat
-    for (title, metrics), axes in zip(_PANELS.items(), places, strict=True):
-        _draw(axes, title, metrics, records)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _figure(records: Records) -> Figure:
+    figure, places = panels(_WIDTH_IN, _ROW_HEIGHT_IN, -(-len(PANELS) // _COLUMNS), _COLUMNS)
+    for (title, metrics), axes in zip(PANELS.items(), places, strict=True):
+        curves(axes, title, metrics, records)
     return figure
 
 
-def _draw(axes: Axes, title: str, metrics: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> None:
+def curves(axes: Axes, title: str, metrics: Mapping[str, str], records: Records, step: str = "update") -> None:
+    """Draw metrics (by label) over the steps, with their intervals where `<metric>_low` and `_high` were logged."""
     axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel("update", fontsize=9)
+    axes.set_xlabel(step, fontsize=9)
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=9)
     missing = []
@@ -102,12 +120,12 @@ def _draw(axes: Axes, title: str, metrics: Mapping[str, str], records: Sequence[
             missing.append(label)
             continue
         of_heldout = metric.startswith("eval/")
-        marker = "o" if of_heldout or len(values) == 1 else None  # a line of one point would not show
-        axes.plot(steps, values, f"C{place}", label=label, marker=marker, markersize=4, linewidth=1.5)
+        marker = MARKERS[place] if of_heldout or len(values) == 1 else None  # a line of one point would not show
+        axes.plot(steps, values, color=COLOURS[place], label=label, marker=marker, markersize=4, linewidth=1.5)
         low_steps, lows = _series(records, f"{metric}_low")
         _, highs = _series(records, f"{metric}_high")
         if lows:
-            axes.fill_between(low_steps, lows, highs, color=f"C{place}", alpha=0.15, linewidth=0)
+            axes.fill_between(low_steps, lows, highs, color=COLOURS[place], alpha=0.15, linewidth=0)
     if len(missing) < len(metrics):
         axes.legend(fontsize=8, framealpha=0.8)
     else:
@@ -117,7 +135,7 @@ def _draw(axes: Axes, title: str, metrics: Mapping[str, str], records: Sequence[
         axes.set_title(f"not measured: {', '.join(missing)}", loc="right", fontsize=8, color="0.4")
 
 
-def _series(records: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[int], list[float]]:
+def _series(records: Records, metric: str) -> tuple[list[int], list[float]]:
     """Updates and values of one metric, in the order of the updates."""
     points = sorted((record["step"], float(record[metric])) for record in records if metric in record)
     return [step for step, _ in points], [value for _, value in points]

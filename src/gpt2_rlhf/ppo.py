@@ -23,6 +23,7 @@ from gpt2_rlhf import (
     plot,
     ppo_checkpoint,
     ppo_heldout,
+    ppo_measured,
     ppo_reward,
     tokens,
     training,
@@ -140,7 +141,7 @@ def _watch(
         temperature=ppo.args["temperature"],
         batch_size=batch_size,
     )
-    directory = stage.directory / ppo_heldout.DIRECTORY
+    directory = stage.directory / ppo_measured.DIRECTORY
     return Watch(directory, prompts, measure, ppo.heldout.best_by, ppo.guard)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.intervals import bootstrap_mean
-from gpt2_rlhf.ppo_heldout import Measured
+from gpt2_rlhf.ppo_measured import Measured
 from gpt2_rlhf.settings import Guard
 
 

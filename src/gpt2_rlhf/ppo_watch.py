@@ -1,6 +1,6 @@
 """Watch a PPO run on held-out prompts: measure the policy, keep what was measured, say which is best and when to stop.
 
-The files that ppo_heldout writes are all its state: a run resumed from update k reads those up to k and goes on as one
+The files that ppo_measured writes are all its state: a run resumed from update k reads those up to k and goes on as one
 that was never interrupted.
 """
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from gpt2_rlhf import ppo_guard, ppo_heldout
+from gpt2_rlhf import ppo_guard, ppo_measured
 from gpt2_rlhf.generation import Answer
 from gpt2_rlhf.intervals import bootstrap_mean
-from gpt2_rlhf.ppo_heldout import Measured
+from gpt2_rlhf.ppo_measured import Measured
 from gpt2_rlhf.settings import Guard
 
 # (update, policy, reference or None) -> what was measured, and the answers
@@ -50,7 +50,7 @@ class Watch:
 
     def resume(self, update: int) -> Seen | None:
         """Take up what was measured up to this update; None where that is nothing."""
-        self._history = ppo_heldout.read(self._directory, update)
+        self._history = ppo_measured.read(self._directory, update)
         return self._seen() if self._history else None
 
     def look(self, update: int, policy: PreTrainedModel, reference: PreTrainedModel | None) -> Seen:
@@ -60,7 +60,7 @@ class Watch:
             UserError: a reward or utility is not finite, or there is nothing to choose the best policy by.
         """
         measured, answers = self._measure(update, policy, reference)
-        ppo_heldout.write(self._directory, measured, self._prompts, answers)
+        ppo_measured.write(self._directory, measured, self._prompts, answers)
         self._history.append(measured)
         return self._seen()
 
@@ -81,7 +81,7 @@ class Watch:
     def _seen(self) -> Seen:
         newest = self._history[-1]
         best_update = ppo_guard.best(self._history, self._best_by, self._guard)
-        return Seen(ppo_heldout.summary(newest), best_update, ppo_guard.verdict(self._history, self._guard))
+        return Seen(ppo_measured.summary(newest), best_update, ppo_guard.verdict(self._history, self._guard))
 
 
 def _estimates(measured: Measured) -> dict[str, Any]:

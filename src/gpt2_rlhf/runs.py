@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf import card, config, seeds, table
+from gpt2_rlhf import card, config, report, seeds, table
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Stage, manifest, write_json
 
@@ -44,7 +44,8 @@ def finish(
         write_json(run_dir / "summary.json", result)
         _link(run_dir / "samples.jsonl", Path("evaluate", "samples.jsonl"))
         _write_product(settings, stages, result, run_dir / "model")
-        print(table.render(result), end="")
+        print(table.render(result), end="", flush=True)
+        report.write(run_dir, settings, {name: manifest(part) for name, part in stages.items()}, result)
     if last.name == "data":
         if not built:  # else the build has printed it
             print_found(last)
@@ -145,6 +146,7 @@ def _print_end(last: Stage, latest: Path, settings: Settings) -> None:
         return
     print(f"\nModel and card: {latest / 'model'}")
     print(f"Figures: {latest / 'summary.json'}   samples: {latest / 'samples.jsonl'}")
+    print(f"Report: {latest / report.DIRECTORY / report.PAGE}")
     if settings.publish.repo_id is None:
         print(
             "To publish: hf auth login, then the same command with publish.repo_id=<user>/<name>; nothing trains again"

@@ -234,7 +234,12 @@ def _outcome(pair: Mapping[str, Any], key: str, outcome: str) -> Mapping[str, fl
 
 
 def _cells(estimates: Sequence[Mapping[str, float] | None], is_share: bool) -> list[str]:
-    return ["-" if one is None else _share(one) if is_share else _figure(one) for one in estimates]
+    return ["-" if one is None else estimate_text(one, is_share) for one in estimates]
+
+
+def estimate_text(estimate: Mapping[str, float], is_share: bool) -> str:
+    """An estimate as every table has it: `mean [low, high]`, a share in percent."""
+    return _share(estimate) if is_share else _figure(estimate)
 
 
 def _figure(estimate: Mapping[str, float]) -> str:
