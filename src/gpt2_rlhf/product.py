@@ -1,7 +1,7 @@
 """Write the folders that a run hands to its user: each model with its card, settings and manifests.
 
-`model` is what `make publish` pushes, all of it and nothing else; `sft_model` and `reward_model` are like it. Nothing in
-them names a folder of this machine.
+`model` is what `make publish` pushes, all of it and nothing else; `sft_model` and `reward_model` are made like it.
+Nothing in them names a folder of this machine.
 """
 
 import json
@@ -24,8 +24,8 @@ REPORT = "report"  # of its files in the run's directory, the pictures go into `
 def write(settings: Settings, argv: Sequence[str], by_seed: Sequence[Mapping[str, Stage]], run_dir: Path) -> list[Path]:
     """Write the folders anew, and return them.
 
-    by_seed: the finished stages of the run for each seed of PPO's, the first one's being the product. run_dir: where the
-    folders go; whatever they held before is gone.
+    by_seed: the finished stages of the run for each seed of PPO's; the first one's policy is the product. run_dir:
+    where the folders go; whatever they held before is gone.
     """
     stages = by_seed[0]
     records = {name: manifest(part) for name, part in stages.items()}

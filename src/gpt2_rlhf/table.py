@@ -198,6 +198,7 @@ def _seeds(seeds: Mapping[str, Any]) -> Table:
 
 
 def failed_seeds(seeds: Mapping[str, Any]) -> str:
+    """How many seeds collapsed, and each one that did or that the guard stopped."""
     lines = [f"{len(seeds['collapsed'])} of {len(seeds['by_seed'])} seeds collapsed."]
     for one in seeds["by_seed"]:
         if one["collapsed"] is not None:
@@ -238,6 +239,7 @@ def _cells(estimates: Sequence[Mapping[str, float] | None], is_share: bool) -> l
 
 
 def figure(estimate: Mapping[str, float]) -> str:
+    """An estimate as `mean [low, high]`."""
     mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
     # three columns of larger figures with as many decimals would not fit the width
     largest = max(abs(low), abs(high))
@@ -246,4 +248,5 @@ def figure(estimate: Mapping[str, float]) -> str:
 
 
 def share(estimate: Mapping[str, float]) -> str:
+    """An estimate of a share as `mean % [low, high]`, all in percent."""
     return f"{100 * estimate['mean']:.1f} % [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
