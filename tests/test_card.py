@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 import card_run
 from gpt2_rlhf import card, config
 from gpt2_rlhf.errors import UserError
+from local_hub import card_rules
 
 NUMBER = r"-?\d+(?:\.\d+)?"
 FIGURE = re.compile(rf"({NUMBER})( %)? \[({NUMBER}), ({NUMBER})\]")
@@ -66,6 +67,7 @@ def test_the_hub_s_own_classes_read_the_card(cards: dict[str, str], folder: str,
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.license, data.library_name) == ("mit", "transformers")  # type: ignore[attr-defined]
     assert {"rlhf", "reinforcement-learning-from-human-feedback", "human-preferences"} < set(data.tags)  # type: ignore[attr-defined]
+    assert (card_rules.errors(cards[folder]), card_rules.warnings(cards[folder])) == ([], [])
     assert ("ppo" in data.tags) == (folder == "model")  # type: ignore[attr-defined]
     assert data.pipeline_tag == ("text-classification" if folder == "reward_model" else "text-generation")  # type: ignore[attr-defined]
 
@@ -327,6 +329,17 @@ def test_the_citation_has_author_and_year_of_the_settings(records: dict[str, Any
     assert "  year   = {2031}" in text(author)  # the manifest's
     assert "@misc" not in text()
     assert "@software{vonwerra2020trl" in text()
+
+
+def test_a_card_names_the_repository_that_its_folder_is_pushed_to(records: dict[str, Any]) -> None:
+    settings = config.load(["publish.repo_id=ada/policy", "publish.reward_repo_id=ada/scorer"])
+    for folder, name in (("model", "ada/policy"), ("reward_model", "ada/scorer")):
+        text = card.render(settings, card_run.run(records), folder)
+        assert f"\n# {name}\n" in text
+        assert text.count(f'from_pretrained("{name}")') == 2
+        assert ModelCard(text).data.model_name == name  # type: ignore[attr-defined]
+    sft = card.render(settings, card_run.run(records), "sft_model")
+    assert sft.count('from_pretrained("outputs/latest/sft_model")') == 2
 
 
 def test_the_license_is_the_settings(records: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def _title(settings: Settings, folder: str) -> str:
 
 
 def _repo_id(settings: Settings, folder: str) -> str | None:
-    return settings.publish.repo_id if folder == "model" else None
+    return {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
 
 
 def _front_matter(settings: Settings, run: Run, folder: str, title: str) -> ModelCardData:
