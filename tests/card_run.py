@@ -111,7 +111,7 @@ def samples() -> list[dict[str, Any]]:
             "subset": None,
             "answers": {
                 name: {
-                    "answer": f" {name} on {prompt}",
+                    "answer": f" {name} on {prompt}\u2028",
                     "ended": name != "base",
                     "tokens": 4,
                     "reward": reward,
@@ -140,7 +140,7 @@ def stages(root: Path, found: dict[str, Any]) -> dict[str, Stage]:
             (part.model_dir / file).write_text(f"{file} of {name}")
         (part.directory / "manifest.json").write_text(json.dumps(record))
         made[name] = part
-    lines = "".join(f"{json.dumps(line)}\n" for line in samples())
+    lines = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in samples())
     (made["evaluate"].directory / "samples.jsonl").write_text(lines)
     return made
 

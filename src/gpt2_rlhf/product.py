@@ -28,23 +28,22 @@ def write(settings: Settings, argv: Sequence[str], by_seed: Sequence[Mapping[str
     where the folders go; whatever they held before is gone.
     """
     stages = by_seed[0]
-    records = {name: manifest(part) for name, part in stages.items()}
-    of_seeds = [(manifest(plan["ppo"]), manifest(plan["evaluate"])) for plan in by_seed]
-    samples = (stages["evaluate"].directory / "samples.jsonl").read_text(encoding="utf-8")
+    of_seeds = without_folders([{name: manifest(part) for name, part in plan.items()} for plan in by_seed])
+    records = of_seeds[0]
+    others = {f"{name}-seed{one['ppo']['seed']}": one[name] for one in of_seeds[1:] for name in ("ppo", "evaluate")}
     pictures = sorted((run_dir / REPORT).glob("*.png"))
     run = card.Run(
         command=command(argv),
-        records=without_folders(records),
-        seeds=seeds.spread(of_seeds, settings.ppo.guard) if settings.ppo.seeds is not None else None,
-        samples=[json.loads(line) for line in samples.splitlines()],
+        records=records,
+        seeds=(
+            seeds.spread([(one["ppo"], one["evaluate"]) for one in of_seeds], settings.ppo.guard)
+            if settings.ppo.seeds is not None
+            else None
+        ),
+        samples=_samples(stages["evaluate"].directory / "samples.jsonl"),
         pictures=[PurePosixPath(REPORT, picture.name) for picture in pictures],
     )
-    others = {
-        f"{name}-seed{ppo['seed']}": record
-        for ppo, evaluation in of_seeds[1:]
-        for name, record in (("ppo", ppo), ("evaluate", evaluation))
-    }
-    manifests = {"command": run.command, "stages": without_folders({**records, **others})}
+    manifests = {"command": run.command, "stages": {**records, **others}}
     texts = {
         "config.yaml": OmegaConf.to_yaml(without_folders(OmegaConf.to_container(OmegaConf.create(config.show(argv))))),
         "manifest.json": json.dumps(manifests, indent=2, ensure_ascii=False) + "\n",
@@ -70,6 +69,11 @@ def without_folders(node: Any) -> Any:
     if isinstance(node, list):
         return [without_folders(value) for value in node]
     return _without_folder(node) if isinstance(node, str) else node
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    # not splitlines: a model may write U+2028, which ends a line there and not in JSON
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _without_folder(text: str) -> str:
