@@ -255,6 +255,13 @@ def test_settings_and_sizes_are_what_the_stages_were_given(cards: dict[str, str]
     assert list(table(cards["sft_model"], "Stage")) == ["Stage", "SFT"]
 
 
+def test_a_reward_of_the_user_s_own_is_not_taken_for_the_reward_model_s(cards: dict[str, str]) -> None:
+    text = card.render(config.load([]), card_run.run(card_run.records(["ppo.reward.function=mine:score"])))
+    assert "PPO was trained to raise another score (by `mine:score`) of its own answers" in text
+    assert "reward by mine:score" in table(text, "Stage")["PPO"][1]
+    assert "PPO was trained to raise that score of its own answers" in cards["model"]
+
+
 def test_what_the_guard_did_and_which_gates_were_forced_is_said(records: dict[str, Any]) -> None:
     def text(**metrics: Any) -> str:
         return card.render(config.load([]), card_run.run(with_ppo(records, **metrics)))

@@ -115,6 +115,7 @@ def _values(settings: Settings, run: Run, folder: str, title: str) -> dict[str, 
         "is_hh": card_data.is_hub_data(settings.data) and settings.data.name == "Anthropic/hh-rlhf",
         "base": card_data.base_text(settings.model),
         "data": card_data.data_text(settings.data),
+        "maximised": _maximised(records["ppo"]),
         "libraries": records["ppo"]["libraries"],
         "model_path": _repo_id(settings, folder) or f"outputs/latest/{folder}",
         "number": card_training.number,
@@ -149,6 +150,11 @@ def _values(settings: Settings, run: Run, folder: str, title: str) -> dict[str, 
 
 def _trained(last: str) -> tuple[str, ...]:
     return _TRAINED[: _TRAINED.index(last) + 1]
+
+
+def _maximised(ppo: Mapping[str, Any]) -> str:
+    function = ppo["inputs"]["ppo"]["reward"]["function"]
+    return "that score" if function is None else f"another score (by `{function}`)"
 
 
 def _judge_note(records: Mapping[str, Any]) -> str:
