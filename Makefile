@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data sft reward judge ppo evaluate config status publish clean clean-all lint test report-check bench
+.PHONY: help setup pipeline data sft reward judge ppo evaluate config status card publish clean clean-all lint test report-check bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,10 +39,11 @@ judge:  ## up to the judge, a second reward model that PPO is not trained on
 ppo:  ## up to PPO
 evaluate:  ## up to the comparison of base, SFT and PPO
 
-config status publish: $(STAMP)
+config status card publish: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf.$@ $(OVERRIDES)
 config:  ## every value that is set, after overrides
 status:  ## which stages are done, partial or missing, and why
+card:  ## write the model cards again, without a push
 publish:  ## push the newest run: make publish publish.repo_id=user/name; publish.dry_run=true only shows it
 
 clean: $(STAMP)  ## delete unfinished stages; finished ones stay

@@ -131,6 +131,7 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
         ),
         evaluate=EVALUATE,
         publish=settings.Publish(None, None, True, None, False),
+        card=settings.Card(author=None, year=None, license="mit"),
         launch=settings.Launch(1, None),
     )
 

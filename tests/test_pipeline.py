@@ -215,16 +215,58 @@ def test_an_sft_model_that_never_ends_an_answer_is_stopped_and_named(tmp_path: P
     assert done.stderr.count("\n") == 1
 
 
-def test_the_usage_snippet_of_the_card_runs_and_writes_an_answer(finished: Path) -> None:
-    model_dir = finished / "latest" / "model"
+def snippet(model_dir: Path) -> str:
+    """The usage snippet of a model's card, for a model that lies there."""
     card = (model_dir / "README.md").read_text(encoding="utf-8")
-    snippet = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    assert snippet is not None
-    code = snippet.group(1).replace("outputs/latest/model", str(model_dir))
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    return code.replace(f"outputs/latest/{model_dir.name}", str(model_dir))
+
+
+def run_code(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Assistant:") >= 1
-    assert len(done.stdout.strip()) > len("Human: How can I improve my communication skills?\n\nAssistant:")
+    return done.stdout
+
+
+@pytest.mark.parametrize("folder", ["model", "sft_model"])
+def test_the_usage_snippet_of_the_card_runs_and_writes_an_answer(finished: Path, folder: str) -> None:
+    output = run_code(snippet(finished / "latest" / folder))
+    assert output.count("Assistant:") >= 1
+    assert len(output.strip()) > len("Human: How can I improve my communication skills?\n\nAssistant:")
+
+
+def test_the_usage_snippet_of_the_reward_model_s_card_gives_the_scores_that_training_saw(finished: Path) -> None:
+    from gpt2_rlhf import models, tokens
+    from gpt2_rlhf.scoring import score
+
+    model_dir = finished / "latest" / "reward_model"
+    code = snippet(model_dir)
+    prompt = "\n\nHuman: How can I improve my communication skills?\n\nAssistant:"
+    answers = (" Listen first, then ask a question.", " No.")
+    assert repr(answers[0]).strip("'") in code
+    tokenizer = tokens.load_tokenizer(str(model_dir), None)
+    rows = [tokens.encode_reward(tokenizer, {"prompt": prompt, "chosen": a, "rejected": a}) for a in answers]
+    pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
+    model = models.load_reward(str(finished / "latest" / "reward" / "model"), pad_token_id)
+    expected = score(model, pad_token_id, [row["chosen_ids"] for row in rows], batch_size=2)
+    printed = [float(line.split()[0]) for line in run_code(code).splitlines()]
+    assert printed == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_make_card_writes_the_same_cards_again_and_says_where(finished: Path) -> None:
+    paths = [finished / "latest" / folder / "README.md" for folder in ("model", "sft_model", "reward_model")]
+
+    def lines() -> list[str]:  # make gives its variables in an order of its own
+        text = "".join(path.read_text(encoding="utf-8") for path in paths)
+        return [line for line in text.splitlines() if not line.startswith("make pipeline ")]
+
+    before = lines()
+    command = ["make", "card", f"output_dir={finished}", *SMALL]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(path.resolve()) for path in paths]
+    assert lines() == before
+    assert not [line for line in before if str(finished.parent) in line]
 
 
 def test_the_product_keeps_the_token_contract(finished: Path) -> None:

@@ -27,7 +27,8 @@ def test_the_layout_names_every_module_and_no_other() -> None:
 
 
 def test_every_top_level_folder_and_file_of_the_layout_exists() -> None:
-    for name in ("Makefile", "constraints.txt", "MODEL_CARD.md", "pyproject.toml", "conf", "tests", "src/gpt2_rlhf"):
+    files = ("Makefile", "constraints.txt", "MODEL_CARD.md", "pyproject.toml")
+    for name in (*files, "cards", "conf", "tests", "src/gpt2_rlhf"):
         assert name in README
         assert (REPOSITORY / name).exists()
 

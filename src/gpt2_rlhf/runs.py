@@ -7,12 +7,11 @@ one symbolic link to the newest run, replaced by a rename.
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf import card, config, report, seeds, table
+from gpt2_rlhf import config, product, report, seeds, table
 from gpt2_rlhf.settings import Settings
 from gpt2_rlhf.stage import Stage, manifest, write_json
 
@@ -31,7 +30,7 @@ def finish(
     """
     stages = by_seed[0]
     last = list(stages.values())[-1]
-    run_dir = Path(settings.output_dir) / "runs" / last.directory.name.rpartition("-")[2]
+    run_dir = directory(settings, last)
     run_dir.mkdir(parents=True, exist_ok=True)
     for part in stages.values():
         _link(run_dir / part.name, Path("..", "..", "stages", part.directory.name))
@@ -43,9 +42,9 @@ def finish(
         result = summary(settings, argv, by_seed, built, wall_s)
         write_json(run_dir / "summary.json", result)
         _link(run_dir / "samples.jsonl", Path("evaluate", "samples.jsonl"))
-        _write_product(settings, stages, result, run_dir / "model")
         print(table.render(result), end="", flush=True)
         report.write(run_dir, settings, {name: manifest(part) for name, part in stages.items()}, result)
+        product.write(settings, argv, by_seed, run_dir)  # it takes the report's plots along
     if last.name == "data":
         if not built:  # else the build has printed it
             print_found(last)
@@ -53,6 +52,11 @@ def finish(
     latest = Path(settings.output_dir) / "latest"
     _link(latest, Path("runs", run_dir.name))
     _print_end(last, latest, settings)
+
+
+def directory(settings: Settings, last: Stage) -> Path:
+    """Where the run lies that ends with this stage."""
+    return Path(settings.output_dir) / "runs" / last.directory.name.rpartition("-")[2]
 
 
 def print_found(part: Stage) -> None:
@@ -113,23 +117,6 @@ def summary(
         "evaluation": records["evaluate"]["metrics"],
         "seeds": seeds.spread(of_seeds, settings.ppo.guard) if settings.ppo.seeds is not None else None,
     }
-
-
-def _write_product(settings: Settings, stages: Mapping[str, Stage], result: Mapping[str, Any], target: Path) -> None:
-    """The final policy with its card. Hard links where the file system allows: the weights take no space twice."""
-    target.mkdir(exist_ok=True)
-    for file in sorted(stages["ppo"].model_dir.iterdir()):
-        if (target / file.name).exists() and file.samefile(target / file.name):
-            continue  # renaming a link over another one of the same file does nothing, rename(2)
-        part = target / f".{file.name}.part"
-        part.unlink(missing_ok=True)
-        try:
-            part.hardlink_to(file)
-        except OSError:
-            shutil.copy2(file, part)
-        part.replace(target / file.name)
-    records = {name: manifest(part) for name, part in stages.items()}
-    (target / "README.md").write_text(card.render(settings, records, result), encoding="utf-8")
 
 
 def _link(link: Path, target: Path) -> None:

@@ -140,6 +140,15 @@ class Publish:
 
 
 @dataclass(frozen=True)
+class Card:
+    """What a model card says that no run can measure."""
+
+    author: str | None  # of the citation; null: no entry for the model
+    year: int | None  # of the citation; null is the year in which the run was finished
+    license: str  # of the weights, an identifier of the Hub's list
+
+
+@dataclass(frozen=True)
 class Launch:
     """How a training stage is started: one process, or several under torchrun or accelerate."""
 
@@ -161,4 +170,5 @@ class Settings:
     ppo: Ppo
     evaluate: Evaluate
     publish: Publish
+    card: Card
     launch: Launch

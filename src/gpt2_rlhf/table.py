@@ -15,7 +15,7 @@ from rich.table import Table
 
 WIDTH = 100
 _MODELS = ("base", "sft", "ppo")
-_FIGURES = (  # key in the evaluation, label, whether it is a share
+FIGURES = (  # key in the evaluation, label, whether it is a share
     ("reward", "Reward", False),
     ("judge_reward", "Judge's reward", False),
     ("utility", "Utility", False),
@@ -27,7 +27,7 @@ _FIGURES = (  # key in the evaluation, label, whether it is a share
     ("kl_to_sft_nats", "KL to SFT (nats)", False),
     ("chosen_perplexity", "Perplexity", False),
 )
-_DIFFERENCES = (  # key in a pair of the evaluation, label
+DIFFERENCES = (  # key in a pair of the evaluation, label
     ("reward", "Reward"),
     ("reward_sd", "Reward in SD"),
     ("judge_reward", "Judge's reward"),
@@ -59,11 +59,11 @@ def render(summary: Mapping[str, Any]) -> str:
     sft = summary["sft"]
     before, after = sft["heldout_loss_before"], sft["heldout_loss_after"]
     console.print(
-        f"Supervised fine-tuning: held-out loss in nats per token {_figure(before)} before, {_figure(after)} after "
+        f"Supervised fine-tuning: held-out loss in nats per token {figure(before)} before, {figure(after)} after "
         f"({after['n']} answers)."
     )
     console.print(_reward_model(summary["reward_model"], summary["judge"]))
-    console.print(_trust(summary["reward_model"]))
+    console.print(trust(summary["reward_model"]))
     for fault in summary["ppo"]["forced"]:
         console.print(f"Gone on by force=true where a gate would have stopped: {fault}")
     if summary["ppo"]["stopped"] is not None:
@@ -76,7 +76,7 @@ def render(summary: Mapping[str, Any]) -> str:
     console.print(_by_subset(evaluation["by_subset"]))
     if summary["seeds"] is not None:
         console.print(_seeds(summary["seeds"]))
-        console.print(_failed_seeds(summary["seeds"]))
+        console.print(failed_seeds(summary["seeds"]))
     console.print(
         f"All models on the same {evaluation['prompts']} held-out prompts: n = {evaluation['prompts']} for each "
         f"figure without another; answers sampled with seed {evaluation['seed']}, temperature "
@@ -97,17 +97,17 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
     """What a training stage found, in one line."""
     if stage == "sft":
         before, after = metrics["heldout_loss_before"], metrics["heldout_loss_after"]
-        return f"held-out loss {_figure(before)} before, {_figure(after)} after, nats per token"
+        return f"held-out loss {figure(before)} before, {figure(after)} after, nats per token"
     if stage in ("reward", "judge"):
         longer = metrics["baselines"]["longer_answer_wins"]
-        return f"held-out accuracy {_share(metrics['accuracy'])}, the longer answer wins {_share(longer)}"
+        return f"held-out accuracy {share(metrics['accuracy'])}, the longer answer wins {share(longer)}"
     text = f"{metrics['episodes']} episodes in {metrics['updates']} updates"
     if metrics["heldout"] is None:
         return text
     start, kept = metrics["heldout"]["start"], metrics["heldout"]["kept"]
     if kept is None:
         return text
-    return f"{text}, held-out reward {_figure(start['reward'])} before, {_figure(kept['reward'])} after"
+    return f"{text}, held-out reward {figure(start['reward'])} before, {figure(kept['reward'])} after"
 
 
 def _table(title: str, *others: str) -> Table:
@@ -139,26 +139,26 @@ def _reward_model(report: Mapping[str, Any], judge: Mapping[str, Any] | None) ->
             table.add_row(
                 name,
                 str(one["pairs"]),
-                _share(one["accuracy"]),
-                _share(one["baselines"]["longer_answer_wins"]),
+                share(one["accuracy"]),
+                share(one["baselines"]["longer_answer_wins"]),
                 f"{100 * one['baselines']['chance']:.1f} %",
                 "-" if best is None else f"{100 * best:.1f} %",
             )
     for name, subset in report["by_subset"].items():
         n = str(subset["accuracy"]["n"])
-        table.add_row(name, n, _share(subset["accuracy"]), _share(subset["longer_answer_wins"]), "", "")
+        table.add_row(name, n, share(subset["accuracy"]), share(subset["longer_answer_wins"]), "", "")
     return table
 
 
-def _trust(report: Mapping[str, Any]) -> str:
+def trust(report: Mapping[str, Any]) -> str:
     """One paragraph: does the reward model know how sure it may be, and does it go by length?"""
     bias = report["length_bias"]
-    correlation = "-" if bias["correlation"] is None else _figure(bias["correlation"])
+    correlation = "-" if bias["correlation"] is None else figure(bias["correlation"])
     longer, shorter = (
-        "-" if one is None else f"{_share(one)} of {one['n']}"
+        "-" if one is None else f"{share(one)} of {one['n']}"
         for one in (bias["accuracy_chosen_longer"], bias["accuracy_chosen_shorter"])
     )
-    off_by = _share(report["calibration"]["expected_error"])
+    off_by = share(report["calibration"]["expected_error"])
     return (
         f"Its confidence is off by {off_by} on average ({report['pairs']} pairs). Its score goes with length by a "
         f"correlation of {correlation}: right on {longer} pairs where the chosen answer is longer, on {shorter} where "
@@ -168,7 +168,7 @@ def _trust(report: Mapping[str, Any]) -> str:
 
 def _comparison(models: Mapping[str, Mapping[str, Any]]) -> Table:
     table = _table("Mean per answer", "base", "SFT", "PPO")
-    for key, label, is_share in _FIGURES:
+    for key, label, is_share in FIGURES:
         table.add_row(label, *_cells([models[name][key] for name in _MODELS], is_share))
     return table
 
@@ -176,7 +176,7 @@ def _comparison(models: Mapping[str, Mapping[str, Any]]) -> Table:
 def _differences(paired: Mapping[str, Mapping[str, Any]]) -> Table:
     table = _table("On the same prompts", "SFT - base", "PPO - SFT", "PPO - base")
     pairs = [paired[name] for name in ("sft_minus_base", "ppo_minus_sft", "ppo_minus_base")]
-    for key, label in _DIFFERENCES:
+    for key, label in DIFFERENCES:
         table.add_row(label, *_cells([pair[key] for pair in pairs], is_share=False))
     for key, outcome, label in _OUTCOMES:
         table.add_row(label, *_cells([_outcome(pair, key, outcome) for pair in pairs], is_share=True))
@@ -188,7 +188,7 @@ def _differences(paired: Mapping[str, Mapping[str, Any]]) -> Table:
 def _seeds(seeds: Mapping[str, Any]) -> Table:
     numbers = ", ".join(str(one["seed"]) for one in seeds["by_seed"])
     table = _table(f"PPO with seeds {numbers}", "Mean", "SD", "Lowest", "Highest")
-    for key, label, is_share in _FIGURES:
+    for key, label, is_share in FIGURES:
         over = seeds["over_seeds"].get(key)
         if over is not None:
             figures = [over[name] for name in ("mean", "sd", "min", "max")]
@@ -197,7 +197,8 @@ def _seeds(seeds: Mapping[str, Any]) -> Table:
     return table
 
 
-def _failed_seeds(seeds: Mapping[str, Any]) -> str:
+def failed_seeds(seeds: Mapping[str, Any]) -> str:
+    """How many seeds collapsed, and each one that did or that the guard stopped."""
     lines = [f"{len(seeds['collapsed'])} of {len(seeds['by_seed'])} seeds collapsed."]
     for one in seeds["by_seed"]:
         if one["collapsed"] is not None:
@@ -212,9 +213,9 @@ def _yardstick(evaluation: Mapping[str, Any]) -> Table:
     best, pair = evaluation["models"]["best_of_n"], evaluation["paired"]["ppo_minus_best_of_n"]
     title = f"best of {evaluation['best_of']}"
     table = _table("Yardstick", f"{title} of SFT", f"PPO - {title}")
-    for key, label in (d for d in _DIFFERENCES if d[0] in best):
+    for key, label in (d for d in DIFFERENCES if d[0] in best):
         table.add_row(label, *_cells([best[key], pair[key]], is_share=False))
-    table.add_row("Length (tokens)", _figure(best["answer_tokens"]), "")
+    table.add_row("Length (tokens)", figure(best["answer_tokens"]), "")
     table.add_row("KL to SFT (nats)", f"at most {best['kl_bound_nats']:.2f}", "")
     for key, outcome, label in (o for o in _OUTCOMES if o[0] != "length_matched"):
         table.add_row(label, "", *_cells([_outcome(pair, key, outcome)], is_share=True))
@@ -239,10 +240,11 @@ def _cells(estimates: Sequence[Mapping[str, float] | None], is_share: bool) -> l
 
 def estimate_text(estimate: Mapping[str, float], is_share: bool) -> str:
     """An estimate as every table has it: `mean [low, high]`, a share in percent."""
-    return _share(estimate) if is_share else _figure(estimate)
+    return share(estimate) if is_share else figure(estimate)
 
 
-def _figure(estimate: Mapping[str, float]) -> str:
+def figure(estimate: Mapping[str, float]) -> str:
+    """An estimate as `mean [low, high]`."""
     mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
     # three columns of larger figures with as many decimals would not fit the width
     largest = max(abs(low), abs(high))
@@ -250,5 +252,6 @@ def _figure(estimate: Mapping[str, float]) -> str:
     return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
-def _share(estimate: Mapping[str, float]) -> str:
+def share(estimate: Mapping[str, float]) -> str:
+    """An estimate of a share as `mean % [low, high]`, all in percent."""
     return f"{100 * estimate['mean']:.1f} % [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"

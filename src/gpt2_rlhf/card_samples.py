@@ -1,0 +1,74 @@
+"""Choose the answers that a card shows by a rule that was fixed beforehand, the worst among them, and quote them.
+
+Samples picked by hand show what their picker likes; these are the ends and the middle of what was measured.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MOST_CHARACTERS = 600  # of one text
+SHOWN = {"base": "base", "sft": "SFT", "ppo": "PPO"}
+RULE = (
+    "The two prompts that every run answers, then four of the held-out prompts by the reward of PPO's answer less that "
+    "of SFT's: the largest rise, the median, and the two lowest, which are falls where anything fell."
+)
+
+Line = Mapping[str, Any]  # of samples.jsonl
+
+
+def chosen(lines: Sequence[Line]) -> list[tuple[str, Line]]:
+    """The lines that the rule picks, each with a heading; of few held-out prompts each one is shown once."""
+    examples = [line for line in lines if line["group"] == "example"]
+    heldout = sorted((line for line in lines if line["group"] == "heldout"), key=_change)
+    places = {
+        "largest rise": len(heldout) - 1,
+        "median": (len(heldout) - 1) // 2,
+        "lowest": 0,
+        "second lowest": 1,
+    }
+    picked: dict[int, str] = {}
+    for name, place in places.items():
+        if place < len(heldout):
+            picked.setdefault(place, name)
+    return [
+        *((f"Example {number}", line) for number, line in enumerate(examples, start=1)),
+        *((f"Held out, {name}", heldout[place]) for place, name in picked.items()),
+    ]
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The chosen lines as Markdown: the prompt, then each model's answer with its scores."""
+    return "\n\n".join(_one(heading, line) for heading, line in chosen(lines))
+
+
+def quoted(text: str) -> str:
+    """A fenced block of the text, cut where it is long; its fence is longer than any run of backticks inside."""
+    shown = text[:MOST_CHARACTERS]
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    cut = f"\n\n(cut after {MOST_CHARACTERS} of {len(text)} characters)" if len(text) > MOST_CHARACTERS else ""
+    return f"{fence}text\n{_printable(shown)}\n{fence}{cut}"
+
+
+def _one(heading: str, line: Line) -> str:
+    change = f": reward {_change(line):+.2f} from SFT to PPO" if line["group"] == "heldout" else ""
+    parts = [f"### {heading}{change}", quoted(line["prompt"].strip())]
+    for name, title in SHOWN.items():
+        answer = line["answers"][name]
+        parts += [f"{title} ({_scores(answer)}):", quoted(answer["answer"].strip())]
+    return "\n\n".join(parts)
+
+
+def _scores(answer: Mapping[str, Any]) -> str:
+    known = {"reward": answer["reward"], "judge's": answer["judge_reward"], "utility": answer["utility"]}
+    figures = [f"{name} {value:.2f}" for name, value in known.items() if value is not None]
+    return ", ".join([*figures, "ended" if answer["ended"] else "not ended"])
+
+
+def _change(line: Line) -> float:
+    return line["answers"]["ppo"]["reward"] - line["answers"]["sft"]["reward"]
+
+
+def _printable(text: str) -> str:
+    """Without control characters: a model may write them, and a file that holds one counts as binary."""
+    return "".join(one if one in "\n\t" or one.isprintable() else "�" for one in text)
