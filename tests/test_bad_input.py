@@ -168,5 +168,5 @@ def test_make_hands_values_on_as_they_are(value: str) -> None:
 def test_help_is_quick_and_lists_the_experiments() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "gpt2_rlhf.pipeline", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ})
-    assert "experiment=gpt2_hh | gpt2_hh_500 | quickstart" in done.stdout
+    assert "experiment=gpt2_hh | gpt2_hh_500 | overoptimised | quickstart" in done.stdout
     assert "| torch\n" not in done.stderr

@@ -11,8 +11,8 @@ from gpt2_rlhf.errors import UserError
 EXPERIMENTS = sorted(f.stem for f in (config.CONF_DIR / "experiment").glob("*.yaml"))
 
 
-def test_the_three_experiments_are_there() -> None:
-    assert EXPERIMENTS == ["gpt2_hh", "gpt2_hh_500", "quickstart"]
+def test_the_experiments_are_there() -> None:
+    assert EXPERIMENTS == ["gpt2_hh", "gpt2_hh_500", "overoptimised", "quickstart"]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -105,3 +105,8 @@ def test_a_faulty_override_is_refused_in_one_line(override: str, words: str) -> 
         config.load([override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_overrides_in_order_go_by_key_and_the_later_of_two_stays_the_later() -> None:
+    typed = ["seed=1", "ppo.args.kl_coef=0.2", "seed=0"]
+    assert config.in_order(typed) == ["ppo.args.kl_coef=0.2", "seed=1", "seed=0"]

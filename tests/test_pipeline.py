@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+import finished_run
 from gpt2_rlhf.embedded import generator
+from local_hub import card_rules
+from local_hub.server import Hub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -143,6 +146,44 @@ def test_a_guard_that_stops_ppo_hands_on_the_best_policy_and_says_so(finished: P
     assert found["heldout"]["kept"] == found["heldout"]["start"]
     assert weights(finished)["ppo"] == weights(finished)["sft"]
     assert pipeline(finished).returncode == 0
+
+
+def test_a_run_is_published_as_one_commit_each_with_its_name_in_the_card_whose_snippet_runs(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repositories = ("publish.repo_id=somebody/demo", "publish.reward_repo_id=somebody/demo-reward")
+    with Hub() as hub:
+        finished_run.use_hub(hub, tmp_path / "hf", monkeypatch)
+        printed = ""
+        for module, words in (
+            ("pipeline", "compared by hash and loaded back"),
+            ("pipeline", "which held these files already"),
+            ("publish", "which held these files already"),
+        ):
+            done = pipeline(finished, *repositories, module=module)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count(words) == 2, done.stdout
+            printed += done.stdout + done.stderr
+        for name in ("somebody/demo", "somebody/demo-reward"):
+            head, *before = hub.repositories[name].history()
+            assert len(before) == 1  # the empty repository
+            assert hub.repositories[name].is_private
+            assert {"config.yaml", "manifest.json", "model.safetensors", "tokenizer.json"} <= set(head.files)
+            card = head.files["README.md"].content.decode()
+            assert card_rules.errors(card) == card_rules.warnings(card) == []
+        assert any(file.startswith("report/") for file in hub.repositories["somebody/demo"].history()[0].files)
+
+        card = hub.repositories["somebody/demo"].history()[0].files["README.md"].content.decode()
+        snippet = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)
+        assert snippet is not None
+        environment = os.environ | {"HF_HOME": str(tmp_path / "another"), "HF_HUB_DISABLE_XET": "1"}
+        used = subprocess.run([sys.executable, "-c", snippet.group(1)], env=environment, capture_output=True, text=True)
+        assert used.returncode == 0, used.stderr
+        assert "Human: How can I improve my communication skills?" in used.stdout
+        assert list((tmp_path / "another" / "hub").glob("models--somebody--demo/snapshots/*/model.safetensors"))
+
+        files = b"".join(path.read_bytes() for path in finished.rglob("*") if path.is_file())
+        assert finished_run.TOKEN.encode() not in files + printed.encode()
 
 
 def test_several_seeds_of_ppo_share_all_that_comes_before_and_report_their_spread(finished: Path) -> None:

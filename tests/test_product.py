@@ -116,5 +116,5 @@ def test_the_manifests_are_those_of_all_stages_and_seeds(tmp_path: Path) -> None
 
 def test_the_command_builds_the_run_from_anywhere_and_publishes_nothing() -> None:
     argv = ["seed=4", "publish.repo_id=ada/model", "data.path='/home/alice/my pairs.jsonl'", "output_dir=out"]
-    assert product.command(argv) == """make pipeline seed=4 'data.path='"'"'my pairs.jsonl'"'"'' output_dir=out"""
+    assert product.command(argv) == """make pipeline 'data.path='"'"'my pairs.jsonl'"'"'' output_dir=out seed=4"""
     assert product.command(["model.name=openai-community/gpt2"]) == "make pipeline model.name=openai-community/gpt2"

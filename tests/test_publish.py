@@ -1,10 +1,7 @@
 """Publishing to a hub that is well: what is refused before training, what is pushed, and what is seen of the token."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -289,28 +286,6 @@ def test_a_crash_of_the_worker_is_a_traceback_without_the_token(
     printed = capfd.readouterr().err
     assert "KeyError: 'name'" in printed
     assert TOKEN not in printed
-
-
-@pytest.mark.slow
-def test_a_model_is_published_twice_as_one_commit_and_its_card_s_snippet_runs(hub: Hub, tmp_path: Path) -> None:
-    template = (Path(__file__).resolve().parents[1] / "MODEL_CARD.md").read_text(encoding="utf-8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", template.replace("{{ model_path }}", REPO), flags=re.DOTALL)
-    folder = tmp_path / "outputs" / "runs" / RUN / "model"
-    shutil.copytree(model_files.EMBEDDED_DIR, folder)
-    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n\n```python\n{snippet}```\n")
-    (tmp_path / "outputs" / "latest").symlink_to(Path("runs", RUN))
-    command = [sys.executable, "-m", "gpt2_rlhf.publish", f"output_dir={tmp_path / 'outputs'}"]
-
-    for words in ("compared by hash and loaded back", "which held these files already"):
-        pushed = subprocess.run([*command, f"publish.repo_id={REPO}"], capture_output=True, text=True, check=True)
-        assert words in pushed.stdout
-        assert pushed.stderr == ""
-    assert len(hub.repositories[REPO].history()) == 2
-
-    environment = os.environ | {"HF_HOME": str(tmp_path / "another"), "HF_HUB_DISABLE_XET": "1"}
-    used = subprocess.run([sys.executable, "-c", snippet], env=environment, capture_output=True, text=True, check=True)
-    assert "Human: How can I improve my communication skills?" in used.stdout
-    assert list((tmp_path / "another" / "hub").glob("models--somebody--demo/snapshots/*/model.safetensors"))
 
 
 @pytest.mark.slow

@@ -133,6 +133,11 @@ def show(overrides: Sequence[str]) -> str:
     return OmegaConf.to_yaml(_set_values(OmegaConf.to_container(_compose(overrides), resolve=True)))
 
 
+def in_order(overrides: Sequence[str]) -> list[str]:
+    """The same overrides by their keys, so that a run is described alike in whatever order they were typed."""
+    return sorted(overrides, key=lambda text: text.partition("=")[0])
+
+
 def groups() -> dict[str, list[str]]:
     """The config groups and their options, as `--help` lists them."""
     return {

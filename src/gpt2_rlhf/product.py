@@ -58,7 +58,7 @@ def write(settings: Settings, argv: Sequence[str], by_seed: Sequence[Mapping[str
 
 def command(argv: Sequence[str]) -> str:
     """What builds the run again, from anywhere: without the folders of local paths, and without publishing it."""
-    kept = [argument.partition("=") for argument in argv if not argument.startswith("publish.")]
+    kept = [argument.partition("=") for argument in config.in_order(argv) if not argument.startswith("publish.")]
     return shlex.join(["make", "pipeline", *(f"{key}{sep}{_without_folder(value)}" for key, sep, value in kept)])
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf import config, hub_tries, model_files
+from gpt2_rlhf import config, hub_tries, launch, model_files, product, runs, stage
 from gpt2_rlhf.errors import UserError, exit_with_one_line
 from gpt2_rlhf.hub_tries import Job, Patience
 from gpt2_rlhf.settings import Publish, Settings
@@ -163,11 +163,21 @@ def main(argv: Sequence[str], patience: Patience = hub_tries.PUBLISHING, checks:
         return
     if not targets(settings.publish):
         raise UserError("publish.repo_id: null; wanted <user or organisation>/<name>")
+    _write_cards_anew(settings, argv)
     try:
         push_run(settings, patience, checks)
     except UserError as error:
         again = shlex.join(["make", "publish", *argv])
         raise UserError(f"publish: {error}; all is still on disk, this tries again: {again}") from error
+
+
+def _write_cards_anew(settings: Settings, argv: Sequence[str]) -> None:
+    """Where these overrides describe the newest run, give its cards the repositories' names."""
+    plans = stage.plans(settings, launch.processes(settings))
+    run_dir = runs.directory(settings, plans[0]["evaluate"])
+    is_done = all(stage.is_done(part) for plan in plans for part in plan.values())
+    if is_done and run_dir.resolve() == (Path(settings.output_dir) / "latest").resolve():
+        product.write(settings, argv, plans, run_dir)
 
 
 def total_bytes(files: Mapping[str, str]) -> int:

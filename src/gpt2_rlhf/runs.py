@@ -93,7 +93,7 @@ def summary(
     of_seeds = [(manifest(plan["ppo"]), manifest(plan["evaluate"])) for plan in by_seed]
     return {
         "run": stages["evaluate"].directory.name.rpartition("-")[2],
-        "command": shlex.join(["make", "pipeline", *argv]),
+        "command": shlex.join(["make", "pipeline", *config.in_order(argv)]),
         "seed": settings.seed,
         "device": records["ppo"]["device"],
         "cpus": records["ppo"]["cpus"],
