@@ -156,6 +156,24 @@ def test_a_terminals_line_is_cut_so_that_it_can_be_rewritten_in_place(
     assert capsys.readouterr().out == "\r  ppo 40/40  loss 2 "
 
 
+def test_a_log_file_gets_a_line_every_ten_seconds_and_one_at_the_end(
+    tmp_path: Path, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    progress = Progress("sft", tmp_path / "metrics.jsonl")
+    progress.on_train_begin(args, state(0), TrainerControl())
+    for step, loss in ((10, 4.0), (20, 3.0), (30, 2.0), (40, 1.0)):  # at 4 s, 8 s, 12 s, 16 s
+        now[0] += 4.0
+        progress.on_log(args, state(step), TrainerControl(), logs={"loss": loss})
+    progress.on_log(args, state(40), TrainerControl(), logs={"train_loss": 2.5})
+    progress.on_train_end(args, state(40), TrainerControl())
+    assert [line.split("  ")[1:4:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["sft 10/40", "loss 4"],
+        ["sft 40/40", "loss 1"],
+    ]
+
+
 def test_a_signal_asks_for_a_checkpoint_and_stops_once_it_is_written(args: TrainingArguments) -> None:
     before = signal.getsignal(signal.SIGTERM)
     stop, control = StopOnSignal(), TrainerControl()

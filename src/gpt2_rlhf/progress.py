@@ -52,7 +52,8 @@ class Progress(TrainerCallback):
         self._metrics_file = metrics_file
         self._first_step = 0
         self._started = 0.0
-        self._printed = 0.0
+        self._printed = -_LINE_EVERY_S
+        self._waiting = ""  # the newest line: too early to print, or the last step's, which may log more
         self._figures: dict[str, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -83,9 +84,9 @@ class Progress(TrainerCallback):
         self._print(state, logs)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Leave the cursor on a line of its own."""
-        if state.is_world_process_zero and sys.stdout.isatty():
-            print(flush=True)
+        """Print what waits, or leave the cursor on a line of its own."""
+        if state.is_world_process_zero and (self._waiting or sys.stdout.isatty()):
+            print(self._waiting, flush=True)
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Keep these lines of metrics.jsonl, and no last line that an interruption cut short."""
@@ -97,20 +98,20 @@ class Progress(TrainerCallback):
     def _print(self, state: TrainerState, logs: dict[str, Any]) -> None:
         # a step's training and its evaluation are logged one after the other: one line shows both
         self._figures |= {label: float(logs[key]) for key, label in _SHOWN.items() if key in logs}
-        now, last = time.monotonic(), state.global_step >= state.max_steps
-        live = sys.stdout.isatty()
-        if not live and not last and now - self._printed < _LINE_EVERY_S:
-            return
-        self._printed = now
+        now = time.monotonic()
         line = f"  {self._name} {state.global_step}/{state.max_steps}"
         done = state.global_step - self._first_step
         if done > 0:
             line += f"  eta {(now - self._started) / done * (state.max_steps - state.global_step):.0f} s"
         line += "".join(f"  {label} {value:.3g}" for label, value in self._figures.items())
-        if live:  # a line that wraps cannot be rewritten in place
+        if sys.stdout.isatty():  # a line that wraps cannot be rewritten in place
             width = shutil.get_terminal_size().columns - 1
-            line = f"\r{line[:width]:<{width}}"
-        print(line, end="" if live else "\n", flush=True)
+            print(f"\r{line[:width]:<{width}}", end="", flush=True)
+        elif now - self._printed >= _LINE_EVERY_S and state.global_step < state.max_steps:
+            print(line, flush=True)
+            self._printed, self._waiting = now, ""
+        else:
+            self._waiting = line
 
 
 class StopOnSignal(TrainerCallback):
