@@ -11,7 +11,16 @@ import numpy as np
 
 from gpt2_rlhf.settings import Guard
 
-METRICS = ("reward", "utility", "win_rate_vs_sft", "kl_to_sft_nats", "answer_tokens", "eos_rate", "distinct_2")
+METRICS = (
+    "reward",
+    "judge_reward",
+    "utility",
+    "win_rate_vs_sft",
+    "kl_to_sft_nats",
+    "answer_tokens",
+    "eos_rate",
+    "distinct_2",
+)
 
 
 def spread(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], guard: Guard) -> dict[str, Any]:
@@ -25,7 +34,7 @@ def spread(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], guard: G
             "seed": ppo["seed"],
             "kept_update": ppo["metrics"]["kept_update"],
             "stopped": ppo["metrics"]["stopped"],
-            "collapsed": collapse(evaluation["metrics"], guard),
+            "collapsed": collapse(ppo["metrics"], evaluation["metrics"], guard),
             **{name: evaluation["metrics"]["models"]["ppo"][name] for name in METRICS},
         }
         for ppo, evaluation in runs
@@ -38,19 +47,20 @@ def spread(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], guard: G
     }
 
 
-def collapse(evaluation: Mapping[str, Any], guard: Guard) -> str | None:
+def collapse(ppo: Mapping[str, Any], evaluation: Mapping[str, Any], guard: Guard) -> str | None:
     """Why a policy counts as collapsed: worse than SFT beyond its interval, never ending or repeating; else None.
 
-    Worse by the utility where it is known, else by the reward.
+    Worse by the utility where it is known, else by a judge that tells answers apart, else by the reward.
     """
-    gain, ppo = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
-    name = "reward" if gain["utility"] is None else "utility"
+    gain, figures = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
+    witnesses = ("utility", "reward") if ppo["judge_fault"] else ("utility", "judge_reward", "reward")
+    name = next(name for name in witnesses if gain[name] is not None)
     if gain[name]["high"] < 0:
         return f"{name} {gain[name]['mean']:.2f} [{gain[name]['low']:.2f}, {gain[name]['high']:.2f}] against SFT"
-    if ppo["eos_rate"]["mean"] < guard.min_eos_rate:
-        return f"EOS rate {ppo['eos_rate']['mean']:.3f}"
-    if ppo["distinct_2"]["mean"] < guard.min_distinct_2:
-        return f"distinct bigrams {ppo['distinct_2']['mean']:.3f}"
+    if figures["eos_rate"]["mean"] < guard.min_eos_rate:
+        return f"EOS rate {figures['eos_rate']['mean']:.3f}"
+    if figures["distinct_2"]["mean"] < guard.min_distinct_2:
+        return f"distinct bigrams {figures['distinct_2']['mean']:.3f}"
     return None
 
 
