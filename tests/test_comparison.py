@@ -37,7 +37,10 @@ def test_win_rates_are_paired_by_prompt_with_ties_one_half():
     figures = compare(by_model, {}, 1.0, seed=0)["models"]
     assert figures["sft"]["win_rate_vs_base"]["mean"] == 2.5 / 4  # won, tied, won, lost
     assert figures["base"]["win_rate_vs_sft"]["mean"] == 1.5 / 4
-    assert figures["ppo"]["win_rate_vs_sft"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 4}
+    # all won: Wilson's lower end is n / (n + 1.96^2)
+    assert figures["ppo"]["win_rate_vs_sft"] == pytest.approx(
+        {"mean": 1.0, "low": 4 / 7.8415, "high": 1.0, "n": 4}, rel=1e-4
+    )
     assert figures["base"]["win_rate_vs_base"] is None
     assert figures["sft"]["win_rate_vs_sft"] is None
 

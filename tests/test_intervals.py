@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from gpt2_rlhf import intervals
-from gpt2_rlhf.intervals import Estimate, bootstrap, bootstrap_above_zero, bootstrap_mean, bootstrap_ratio, wilson
+from gpt2_rlhf.intervals import (
+    Estimate,
+    bootstrap,
+    bootstrap_above_zero,
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_share,
+    wilson,
+)
 
 
 def test_wilson_agrees_with_newcombe_1998_table_1():
@@ -124,3 +132,10 @@ def test_the_interval_of_an_absolute_mean_reaches_zero_where_noise_explains_it()
     assert small.high == pytest.approx(0.05 + 1.96 * 0.1, abs=0.02)
     large = estimate(0.5)
     assert (large.low, large.high) == pytest.approx((0.5 - 1.96 * 0.1, 0.5 + 1.96 * 0.1), abs=0.02)
+
+
+def test_a_share_of_all_or_none_has_wilson_s_interval_and_any_other_the_bootstrap_s():
+    assert bootstrap_share([1, 1, 1, 1]) == wilson(4, 4)
+    assert bootstrap_share([False] * 9) == wilson(0, 9)
+    for mixed in ([1, 0, 1, 1], [0.5, 0.5, 0.5], [1, 0.5]):
+        assert bootstrap_share(mixed, 3) == bootstrap_mean(mixed, 3)

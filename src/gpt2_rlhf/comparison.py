@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_rlhf.intervals import bootstrap_mean, bootstrap_ratio
+from gpt2_rlhf.intervals import bootstrap_mean, bootstrap_ratio, bootstrap_share
 from gpt2_rlhf.transcripts import HUMAN
 
 BEST_OF_N = "best_of_n"
@@ -58,7 +58,7 @@ def compare(
 
     def win_rate(name: str, rival: str) -> dict[str, Any] | None:
         difference = measured[name].rewards - measured[rival].rewards
-        return None if name == rival else _estimate(0.5 + 0.5 * np.sign(difference), seed)
+        return None if name == rival else _share(0.5 + 0.5 * np.sign(difference), seed)
 
     return {
         "models": {
@@ -94,7 +94,7 @@ def model_figures(one: Measured, seed: int) -> dict[str, Any]:
         "judge_reward": _estimate(one.judge_rewards, seed),
         "utility": _estimate(one.utilities, seed),
         "answer_tokens": _estimate(one.answer_tokens, seed),
-        "eos_rate": _estimate(one.ended, seed),
+        "eos_rate": _share(one.ended, seed),
         "distinct_2": _estimate(one.distinct_2, seed),
         "kl_to_sft_nats": _estimate(one.kl_to_sft_nats, seed),
         "chosen_perplexity": _perplexity(one.chosen_nll_nats, one.chosen_tokens, seed),
@@ -152,15 +152,19 @@ def _estimate(values: np.ndarray | None, seed: int) -> dict[str, Any] | None:
     return None if values is None else asdict(bootstrap_mean(values, seed))
 
 
+def _share(outcomes: np.ndarray, seed: int) -> dict[str, Any]:
+    return asdict(bootstrap_share(outcomes, seed))
+
+
 def _difference(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray | None:
     return None if left is None or right is None else left - right
 
 
 def _outcomes(difference: np.ndarray, seed: int) -> dict[str, Any]:
     return {
-        "win": _estimate(difference > 0, seed),
-        "tie": _estimate(difference == 0, seed),
-        "loss": _estimate(difference < 0, seed),
+        "win": _share(difference > 0, seed),
+        "tie": _share(difference == 0, seed),
+        "loss": _share(difference < 0, seed),
     }
 
 

@@ -59,6 +59,20 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estim
     return bootstrap(lambda index: array[index].mean(axis=1), array.size, seed)
 
 
+def bootstrap_share(outcomes: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
+    """The mean of items that are 0 (no), 1 (yes) or one half (a tie), with its interval over items.
+
+    Where all items are 0, or all 1, resampling gives no width, as if n did not matter: there it is Wilson's.
+
+    Raises:
+        ValueError: there are no items.
+    """
+    array = _checked(outcomes)
+    if array.min() == array.max() and array[0] in (0.0, 1.0):
+        return wilson(float(array.sum()), array.size)
+    return bootstrap_mean(array, seed)
+
+
 def bootstrap_ratio(
     numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, seed: int = 0
 ) -> Estimate:

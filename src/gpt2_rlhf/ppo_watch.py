@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from gpt2_rlhf import ppo_guard, ppo_measured
 from gpt2_rlhf.generation import Answer
-from gpt2_rlhf.intervals import bootstrap_mean
+from gpt2_rlhf.intervals import bootstrap_mean, bootstrap_share
 from gpt2_rlhf.ppo_measured import Measured
 from gpt2_rlhf.settings import Guard
 
@@ -91,8 +91,7 @@ def _estimates(measured: Measured) -> dict[str, Any]:
         "utility": measured.utilities,
         "kl_nats": measured.kl_nats,
         "answer_tokens": measured.answer_tokens,
-        "eos_rate": measured.ended,
         "distinct_2": measured.distinct_2,
     }
     figures = {name: None if values is None else asdict(bootstrap_mean(values)) for name, values in columns.items()}
-    return {"update": measured.update, **figures}
+    return {"update": measured.update, **figures, "eos_rate": asdict(bootstrap_share(measured.ended))}

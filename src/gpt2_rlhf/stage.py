@@ -18,7 +18,7 @@ from typing import Any
 from gpt2_rlhf import model_files, sources
 from gpt2_rlhf.settings import Settings
 
-FORMAT = 3  # raise it when the same settings come to mean another result
+FORMAT = 4  # raise it when the same settings come to mean another result
 
 # Arguments of TRL's configs that cannot change the weights: what is logged, kept on disk or done by how many workers.
 NOT_HASHED = frozenset(

@@ -81,7 +81,7 @@ def render(summary: Mapping[str, Any]) -> str:
         f"All models on the same {evaluation['prompts']} held-out prompts: n = {evaluation['prompts']} for each "
         f"figure without another; answers sampled with seed {evaluation['seed']}, temperature "
         f"{evaluation['temperature']:g}, at most {evaluation['max_new_tokens']} tokens. In brackets 95 % intervals: "
-        "bootstrap over prompts, and Wilson's for the reward model's accuracy. Reward and wins are by the reward "
+        "bootstrap over prompts; Wilson's for accuracies and shares of all or none. Reward and wins are by the reward "
         "model's score, ties one half; SD is that score's standard deviation over held-out answers; the judge is a "
         "reward model that PPO is not trained on; utility is the data's own measure of quality, where it has one. Rose "
         "and fell are shares of prompts, of like length those whose two answers differ by at most 2 tokens or 10 %. "
