@@ -20,7 +20,7 @@ def test_runs_killed_at_five_random_updates_end_with_the_weights_of_uninterrupte
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
     assert [one["kind"] for one in found] == ["full", "lora", "two processes"]
     for one in found:
         assert len(one["killed_at"]) == 5
