@@ -21,17 +21,9 @@ from gpt2_rlhf import ppo_checkpoint
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.ppo_loader import PromptBatches
 
+pytestmark = pytest.mark.usefixtures("small_overheads")
+
 SCRIPT = Path(__file__).with_name("ppo_two_processes.py")
-
-
-@pytest.fixture(autouse=True)
-def small_overheads(monkeypatch):
-    """TRL collects garbage twice an update, 0.3 s to 0.1 s of training; threads wait for each other on a busy CPU."""
-    monkeypatch.setattr(gc, "collect", lambda: 0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def lora() -> LoraConfig:

@@ -17,18 +17,10 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, TrainerCallback
 from trl.experimental.ppo import ppo_trainer as stock_module
 
 import ppo_tiny as tiny
-from gpt2_rlhf import ppo_forward, ppo_rollout, ppo_trainer, tokens
+from gpt2_rlhf import ppo_checks, ppo_forward, ppo_rollout, ppo_trainer, tokens
 from gpt2_rlhf.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def small_overheads(monkeypatch):
-    """TRL collects garbage twice an update, 0.3 s to 0.1 s of training; threads wait for each other on a busy CPU."""
-    monkeypatch.setattr(gc, "collect", lambda: 0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_overheads")
 
 
 def lora() -> LoraConfig:
@@ -138,9 +130,9 @@ def test_stock_hangs_on_too_few_prompts_and_ours_refuses_them(tmp_path):
 
 def test_check_counts_the_prompts_of_all_processes(tmp_path):
     args = tiny.arguments(tmp_path)
-    ppo_trainer.check(args, prompt_count=8, world_size=2)
+    ppo_checks.check(args, prompt_count=8, world_size=2)
     with pytest.raises(UserError, match=r"7 prompts .* batch of 8 .* 2 processes"):
-        ppo_trainer.check(args, prompt_count=7, world_size=2)
+        ppo_checks.check(args, prompt_count=7, world_size=2)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +147,7 @@ def test_check_counts_the_prompts_of_all_processes(tmp_path):
 )
 def test_check_refuses(tmp_path, changes, line):
     with pytest.raises(UserError, match=line):
-        ppo_trainer.check(tiny.arguments(tmp_path, **changes), prompt_count=100, world_size=1)
+        ppo_checks.check(tiny.arguments(tmp_path, **changes), prompt_count=100, world_size=1)
 
 
 def test_stock_trains_on_a_wrong_ratio_under_right_padding_and_ours_refuses_it(tmp_path):

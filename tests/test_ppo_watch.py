@@ -1,5 +1,4 @@
 import dataclasses
-import gc
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import GPT2LMHeadModel, TrainerCallback
 
 import ppo_tiny as tiny
@@ -17,6 +15,8 @@ from gpt2_rlhf.generation import Answer
 from gpt2_rlhf.ppo_measured import Measured
 from gpt2_rlhf.ppo_watch import Watch
 from gpt2_rlhf.settings import Guard
+
+pytestmark = pytest.mark.usefixtures("small_overheads")
 
 GUARD = Guard(enabled=True, max_kl_nats=5, min_eos_rate=0, min_distinct_2=0, max_length_ratio=100)
 PROMPTS = ["one", "two"]
@@ -78,16 +78,6 @@ def test_the_report_has_the_first_the_last_and_the_kept_measurement(tmp_path: Pa
 
 
 # --- in the trainer
-
-
-@pytest.fixture(autouse=True)
-def small_overheads(monkeypatch):
-    """TRL collects garbage twice an update, 0.3 s to 0.1 s of training; threads wait for each other on a busy CPU."""
-    monkeypatch.setattr(gc, "collect", lambda: 0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def arguments(directory: Path, **changes: Any) -> Any:

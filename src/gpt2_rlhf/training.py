@@ -11,7 +11,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.sft_config import SFTConfig
 
-from gpt2_rlhf import launch, models, ppo_trainer
+from gpt2_rlhf import launch, models, ppo_checks
 from gpt2_rlhf.errors import UserError
 from gpt2_rlhf.ppo_trainer import PPOConfig
 from gpt2_rlhf.progress import Progress, StopOnSignal
@@ -78,7 +78,7 @@ def check_arguments(settings: Settings, stage: Stage) -> None:
             f"ppo.heldout.prompts: {heldout} of {prompts} PPO prompts leave none to train on; lower it, give more "
             "pairs, or set ppo.args.eval_strategy=no"
         )
-    ppo_trainer.check(ppo_config, prompts - heldout, processes)
+    ppo_checks.check(ppo_config, prompts - heldout, processes)
     asked = [
         name
         for name in ("bf16", "fp16")
