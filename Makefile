@@ -56,8 +56,8 @@ lint: $(STAMP)  ## ruff and pyright
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-test: $(STAMP)  ## all tests
-	@$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, a process for each core up to four
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 report-check: $(STAMP)  ## the report in a headless Chromium, on a phone's width and a desk's
 	@$(BIN)/python tests/browser_check.py
