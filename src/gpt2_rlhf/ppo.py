@@ -98,7 +98,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
 
 def split(settings: Settings, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The prompts that PPO is measured on, none where it is not measured, and those it trains on."""
-    count = settings.ppo.heldout.prompts if settings.ppo.args["eval_strategy"] != "no" else 0
+    count = settings.ppo.withheld_prompts
     return list(rows[:count]), list(rows[count:])
 
 

@@ -115,6 +115,11 @@ class Ppo:
     heldout: Heldout
     guard: Guard
 
+    @property
+    def withheld_prompts(self) -> int:
+        """How many prompts are kept from training to measure on; none where nothing is measured."""
+        return self.heldout.prompts if self.args["eval_strategy"] != "no" else 0
+
 
 @dataclass(frozen=True)
 class Evaluate:

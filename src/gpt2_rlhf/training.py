@@ -72,7 +72,7 @@ def check_arguments(settings: Settings, stage: Stage) -> None:
                 raise UserError(f"{name}.args.report_to: {config.report_to}: {' '.join(str(error).split())}") from error
     ppo_config = PPOConfig(**ppo_arguments(settings, stage))
     prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
-    heldout = settings.ppo.heldout.prompts if ppo_config.eval_strategy != "no" else 0
+    heldout = settings.ppo.withheld_prompts
     if heldout >= prompts:
         raise UserError(
             f"ppo.heldout.prompts: {heldout} of {prompts} PPO prompts leave none to train on; lower it, give more "
