@@ -28,10 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 pipeline: $(STAMP)  ## SFT, reward model, PPO and evaluation; re-uses what is done
-	@$(BIN)/python -m gpt2_rlhf.pipeline $(OVERRIDES)
+	@$(BIN)/python -m gpt2_rlhf pipeline $(OVERRIDES)
 
 data sft reward judge ppo evaluate: $(STAMP)
-	@$(BIN)/python -m gpt2_rlhf.$@ $(OVERRIDES)
+	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
 data:  ## the row report, and rows as the trainers see them
 sft:  ## up to supervised fine-tuning
 reward:  ## up to the reward model
@@ -40,16 +40,16 @@ ppo:  ## up to PPO
 evaluate:  ## up to the comparison of base, SFT and PPO
 
 config status card publish: $(STAMP)
-	@$(BIN)/python -m gpt2_rlhf.$@ $(OVERRIDES)
+	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
 config:  ## every value that is set, after overrides
 status:  ## which stages are done, partial or missing, and why
 card:  ## write the model cards again, without a push
 publish:  ## push the newest run: make publish publish.repo_id=user/name; publish.dry_run=true only shows it
 
 clean: $(STAMP)  ## delete unfinished stages; finished ones stay
-	@$(BIN)/python -m gpt2_rlhf.clean $(OVERRIDES)
+	@$(BIN)/python -m gpt2_rlhf clean $(OVERRIDES)
 clean-all: $(STAMP)  ## delete finished stages as well
-	@$(BIN)/python -m gpt2_rlhf.clean --all $(OVERRIDES)
+	@$(BIN)/python -m gpt2_rlhf clean --all $(OVERRIDES)
 
 lint: $(STAMP)  ## ruff and pyright
 	@$(BIN)/ruff check .
@@ -60,7 +60,7 @@ test: $(STAMP)  ## all tests, a process for each core up to four
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 report-check: $(STAMP)  ## the report in a headless Chromium, on a phone's width and a desk's
-	@$(BIN)/python tests/browser_check.py
+	@PYTHONPATH=tests $(BIN)/python -m helpers.browser_check
 
 bench: $(STAMP)  ## stock TRL against ours, by turns: make bench BENCH='ppo-small --hh folder'
-	@$(BIN)/python -m gpt2_rlhf.bench $(BENCH) $(OVERRIDES)
+	@$(BIN)/python -m benchmarks.bench $(BENCH) $(OVERRIDES)

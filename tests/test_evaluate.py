@@ -12,13 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gpt2_rlhf import answers, evaluate, models, settings, tokens
-from gpt2_rlhf.errors import UserError
+from gpt2_rlhf import evaluate
+from gpt2_rlhf.config import settings
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evaluate import distinct_prompts
-from gpt2_rlhf.generation import Answer
-from gpt2_rlhf.scoring import heldout_loss
-from gpt2_rlhf.stage import Outcome, Stage, write_json
-from tiny import tiny_policy, tiny_reward, tiny_tokenizer
+from gpt2_rlhf.evidence import answers
+from gpt2_rlhf.evidence.model_reports import heldout_loss
+from gpt2_rlhf.models import loading, tokens
+from gpt2_rlhf.models.sampling import Answer
+from gpt2_rlhf.store.files import write_json
+from gpt2_rlhf.store.stage import Outcome, Stage
+from helpers.tiny import tiny_policy, tiny_reward, tiny_tokenizer
 
 QUESTIONS = ["Hi", "bake bread?", "Tell me about the sea.", "What is the best way to learn chess?", "Why?"]
 
@@ -387,8 +391,8 @@ def test_one_model_at_a_time_is_in_memory(needs, monkeypatch):
 
         return load_and_count
 
-    monkeypatch.setattr(models, "load_policy", watched(models.load_policy))
-    monkeypatch.setattr(models, "load_reward", watched(models.load_reward))
+    monkeypatch.setattr(loading, "load_policy", watched(loading.load_policy))
+    monkeypatch.setattr(loading, "load_reward", watched(loading.load_reward))
     run_evaluation(needs)
     assert most_others_alive == [0, 0, 0, 0, 0]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-import finished_run
 from gpt2_rlhf.embedded import generator
-from local_hub import card_rules
-from local_hub.server import Hub
+from helpers import finished_run
+from helpers.local_hub import card_rules
+from helpers.local_hub.server import Hub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -277,8 +277,8 @@ def test_the_usage_snippet_of_the_card_runs_and_writes_an_answer(finished: Path,
 
 
 def test_the_usage_snippet_of_the_reward_model_s_card_gives_the_scores_that_training_saw(finished: Path) -> None:
-    from gpt2_rlhf import models, tokens
-    from gpt2_rlhf.scoring import score
+    from gpt2_rlhf.models import loading, tokens
+    from gpt2_rlhf.models.scoring import score
 
     model_dir = finished / "latest" / "reward_model"
     code = snippet(model_dir)
@@ -288,7 +288,7 @@ def test_the_usage_snippet_of_the_reward_model_s_card_gives_the_scores_that_trai
     tokenizer = tokens.load_tokenizer(str(model_dir), None)
     rows = [tokens.encode_reward(tokenizer, {"prompt": prompt, "chosen": a, "rejected": a}) for a in answers]
     pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
-    model = models.load_reward(str(finished / "latest" / "reward" / "model"), pad_token_id)
+    model = loading.load_reward(str(finished / "latest" / "reward" / "model"), pad_token_id)
     expected = score(model, pad_token_id, [row["chosen_ids"] for row in rows], batch_size=2)
     printed = [float(line.split()[0]) for line in run_code(code).splitlines()]
     assert printed == pytest.approx(expected.tolist(), abs=1e-3)

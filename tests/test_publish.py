@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-import finished_run
-from finished_run import HASTE, RUN, TOKEN
-from gpt2_rlhf import config, model_files, pipeline, publish, runner
-from gpt2_rlhf.errors import UserError
-from local_hub import answers
-from local_hub.faults import Fault
-from local_hub.server import Hub
-from local_hub.store import Account, Blob, new_repository
+from gpt2_rlhf import pipeline, publish
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.launch import runner
+from gpt2_rlhf.models import model_files
+from helpers import finished_run
+from helpers.finished_run import HASTE, RUN, TOKEN
+from helpers.local_hub import answers
+from helpers.local_hub.faults import Fault
+from helpers.local_hub.server import Hub
+from helpers.local_hub.store import Account, Blob, new_repository
 
 REPO = "somebody/demo"
 LOOKING = replace(HASTE, tries=1)
@@ -39,7 +42,7 @@ def push(hub: Hub, model_dir: Path, tmp_path: Path) -> Callable[..., None]:
     """Publishes the run without loading it back: its weights are random bytes."""
 
     def run(*overrides: str) -> None:
-        publish.main([f"output_dir={tmp_path / 'outputs'}", *overrides], HASTE, ["fetch"])
+        publish.main(finished_run.planned([f"output_dir={tmp_path / 'outputs'}", *overrides]), HASTE, ["fetch"])
 
     return run
 
@@ -134,7 +137,7 @@ def test_a_name_that_cannot_be_pushed_to_is_refused(hub: Hub, overrides: list[st
     hub.repositories["somebody/open"] = new_repository("somebody/open", is_private=False)
     hub.repositories["somebody/closed"] = new_repository("somebody/closed", is_private=True)
     with pytest.raises(UserError) as caught:
-        publish.check(config.load(overrides), LOOKING)
+        publish.check(compose.load(overrides).settings, LOOKING)
     assert words in str(caught.value)
     assert sum(hub.calls(call) for call in WRITING) == 0
 
@@ -162,7 +165,7 @@ def test_a_token_that_cannot_push_is_refused(
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError) as caught:
-        publish.check(config.load([f"publish.repo_id={REPO}"]), LOOKING)
+        publish.check(compose.load([f"publish.repo_id={REPO}"]).settings, LOOKING)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     printed = capfd.readouterr()
@@ -183,20 +186,20 @@ def test_a_fault_of_publishing_stops_the_pipeline_before_training(
 def test_a_hub_that_hangs_is_one_line_within_seconds(hub: Hub) -> None:
     hub.fail(Fault("whoami", "hang", times=9))
     with pytest.raises(UserError, match=r"the Hub fell silent \(ReadTimeout\) \(try 1 of 1\)"):
-        publish.check(config.load([f"publish.repo_id={REPO}"]), replace(HASTE, tries=1, silence_s=0.3))
+        publish.check(compose.load([f"publish.repo_id={REPO}"]).settings, replace(HASTE, tries=1, silence_s=0.3))
 
 
 def test_a_hub_that_is_not_there_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="the Hub cannot be reached"):
-        publish.check(config.load([f"publish.repo_id={REPO}"]), LOOKING)
+        publish.check(compose.load([f"publish.repo_id={REPO}"]).settings, LOOKING)
 
 
 def test_a_full_disk_is_refused_before_training(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"1\.0 MB free, 104\.\d MB wanted for the copy .* set TMPDIR"):
-        publish.check(config.load([f"publish.repo_id={REPO}"]), LOOKING)
+        publish.check(compose.load([f"publish.repo_id={REPO}"]).settings, LOOKING)
 
 
 def test_the_size_of_gpt2_is_known_from_its_config() -> None:
@@ -208,7 +211,7 @@ def test_a_repository_that_the_hub_makes_public_all_the_same_gets_nothing(
     hub: Hub, push: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = new_repository
-    monkeypatch.setattr("local_hub.answers.new_repository", lambda name, is_private: make(name, False))
+    monkeypatch.setattr("helpers.local_hub.answers.new_repository", lambda name, is_private: make(name, False))
     with pytest.raises(UserError, match="somebody/demo is public and private was asked for; nothing was pushed"):
         push(f"publish.repo_id={REPO}")
     assert len(hub.repositories[REPO].history()) == 1
@@ -256,7 +259,7 @@ def test_a_link_to_a_file_of_a_stage_is_pushed_as_that_file(tmp_path: Path, mode
 
 def test_without_a_run_there_is_nothing_to_publish(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no finished model; run `make pipeline` first"):
-        publish.main([f"output_dir={tmp_path / 'outputs'}", f"publish.repo_id={REPO}"], HASTE)
+        publish.main(finished_run.planned([f"output_dir={tmp_path / 'outputs'}", f"publish.repo_id={REPO}"]), HASTE)
 
 
 def test_the_token_is_in_no_line_no_file_and_no_page(
@@ -294,4 +297,6 @@ def test_a_reward_model_whose_weights_lack_the_score_is_said_to_be_broken(hub: H
     shutil.copytree(model_files.EMBEDDED_DIR, folder)  # a language model: transformers would make a score up
     (tmp_path / "outputs" / "latest").symlink_to(Path("runs", RUN))
     with pytest.raises(UserError, match=r"was pushed, but the check of it failed: .* its weights lack score\.weight"):
-        publish.main([f"output_dir={tmp_path / 'outputs'}", f"publish.reward_repo_id={REPO}"], HASTE)
+        publish.main(
+            finished_run.planned([f"output_dir={tmp_path / 'outputs'}", f"publish.reward_repo_id={REPO}"]), HASTE
+        )

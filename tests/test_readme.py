@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_rlhf import config
+from gpt2_rlhf.config import compose
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -35,14 +35,14 @@ def test_every_top_level_folder_and_file_of_the_layout_exists() -> None:
 
 def test_the_config_groups_are_those_of_conf() -> None:
     line = next(line for line in README.splitlines() if line.startswith("conf/"))
-    assert set(line.partition("groups: ")[2].split()) == set(config.groups()) - {"personal"}
+    assert set(line.partition("groups: ")[2].split()) == set(compose.groups()) - {"personal"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_command_of_the_readme_has_a_target_and_overrides_that_compose(command: list[str]) -> None:
     target, overrides = command[1], command[2:]
     assert re.search(rf"^{target}\b|^[a-z ]*\b{target}\b[a-z ]*:", MAKEFILE, flags=re.MULTILINE)
-    config.load(overrides)
+    compose.load(overrides)
 
 
 def test_the_readme_has_commands_to_check() -> None:

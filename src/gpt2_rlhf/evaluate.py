@@ -9,6 +9,7 @@ is done, so an evaluation that was killed asks only the models that it had not y
 
 import json
 import os
+import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,16 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt2_rlhf import data, models, pipeline, tokens
-from gpt2_rlhf.answers import PolicySaid, Questions, Scores, ask_policy, ask_reward, policy_said
-from gpt2_rlhf.comparison import BEST_OF_N, Measured, best_of, best_of_kl_bound_nats, compare, prompt_groups
-from gpt2_rlhf.errors import UserError
-from gpt2_rlhf.generation import Answer
-from gpt2_rlhf.scoring import distinct_2
-from gpt2_rlhf.settings import Settings
-from gpt2_rlhf.stage import Outcome, Stage, manifest, write_json
-from gpt2_rlhf.stopwatch import Stopwatch
-from gpt2_rlhf.truth import load_utility
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.functions import load_utility
+from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.evidence.answers import PolicySaid, Questions, Scores, ask_policy, ask_reward, policy_said
+from gpt2_rlhf.evidence.comparison import BEST_OF_N, Measured, best_of, best_of_kl_bound_nats, compare
+from gpt2_rlhf.launch.stopwatch import Stopwatch
+from gpt2_rlhf.models import loading, tokens
+from gpt2_rlhf.models.sampling import Answer
+from gpt2_rlhf.models.scoring import distinct_2
+from gpt2_rlhf.rows import tables
+from gpt2_rlhf.rows.transcripts import HUMAN
+from gpt2_rlhf.store.files import write_json
+from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
 SAMPLES_FILE = "samples.jsonl"
 EXAMPLES = (  # in the samples of every run, so that runs can be read side by side; in no statistic
@@ -44,10 +48,10 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         UserError: a reward or utility is not a finite number.
     """
     evaluate = settings.evaluate
-    rows = distinct_prompts(data.load(stage.needs["data"].directory, "test"), evaluate.prompts)
+    rows = distinct_prompts(tables.load(stage.needs["data"].directory, "test"), evaluate.prompts)
     prompts = [row["prompt"] for row in rows]
     utility = load_utility(settings.data.utility)
-    questions = Questions(evaluate, models.load_base_tokenizer(settings.model), [*prompts, *EXAMPLES], rows)
+    questions = Questions(evaluate, loading.load_base_tokenizer(settings.model), [*prompts, *EXAMPLES], rows)
     work = Stopwatch()
 
     policies = _ask_policies(settings, stage, questions, work)
@@ -99,15 +103,24 @@ def distinct_prompts(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mappi
     return kept[:most]
 
 
+def prompt_groups(prompts: Sequence[str], subsets: Sequence[str]) -> dict[str, np.ndarray]:
+    """Masks over the prompts: by subset of the data, then prompts of one Human turn and of several; none is empty."""
+    turns = np.array([prompt.count(HUMAN) for prompt in prompts])
+    of_subset = np.array(subsets)
+    groups = {name: of_subset == name for name in sorted(set(subsets))}
+    groups |= {"single-turn": turns <= 1, "multi-turn": turns > 1}
+    return {name: prompts for name, prompts in groups.items() if prompts.any()}
+
+
 def _ask_policies(settings: Settings, stage: Stage, questions: Questions, work: Stopwatch) -> dict[str, PolicySaid]:
     """What base, PPO and SFT said, with one model in memory at a time."""
     said: dict[str, PolicySaid] = {}
 
     def ask(name: str) -> PolicySaid:
         if name == "base":
-            model = models.load_base(settings.model, settings.seed)
+            model = loading.load_base(settings.model, settings.seed)
         else:
-            model = models.load_policy(str(stage.needs[name].model_dir))
+            model = loading.load_policy(str(stage.needs[name].model_dir))
         model.to(_device())  # type: ignore[arg-type]
         is_sft = name == "sft"
         read_too = {whose: said[whose].draws[0] for whose in said} if is_sft else {}
@@ -126,7 +139,7 @@ def _ask_reward(
 
     def ask() -> Scores:
         pad_token_id = tokens.pad_id(tokens.padding_copy(questions.tokenizer, "right"))
-        model = models.load_reward(str(stage.needs[name].model_dir), pad_token_id)
+        model = loading.load_reward(str(stage.needs[name].model_dir), pad_token_id)
         model.to(_device())  # type: ignore[arg-type]
         scores = ask_reward(model, questions, answers, work)
         for whose, values in scores.scores.items():
@@ -232,5 +245,6 @@ def _write_samples(
     os.replace(unfinished, stage.directory / SAMPLES_FILE)
 
 
-if __name__ == "__main__":
-    pipeline.main(sys.argv[1:], last="evaluate")
+if __name__ == "__main__":  # `python -m gpt2_rlhf.evaluate` is `python -m gpt2_rlhf evaluate`
+    sys.argv[1:1] = ["evaluate"]
+    runpy.run_module("gpt2_rlhf", run_name="__main__")

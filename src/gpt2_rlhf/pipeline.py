@@ -1,111 +1,211 @@
 """From a base model to an evaluated RLHF policy: check everything, run the stages that are not done, show the result.
 
-    python -m gpt2_rlhf.pipeline [--until STAGE] [key=value ...]
-
 Under torchrun or accelerate launch every process runs this; the training stages are then shared by all of them, and
 the first process does the rest.
 """
 
+import runpy
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import ModuleType
 
-from gpt2_rlhf import config, launch, locks, preflight, publish, runner, runs, stage
-from gpt2_rlhf.errors import UserError, exit_with_one_line
-from gpt2_rlhf.settings import Settings
-from gpt2_rlhf.stage import Stage
+from gpt2_rlhf import publish
+from gpt2_rlhf.config import compose, functions, preflight
+from gpt2_rlhf.config.compose import Composed
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.evidence import product, report, summary, terminal
+from gpt2_rlhf.launch import relaunch, runner, world
+from gpt2_rlhf.models import model_files
+from gpt2_rlhf.rows import sources
+from gpt2_rlhf.store import locks
+from gpt2_rlhf.store import run as runs
+from gpt2_rlhf.store.plan import Inputs, plans
+from gpt2_rlhf.store.run import Run
+from gpt2_rlhf.store.stage import Stage, is_done, manifest
 
-_DISTRIBUTED = ("sft", "reward", "judge", "ppo")
-
-USAGE = """usage: python -m gpt2_rlhf.{module} [key=value ...]     (or: make {target} [key=value ...])
-
-{summary}
-
-Settings are Hydra overrides; every argument of TRL's SFTConfig, RewardConfig and PPOConfig is one:
-  ppo.args.kl_coef=0.2  sft.args.learning_rate=1e-4  seed=7  data.path=my_pairs.jsonl  sft.peft.r=8
-
-Groups, chosen by group=option:
-{groups}
-
-`make config` prints every value that is set, `make status` what is built.
-"""
-
-
-def main(argv: Sequence[str], last: str = "evaluate") -> None:
-    """Run the stages up to `last`, print what came out, and exit with 2 and one line where the user can mend it."""
-    if "--help" in argv or "-h" in argv:
-        print(usage("pipeline" if last == "evaluate" else last, (__doc__ or "").splitlines()[0]))
-        return
-    exit_with_one_line(lambda: run(argv, last))
+LAST = "evaluate"
+_TRAINED = ("sft", "reward", "judge", "ppo")  # by all processes
 
 
-def run(argv: Sequence[str], last: str) -> None:
-    """The whole recipe."""
+def run(overrides: Sequence[str], last: str = LAST) -> None:
+    """Build the stages up to `last` that are not done, and show what came out.
+
+    Raises:
+        UserError: something that the user can mend, in one line.
+        SystemExit: a stage failed, or a launcher ran this command in several processes; with its exit code.
+    """
     started = time.perf_counter()
-    settings = config.load(argv)
-    preflight.check(settings)
-    if publish.targets(settings.publish) and launch.rank() == 0:
-        publish.check(settings)
-    if launch.is_wanted(settings):
-        launch.relaunch(settings, argv, last)
-    plans = stage.plans(settings, launch.processes(settings))
-    by_seed = [_up_to(plan, last) for plan in plans]
-    stages = {part.directory: part for plan in by_seed for part in plan.values()}
-    missing = [part for part in stages.values() if not stage.is_done(part)]
-    _check_forced(settings, [part for part in stages.values() if part not in missing])
+    composed = compose.load(overrides)
+    check(composed.settings)
+    if relaunch.is_needed(composed.settings.launch):
+        relaunch.relaunch(composed.settings.launch, "pipeline" if last == LAST else last, overrides)
+    planned = plan(composed, last)
+    missing = [stage for stage in planned.stages if not is_done(stage)]
+    refuse_forced(planned, missing)
     if missing:
-        _build(settings, missing, plans[0]["ppo"])
-    if launch.rank() == 0:
-        runs.finish(settings, argv, by_seed, missing, time.perf_counter() - started)
-        if last == "evaluate" and publish.targets(settings.publish):
-            publish.main(argv)
+        build(planned.settings, missing)
+    if world.rank() == 0:
+        finish(planned, missing, time.perf_counter() - started)
 
 
-def _check_forced(settings: Settings, done: Sequence[Stage]) -> None:
-    """A policy that was trained past a gate is not taken up without force: the gate would stop a run that trains it."""
-    for part in done if not settings.force else []:
-        for fault in stage.manifest(part)["metrics"].get("forced", []):
-            raise UserError(f"{fault}; {part.directory} was trained all the same; to take it up, set force=true")
+def check(settings: Settings) -> None:
+    """Find every fault that can be known before training, in the order in which it costs least to find.
+
+    Nothing here imports torch: a wrong setting, a missing file or an unreachable Hub shows within seconds.
+
+    Raises:
+        UserError: the first fault found.
+    """
+    preflight.check(settings)
+    preflight.check_lengths(settings, model_files.positions(model_files.check(settings.model)))
+    sources.check(settings.data)
+    functions.load_utility(settings.data.utility)
+    functions.load_score_function(settings.ppo.reward.function)
+    if publish.targets(settings.publish) and world.rank() == 0:
+        publish.check(settings)
 
 
-def _build(settings: Settings, missing: Sequence[Stage], ppo: Stage) -> None:
-    with locks.held(list(missing) if launch.rank() == 0 else []):
-        if launch.rank() == 0:
-            names = ", ".join(s.name for s in missing)
+def plan(composed: Composed, last: str = LAST) -> Run:
+    """Plan the run up to the stage `last`. Reads the content of local models and data, and nothing else.
+
+    Raises:
+        UserError: a local model or data source is missing.
+    """
+    settings = composed.settings
+    inputs = Inputs(base_model=model_files.identity(settings.model), rows=sources.fingerprint(settings.data))
+    processes = world.size(settings.launch.processes)
+    by_seed = runs.up_to(plans(settings, inputs, processes), last)
+    return Run(settings, composed.overrides, composed.yaml, by_seed, processes)
+
+
+def refuse_forced(planned: Run, missing: Sequence[Stage]) -> None:
+    """Refuse to reuse a policy trained with force=true unless force is set again.
+
+    Raises:
+        UserError: names the gate's fault and the stage.
+    """
+    if planned.settings.force:
+        return
+    for stage in planned.stages:
+        if stage not in missing:
+            for fault in manifest(stage)["metrics"].get("forced", []):
+                raise UserError(f"{fault}; {stage.directory} was trained all the same; to reuse it, set force=true")
+
+
+def build(settings: Settings, missing: Sequence[Stage]) -> None:
+    """Build stages in order, each in a process of its own, and print what each found.
+
+    Raises:
+        UserError: another run is building one of them.
+        SystemExit: one failed; it has said why.
+    """
+    is_first = world.rank() == 0
+    with locks.held(list(missing) if is_first else []):
+        if is_first:
+            names = ", ".join(stage.name for stage in missing)
             print(f"building {names} in {missing[0].directory.parent}", flush=True)
-        runner.import_trainers()
-        first_trained = next((s for s in missing if s.name in _DISTRIBUTED), None)
-        for part in missing:
-            if part is first_trained and launch.rank() == 0:
-                runner.run_in_child(settings, ppo, runner.check_arguments)
-            if part.name in _DISTRIBUTED:
-                launch.use_next_port()
-                for need in part.needs.values():  # the first process writes their manifests, which PPO's gates read
-                    launch.wait_for(need)
-            elif launch.rank() != 0:
-                launch.wait_for(part)
+        steps = _steps()
+        untrained = [stage for stage in missing if stage.name in _TRAINED]
+        for stage in missing:
+            if is_first and untrained and stage is untrained[0]:
+                _run_in_child(stage, partial(check_arguments, settings, untrained))
+            if stage.name in _TRAINED:
+                world.use_next_port()
+                for need in stage.needs.values():  # PPO's gates read manifests that the first process writes
+                    world.wait_for(partial(is_done, need))
+            elif not is_first:
+                world.wait_for(partial(is_done, stage))
                 continue
-            runner.run_in_child(settings, part)
-            if launch.rank() == 0:
-                runs.print_found(part)
+            _run_in_child(stage, partial(runner.build, steps[stage.name].run, settings, stage))
+            if is_first:
+                _show_found(stage)
 
 
-def _up_to(stages: Mapping[str, Stage], last: str) -> dict[str, Stage]:
-    wanted = {last, *stages[last].needs}
-    return {name: part for name, part in stages.items() if name in wanted}
+def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
+    """Have TRL check the arguments of all stages that will train; to be called in a process that may look for a GPU.
+
+    Raises:
+        UserError: names the stage and what is refused.
+    """
+    from gpt2_rlhf.launch import training  # as in _steps
+
+    world.leave()
+    steps = _steps()
+    for stage in stages:
+        steps[stage.name].check(settings, stage)
+    training.say_if_float32(settings)
 
 
-def usage(target: str, summary: str) -> str:
-    """The text behind --help, with the groups and options that conf/ has."""
-    lines = [f"  {group}={' | '.join(options)}" for group, options in config.groups().items()]
-    return USAGE.format(module=target, target=target, summary=summary, groups="\n".join(lines))
+def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
+    """Make this the newest run, and show what its last stage found; after an evaluation, publish where asked to.
+
+    built: the stages that this call built; all others were reused. wall_s: seconds this call took so far.
+    """
+    runs.link_stages(planned)
+    if planned.last.name == LAST:
+        figures = summary.write(planned, built, wall_s)
+        print(terminal.render(figures), end="", flush=True)
+        report.write(planned.directory, planned.settings, planned.manifests()[0], figures)
+        product.write(planned)  # after the report, whose plots it takes along
+    if planned.last.name == "data":
+        if not built:  # otherwise the build has printed it
+            _show_found(planned.last)
+        _show_rows(planned)
+    runs.make_newest(planned)
+    _print_end(planned)
+    if planned.last.name == LAST and publish.targets(planned.settings.publish):
+        publish.push(planned)
 
 
-if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    until = "evaluate"
-    if "--until" in arguments:
-        at = arguments.index("--until")
-        until = arguments[at + 1]
-        del arguments[at : at + 2]
-    main(arguments, until)
+def _steps() -> dict[str, ModuleType]:
+    # here, since torch and TRL take seconds to import, which a run that builds nothing need not wait for
+    from gpt2_rlhf import data, evaluate, ppo, reward, sft
+
+    return {"data": data, "sft": sft, "reward": reward, "judge": reward, "ppo": ppo, "evaluate": evaluate}
+
+
+def _run_in_child(stage: Stage, action: Callable[[], None]) -> None:
+    runner.run_in_child(stage.name, stage.directory, action)
+
+
+def _show_found(stage: Stage) -> None:
+    record = manifest(stage)
+    if stage.name == "data":
+        from gpt2_rlhf.rows import preview  # as in _steps
+
+        print(f"{preview.report_text(preview.read_report(stage.directory))}\n", flush=True)
+    elif stage.name != LAST:
+        print(
+            f"{stage.name} done in {record['wall_s']:.0f} s: {terminal.found(stage.name, record['metrics'])}",
+            flush=True,
+        )
+
+
+def _show_rows(planned: Run) -> None:
+    from gpt2_rlhf.models import loading  # as in _steps
+    from gpt2_rlhf.rows import preview, tables
+
+    rows = {name: tables.load(planned.last.directory, name) for name in ("sft", "reward", "ppo")}
+    print(f"{preview.preview(loading.load_base_tokenizer(planned.settings.model), rows)}\n")
+
+
+def _print_end(planned: Run) -> None:
+    latest, last = runs.latest(planned.settings.output_dir), planned.last
+    if last.name != LAST:
+        print(f"{last.name} is done: {latest / last.name} ({manifest(last)['wall_s']:.1f} s when it was built)")
+        return
+    print(f"\nModel and card: {latest / 'model'}")
+    print(f"Figures: {latest / 'summary.json'}   samples: {latest / 'samples.jsonl'}")
+    print(f"Report: {latest / report.DIRECTORY / report.PAGE}")
+    if planned.settings.publish.repo_id is None:
+        print(
+            "To publish: hf auth login, then the same command with publish.repo_id=<user>/<name>; nothing trains again"
+        )
+
+
+if __name__ == "__main__":  # `python -m gpt2_rlhf.pipeline` is `python -m gpt2_rlhf pipeline`
+    sys.argv[1:1] = ["pipeline"]
+    runpy.run_module("gpt2_rlhf", run_name="__main__")

@@ -2,13 +2,14 @@
 
     python -m gpt2_rlhf.publish publish.repo_id=user/name [key=value ...]
 
-Three steps per repository, each repeated until it succeeds or cannot (hub_tries.py): push commits the folder and
+Three steps per repository, each repeated until it succeeds or cannot (tries.py): push commits the folder and
 compares the hashes that the Hub lists; fetch downloads it into a fresh cache and compares again; load opens it by
 name. Pushing the same files again makes no commit. Whatever fails, everything stays on disk.
 """
 
 import dataclasses
 import os
+import runpy
 import shlex
 import shutil
 import sys
@@ -18,10 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf import config, hub_tries, launch, model_files, product, runs, stage
-from gpt2_rlhf.errors import UserError, exit_with_one_line
-from gpt2_rlhf.hub_tries import Job, Patience
-from gpt2_rlhf.settings import Publish, Settings
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.settings import Publish, Settings
+from gpt2_rlhf.evidence import product
+from gpt2_rlhf.hub import tries
+from gpt2_rlhf.hub.tries import Job, Patience
+from gpt2_rlhf.models import model_files
+from gpt2_rlhf.store.run import Run, latest
+from gpt2_rlhf.store.stage import is_done
 
 CHECKS = ("fetch", "load")  # of what was pushed, as steps of hub_worker.py
 _SPARE_BYTES = 100_000_000  # for what else writes to the disk in the meantime
@@ -47,7 +52,7 @@ def targets(publish: Publish) -> list[Target]:
     return [target for target, repo_id in asked.items() if repo_id is not None]
 
 
-def check(settings: Settings, patience: Patience = hub_tries.LOOKING) -> None:
+def check(settings: Settings, patience: Patience = tries.LOOKING) -> None:
     """Refuse, before anything is trained, what would fail after it; print a line for each repository. Writes nothing.
 
     Raises:
@@ -63,7 +68,7 @@ def check(settings: Settings, patience: Patience = hub_tries.LOOKING) -> None:
 
 
 def weights_bytes(model_config: Mapping[str, Any]) -> int:
-    """Bytes of the float32 weights of a decoder with that config.json, nearly.
+    """Bytes of the float32 weights of a decoder with that compose.json, nearly.
 
     12 width^2 in a layer (Kaplan et al. 2020, arXiv:2001.08361, table 1), and embeddings of tokens and positions.
     """
@@ -99,7 +104,7 @@ def files_below(folder: Path, root: Path) -> dict[str, str]:
     return found
 
 
-def push_run(settings: Settings, patience: Patience = hub_tries.PUBLISHING, checks: Sequence[str] = CHECKS) -> None:
+def push_run(settings: Settings, patience: Patience = tries.PUBLISHING, checks: Sequence[str] = CHECKS) -> None:
     """Push the newest run to each repository that is asked for, check it there, and print a line for each.
 
     Raises:
@@ -123,12 +128,12 @@ def push_run(settings: Settings, patience: Patience = hub_tries.PUBLISHING, chec
             )
         with tempfile.TemporaryDirectory(prefix="gpt2-rlhf-publish-") as cache_dir:
             job = _job(settings.publish, target, files, _run_of(root), cache_dir)
-            pushed = hub_tries.run(job, patience)
+            pushed = tries.run(job, patience)
             at = f"{target.repo_id} at commit {pushed['commit'][:12]}"
             arrived = dataclasses.replace(job, commit=pushed["commit"])
             for step in checks:
                 try:
-                    hub_tries.run(dataclasses.replace(arrived, step=step), patience)
+                    tries.run(dataclasses.replace(arrived, step=step), patience)
                 except UserError as error:
                     raise UserError(f"{at} was pushed, but the check of it failed: {error}") from error
         print(_done(job, pushed), flush=True)
@@ -147,37 +152,51 @@ def show(settings: Settings) -> None:
         if "README.md" in files:
             print(f"\n{Path(files['README.md']).read_text(encoding='utf-8')}")
         if target.repo_id:
-            _look(settings.publish, target, total_bytes(files), "", hub_tries.LOOKING)
+            _look(settings.publish, target, total_bytes(files), "", tries.LOOKING)
     print("dry run: nothing was pushed")
 
 
-def main(argv: Sequence[str], patience: Patience = hub_tries.PUBLISHING, checks: Sequence[str] = CHECKS) -> None:
-    """Publish the newest run, or show what would be.
+def main(run: Run, patience: Patience = tries.PUBLISHING, checks: Sequence[str] = CHECKS) -> None:
+    """Publish the newest run, or show what would be published.
+
+    Where the settings describe the newest run, its cards are written again first, with the names of the repositories.
 
     Raises:
         UserError: it failed; the line ends with the command that tries again.
     """
-    settings = config.load(argv)
-    if settings.publish.dry_run:
-        show(settings)
+    if run.settings.publish.dry_run:
+        show(run.settings)
         return
-    if not targets(settings.publish):
+    if not targets(run.settings.publish):
         raise UserError("publish.repo_id: null; wanted <user or organisation>/<name>")
-    _write_cards_anew(settings, argv)
+    if run.is_done and run.directory.resolve() == latest(run.settings.output_dir).resolve():
+        product.write(run)
+    push(run, patience, checks)
+
+
+def push(run: Run, patience: Patience = tries.PUBLISHING, checks: Sequence[str] = CHECKS) -> None:
+    """Push the newest run as it lies on disk.
+
+    Raises:
+        UserError: it failed; the line ends with the command that tries again.
+    """
     try:
-        push_run(settings, patience, checks)
+        push_run(run.settings, patience, checks)
     except UserError as error:
-        again = shlex.join(["make", "publish", *argv])
+        again = shlex.join(["make", "publish", *run.overrides])
         raise UserError(f"publish: {error}; all is still on disk, this tries again: {again}") from error
 
 
-def _write_cards_anew(settings: Settings, argv: Sequence[str]) -> None:
-    """Where these overrides describe the newest run, give its cards the repositories' names."""
-    plans = stage.plans(settings, launch.processes(settings))
-    run_dir = runs.directory(settings, plans[0]["evaluate"])
-    is_done = all(stage.is_done(part) for plan in plans for part in plan.values())
-    if is_done and run_dir.resolve() == (Path(settings.output_dir) / "latest").resolve():
-        product.write(settings, argv, plans, run_dir)
+def write_cards(run: Run) -> list[Path]:
+    """Write the cards of a finished run again, and return their paths.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    unfinished = [stage.name for stage in run.stages if not is_done(stage)]
+    if unfinished:
+        raise UserError(f"card: {', '.join(unfinished)} not built; run `make pipeline` with the same overrides first")
+    return [folder / "README.md" for folder in product.write(run)]
 
 
 def total_bytes(files: Mapping[str, str]) -> int:
@@ -187,7 +206,7 @@ def total_bytes(files: Mapping[str, str]) -> int:
 
 def _look(publish: Publish, target: Target, size_bytes: int, about: str, patience: Patience) -> None:
     job = _job(publish, target, {}, "", "")
-    exists = hub_tries.run(dataclasses.replace(job, step="look"), patience)["exists"]
+    exists = tries.run(dataclasses.replace(job, step="look"), patience)["exists"]
     free_bytes = _require_room(size_bytes)
     state = "exists" if exists else "new"
     print(
@@ -260,5 +279,6 @@ def _mb(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:,.1f} MB"
 
 
-if __name__ == "__main__":
-    exit_with_one_line(lambda: main(sys.argv[1:]))
+if __name__ == "__main__":  # `python -m gpt2_rlhf.publish` is `python -m gpt2_rlhf publish`
+    sys.argv[1:1] = ["publish"]
+    runpy.run_module("gpt2_rlhf", run_name="__main__")

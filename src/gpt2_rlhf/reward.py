@@ -4,6 +4,7 @@ The score is read at EOS, which is where PPO reads it (token contract). Accuracy
 pair: RewardTrainer's own `eval_accuracy` is a mean of batch means.
 """
 
+import runpy
 import sys
 
 from datasets import Dataset
@@ -12,46 +13,59 @@ from transformers import set_seed
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from gpt2_rlhf import data, launch, models, pipeline, rows_apart, scoring, tokens, training
-from gpt2_rlhf.settings import Settings
-from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
-from gpt2_rlhf.stopwatch import Stopwatch
+from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.evidence import model_reports
+from gpt2_rlhf.launch import training, world
+from gpt2_rlhf.launch.stopwatch import Stopwatch
+from gpt2_rlhf.models import loading, packing, tokens
+from gpt2_rlhf.rows import tables
+from gpt2_rlhf.store.stage import Outcome, Stage, newest_whole_checkpoint
+
+
+def check(settings: Settings, stage: Stage) -> None:
+    """Have TRL check the arguments of the stage before anything trains.
+
+    Raises:
+        UserError: names what TRL or a tracker refuses.
+    """
+    training.check(stage.name, RewardConfig, training.arguments(stage, settings.reward.args))
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the stage's own rows (`reward` or `judge`); leave the model in `stage.model_dir`, with its accuracy."""
     prepared = stage.needs["data"].directory
-    train_rows, test_rows = data.load(prepared, stage.name), data.load(prepared, "test")
-    tokenizer = models.load_base_tokenizer(settings.model)
+    train_rows, test_rows = tables.load(prepared, stage.name), tables.load(prepared, "test")
+    tokenizer = loading.load_base_tokenizer(settings.model)
     padding = tokens.padding_copy(tokenizer, "right")
     set_seed(stage.seed)  # before the score head is drawn
-    model = models.load_reward(str(stage.needs["sft"].model_dir), tokens.pad_id(padding))
-    rows_apart.use_fused_activations(model)
-    rows_apart.without_padding(model)
+    model = loading.load_reward(str(stage.needs["sft"].model_dir), tokens.pad_id(padding))
+    packing.use_fused_activations(model)
+    packing.without_padding(model)
 
     work = Stopwatch()
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(**training.arguments(settings, stage, settings.reward.args), max_length=None),
+        args=RewardConfig(**training.arguments(stage, settings.reward.args), max_length=None),
         train_dataset=Dataset.from_list([tokens.encode_reward(tokenizer, row) for row in train_rows]),
         eval_dataset=Dataset.from_list([tokens.encode_reward(tokenizer, row) for row in test_rows]),
         processing_class=padding,
-        peft_config=models.lora(settings.reward.peft, TaskType.SEQ_CLS),
+        peft_config=loading.lora(settings.reward.peft, TaskType.SEQ_CLS),
         callbacks=training.callbacks(stage),
     )
     with work.running():
-        training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
+        training.train(trainer, newest_whole_checkpoint(stage, world.size(settings.launch.processes)))
     if not trainer.is_world_process_zero():
         return Outcome({}, work.seconds)
-    training.save(trainer.model, tokenizer, stage.model_dir)
-    saved = models.load_reward(str(stage.model_dir), tokens.pad_id(padding))
+    loading.save(trainer.model, tokenizer, stage.model_dir)
+    saved = loading.load_reward(str(stage.model_dir), tokens.pad_id(padding))
     with work.running():
-        report = scoring.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, stage.seed)
+        report = model_reports.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, stage.seed)
     return Outcome(
         {**report, "train_rows": len(train_rows), "steps": trainer.state.global_step},
         work.seconds,
     )
 
 
-if __name__ == "__main__":
-    pipeline.main(sys.argv[1:], last="reward")
+if __name__ == "__main__":  # `python -m gpt2_rlhf.reward` is `python -m gpt2_rlhf reward`
+    sys.argv[1:1] = ["reward"]
+    runpy.run_module("gpt2_rlhf", run_name="__main__")

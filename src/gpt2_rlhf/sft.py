@@ -5,6 +5,7 @@ trains on, and no row is cut or dropped behind our back.
 """
 
 import copy
+import runpy
 import sys
 from dataclasses import asdict
 
@@ -14,44 +15,56 @@ from transformers import set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from gpt2_rlhf import data, launch, models, pipeline, rows_apart, scoring, tokens, training
-from gpt2_rlhf.settings import Settings
-from gpt2_rlhf.stage import Outcome, Stage, newest_whole_checkpoint
-from gpt2_rlhf.stopwatch import Stopwatch
+from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.evidence import model_reports
+from gpt2_rlhf.launch import training, world
+from gpt2_rlhf.launch.stopwatch import Stopwatch
+from gpt2_rlhf.models import loading, packing, tokens
+from gpt2_rlhf.rows import tables
+from gpt2_rlhf.store.stage import Outcome, Stage, newest_whole_checkpoint
+
+
+def check(settings: Settings, stage: Stage) -> None:
+    """Have TRL check the arguments of the stage before anything trains.
+
+    Raises:
+        UserError: names what TRL or a tracker refuses.
+    """
+    training.check(stage.name, SFTConfig, training.arguments(stage, settings.sft.args))
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the `sft` rows and leave the model in `stage.model_dir`, with the held-out loss before and after."""
     prepared = stage.needs["data"].directory
-    train_rows, test_rows = data.load(prepared, "sft"), data.load(prepared, "test")
-    tokenizer = models.load_base_tokenizer(settings.model)
-    base = models.load_base(settings.model, settings.seed)
+    train_rows, test_rows = tables.load(prepared, "sft"), tables.load(prepared, "test")
+    tokenizer = loading.load_base_tokenizer(settings.model)
+    base = loading.load_base(settings.model, settings.seed)
     batch_size = settings.evaluate.batch_size
 
     work = Stopwatch()
     with work.running():
-        before = scoring.heldout_loss(base, tokenizer, test_rows, batch_size)
-    rows_apart.use_fused_activations(base)
-    rows_apart.without_padding(base)
+        before = model_reports.heldout_loss(base, tokenizer, test_rows, batch_size)
+    packing.use_fused_activations(base)
+    packing.without_padding(base)
     set_seed(stage.seed)
     trainer = SFTTrainer(
         model=base,
-        args=SFTConfig(**training.arguments(settings, stage, settings.sft.args), max_length=None),
+        args=SFTConfig(**training.arguments(stage, settings.sft.args), max_length=None),
         train_dataset=Dataset.from_list([tokens.encode_sft(tokenizer, row) for row in train_rows]),
         eval_dataset=Dataset.from_list([tokens.encode_sft(tokenizer, row) for row in test_rows]),
         processing_class=copy.deepcopy(tokenizer),  # TRL writes to the one it gets
-        peft_config=models.lora(settings.sft.peft, TaskType.CAUSAL_LM),
+        peft_config=loading.lora(settings.sft.peft, TaskType.CAUSAL_LM),
         callbacks=training.callbacks(stage),
     )
     with work.running():
-        training.train(trainer, newest_whole_checkpoint(stage, launch.processes(settings)))
+        training.train(trainer, newest_whole_checkpoint(stage, world.size(settings.launch.processes)))
     if not trainer.is_world_process_zero():
         return Outcome({}, work.seconds)
-    training.save(trainer.model, tokenizer, stage.model_dir)
+    loading.save(trainer.model, tokenizer, stage.model_dir)
     # read back from disk: what is measured is what the next stage gets
-    saved = models.load_policy(str(stage.model_dir))
+    saved = loading.load_policy(str(stage.model_dir))
     with work.running():
-        after = scoring.heldout_loss(saved, tokenizer, test_rows, batch_size)
+        after = model_reports.heldout_loss(saved, tokenizer, test_rows, batch_size)
     return Outcome(
         {
             "heldout_loss_before": asdict(before),
@@ -63,5 +76,6 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     )
 
 
-if __name__ == "__main__":
-    pipeline.main(sys.argv[1:], last="sft")
+if __name__ == "__main__":  # `python -m gpt2_rlhf.sft` is `python -m gpt2_rlhf sft`
+    sys.argv[1:1] = ["sft"]
+    runpy.run_module("gpt2_rlhf", run_name="__main__")

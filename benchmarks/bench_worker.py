@@ -1,0 +1,306 @@
+"""One side of a comparison of bench.py: stock TRL's trainer or ours, which does an update when it is told to.
+
+Reads "update" or "stop" from standard input, a word a line, and answers each with a line of JSON; the first line, once
+the trainer is built, says what it trains on. Both sides' trainers are TRL's classes with the same arguments; ours adds
+what the pipeline adds (sft.py, reward.py), or is the repaired PPO.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from benchmarks.bench import Comparison
+from gpt2_rlhf import data
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.models import loading, model_files, packing, tokens
+from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
+from gpt2_rlhf.ppo_trainer.trainer import RepairedPPOTrainer
+from gpt2_rlhf.rows import sources
+
+_SEED = 0
+_ANSWER_TOKENS = (16, 128)  # of random rows
+_GPU_BATCH = 4  # times as many rows in a batch on a GPU
+
+
+class Turns(TrainerCallback):
+    """Holds the trainer at the end of each update until the next is asked for, and answers with what it took."""
+
+    def __init__(self, asked: TextIO, answers: TextIO) -> None:
+        self._asked = asked
+        self._answers = answers
+        self._began = (0.0, 0.0)
+
+    def answer(self, content: dict[str, Any]) -> None:
+        """Send one line."""
+        print(json.dumps(content), file=self._answers, flush=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Wait to be asked for the first update."""
+        self._wait()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say what the update took and wait to be asked for the next."""
+        _finish_on_device()
+        wall_s, cpu_s = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        self.answer({"wall_s": wall_s, "cpu_s": cpu_s})
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._asked.readline().strip() != "update":
+            raise _Stopped
+        self._began = (time.perf_counter(), time.process_time())
+
+
+class _Stopped(Exception):
+    """Enough updates are done. Stock PPO ends early in no other way."""
+
+
+def serve(task: dict[str, Any], asked: TextIO, answers: TextIO) -> None:
+    """Build the side's trainer and train as far as asked; the last answer is the peak memory and the losses."""
+    turns = Turns(asked, answers)
+    comparison = Comparison(**task["comparison"])
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            tokenizer = tokens.load_tokenizer(model_files.source("embedded"), None)
+            rows = _rows(comparison, tokenizer, task["hh"])
+            trainer = build(comparison, task["side"], rows, tokenizer, task["updates"] + 1, directory, turns)
+        except UserError as error:
+            turns.answer({"error": str(error)})
+            return
+        turns.answer({"about": _about(trainer, rows)})
+        try:
+            trainer.train()
+        except _Stopped:
+            losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+            turns.answer({"peak_mib": _peak_mib(), "losses": losses})
+
+
+def build(
+    comparison: Comparison,
+    side: str,
+    rows: Sequence[dict[str, list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    updates: int,
+    directory: str,
+    turns: TrainerCallback,
+) -> Trainer:
+    """The trainer of a side, `rows` being `_rows` of the comparison; models are drawn with one seed for both."""
+    args = _arguments(comparison, updates, directory)
+    dataset = Dataset.from_list(list(rows))
+    if comparison.kind == "ppo":
+        return _ppo(comparison, side, dataset, tokenizer, PPOConfig(**args), turns)
+    is_sft = comparison.kind == "sft"
+    padding = tokenizer if is_sft else tokens.padding_copy(tokenizer, "right")
+    model = _policy(comparison, tokenizer) if is_sft else _scorer(comparison, padding, _SEED)
+    if side == "ours":
+        packing.use_fused_activations(model)
+        packing.without_padding(model)
+    if is_sft:
+        return SFTTrainer(
+            model,
+            SFTConfig(**args, max_length=None),
+            train_dataset=dataset,
+            processing_class=padding,
+            callbacks=[turns],
+        )
+    return RewardTrainer(
+        model, RewardConfig(**args, max_length=None), train_dataset=dataset, processing_class=padding, callbacks=[turns]
+    )
+
+
+def _ppo(
+    comparison: Comparison,
+    side: str,
+    prompts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: PPOConfig,
+    turns: TrainerCallback,
+) -> Trainer:
+    padding = tokens.padding_copy(tokenizer, "left")
+    kind = RepairedPPOTrainer if side == "ours" else PPOTrainer
+    trainer = kind(
+        args=args,
+        processing_class=padding,
+        model=_policy(comparison, tokenizer),
+        ref_model=_policy(comparison, tokenizer),
+        reward_model=_scorer(comparison, padding, _SEED),
+        value_model=_scorer(comparison, padding, _SEED),
+        train_dataset=prompts,
+        callbacks=[turns],
+    )
+    if side == "stock":
+        # stock shuffles with the global generator: without this its prompts would be longer or shorter than ours
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        batches = PromptBatches(prompts["input_ids"], rows, args.seed, rank=0, world_size=1)
+        assert trainer.args.num_total_batches is not None
+        trainer.dataloader = [
+            trainer.data_collator([{"input_ids": ids} for ids in batches.batch(update)])
+            for update in range(trainer.args.num_total_batches)
+        ]
+    return trainer
+
+
+def _arguments(comparison: Comparison, updates: int, directory: str) -> dict[str, Any]:
+    """Quickstart's, with what the comparison changes, for that many updates."""
+    settings = compose.load([]).settings
+    chosen = {"ppo": settings.ppo, "sft": settings.sft, "reward": settings.reward}[comparison.kind].args
+    on_gpu = torch.cuda.is_available()
+    args: dict[str, Any] = {
+        **chosen,
+        "activation_checkpointing": False,
+        **comparison.args,
+        "output_dir": directory,
+        "seed": _SEED,
+        "data_seed": _SEED,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    if on_gpu:
+        args["per_device_train_batch_size"] *= _GPU_BATCH
+    if comparison.kind != "ppo":
+        return {**args, "max_steps": updates}
+    if on_gpu:
+        args["local_rollout_forward_batch_size"] *= _GPU_BATCH
+    episodes = updates * args["per_device_train_batch_size"] * args["gradient_accumulation_steps"]
+    own = {"eval_strategy": "no", "total_episodes": episodes, "stop_token": "eos", "num_sample_generations": 0}
+    return {**args, **own}
+
+
+def _policy(comparison: Comparison, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    if comparison.shape is None:
+        return loading.load_policy(model_files.source("embedded"))
+    set_seed(_SEED)
+    return GPT2LMHeadModel(_config(comparison.shape, tokenizer))
+
+
+def _scorer(comparison: Comparison, padding: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    set_seed(seed)
+    if comparison.shape is None:
+        return loading.load_reward(model_files.source("embedded"), tokens.pad_id(padding))
+    shape = _config(comparison.shape, padding)
+    shape.num_labels, shape.pad_token_id = 1, tokens.pad_id(padding)
+    return GPT2ForSequenceClassification(shape)
+
+
+def _config(shape: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> GPT2Config:
+    # without dropout, whose masks would differ from side to side, and the losses with them
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    eos_token_id = tokens.eos_id(tokenizer)
+    return GPT2Config.from_dict({**shape, **still, "bos_token_id": eos_token_id, "eos_token_id": eos_token_id})
+
+
+def _rows(comparison: Comparison, tokenizer: PreTrainedTokenizerBase, hh: str | None) -> list[dict[str, list[int]]]:
+    """Rows as the pipeline hands them to TRL's trainer of that kind."""
+    if comparison.prompt_tokens is not None and not (comparison.reads_hh and hh is not None):
+        assert comparison.shape is not None
+        return _random_rows(comparison, tokenizer, comparison.shape["vocab_size"])
+    source = ["data.train_pairs=1000", "data.test_pairs=1"]
+    if comparison.prompt_tokens is not None:
+        # quickstart's limits are for its model of 512 positions; the shapes that read these pairs have 1024
+        limits = ["data.max_prompt_tokens=512", "data.max_answer_tokens=256"]
+        source = ["data=hh_rlhf", f"data.path={hh}", "data.train_pairs=null", *limits]
+    settings = compose.load([*source, "data.disjoint=false"]).settings.data
+
+    def count_tokens(texts: list[str]) -> list[int]:
+        return [len(tokenizer(text)["input_ids"]) for text in texts]
+
+    tables = data.prepare(settings, sources.read(settings), count_tokens, tokenizer.all_special_tokens).tables
+    encode = {"ppo": tokens.encode_ppo, "sft": tokens.encode_sft, "reward": tokens.encode_reward}[comparison.kind]
+    return [encode(tokenizer, asdict(pair)) for pair in tables[comparison.kind]]
+
+
+def _random_rows(
+    comparison: Comparison, tokenizer: PreTrainedTokenizerBase, vocabulary: int
+) -> list[dict[str, list[int]]]:
+    random = np.random.default_rng(_SEED)
+    eos_token_id = tokens.eos_id(tokenizer)
+    special = (eos_token_id, tokens.pad_id(tokens.padding_copy(tokenizer, "left")))
+    ordinary = np.setdiff1d(np.arange(vocabulary), special)
+    assert comparison.prompt_tokens is not None
+
+    def text(least: int, most: int) -> list[int]:
+        return random.choice(ordinary, random.integers(least, most + 1)).tolist()
+
+    rows = []
+    for _ in range(1000):
+        prompt = text(*comparison.prompt_tokens)
+        chosen, rejected = ([*text(*_ANSWER_TOKENS), eos_token_id] for _ in range(2))
+        rows.append(
+            {
+                "ppo": {"input_ids": prompt},
+                "sft": {"input_ids": prompt + chosen, "labels": [-100] * len(prompt) + chosen},
+                "reward": {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected},
+            }[comparison.kind]
+        )
+    return rows
+
+
+def _about(trainer: Trainer, rows: Sequence[dict[str, list[int]]]) -> str:
+    """Sizes of model, rows and batch, in words."""
+    args: Any = trainer.args
+    model = getattr(trainer, "policy_model", None) or trainer.model
+    assert model is not None
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    lengths = [len(ids) for row in rows for name, ids in row.items() if name != "labels"]
+    low, median, high = np.percentile(lengths, [0, 50, 100])
+    what = "prompts" if isinstance(trainer, PPOTrainer) else "rows"
+    text = (
+        f"{millions:.1f} M parameters, {what} of {low:.0f} to {high:.0f} tokens (median {median:.0f}), "
+        f"batches of {args.per_device_train_batch_size} x {args.gradient_accumulation_steps}"
+    )
+    if isinstance(trainer, PPOTrainer):
+        text += (
+            f", answers of up to {args.response_length} tokens, {args.num_ppo_epochs} epochs of "
+            f"{args.num_mini_batches} mini-batches"
+        )
+    return text
+
+
+def _finish_on_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _peak_mib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    own_output = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the trainers print their logs
+    warnings.simplefilter("ignore")  # TRL's own; the pipeline's tests see to ours
+    serve(json.loads(sys.argv[1]), sys.stdin, own_output)

@@ -1,0 +1,114 @@
+"""Every command: parse its arguments, call what does the work, exit with its code.
+
+gpt2-rlhf VERB [key=value ...]     or: python -m gpt2_rlhf VERB, or: make VERB
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gpt2_rlhf import pipeline, publish
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError, exit_with_one_line
+from gpt2_rlhf.store import clean, status
+
+USAGE = """usage: gpt2-rlhf {verb} [key=value ...]     (or: make {verb} [key=value ...])
+
+{about}
+
+Settings are Hydra overrides; every argument of TRL's SFTConfig, RewardConfig and PPOConfig is one:
+  ppo.args.kl_coef=0.2  sft.args.learning_rate=1e-4  seed=7  data.path=my_pairs.jsonl  sft.peft.r=8
+
+Groups, chosen by group=option:
+{groups}
+
+`gpt2-rlhf config` prints every value that is set, `gpt2-rlhf status` what is built.
+"""
+
+STAGES = {
+    "data": "Prepare the rows; print the row report, and rows as the trainers see them.",
+    "sft": "Build up to supervised fine-tuning.",
+    "reward": "Build up to the reward model.",
+    "judge": "Build up to the judge, a second reward model that PPO is not trained on.",
+    "ppo": "Build up to PPO.",
+    "evaluate": "Build up to the comparison of base, SFT and PPO.",
+}
+VERBS = {
+    "pipeline": "Build all stages that are not done: SFT, reward model, PPO, evaluation.",
+    **STAGES,
+    "config": "Print every value that is set, after overrides.",
+    "status": "Print which stages are done, running, partial or missing, and why.",
+    "card": "Write the model cards again, without a push.",
+    "publish": "Push the newest run: publish.repo_id=user/name; publish.dry_run=true only shows it.",
+    "clean": "Delete unfinished stages; with --all, finished ones as well.",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; exits with 2 and one line where the user can mend what went wrong."""
+    exit_with_one_line(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: Sequence[str]) -> None:
+    verb, *rest = arguments or ["--help"]
+    if verb in ("--help", "-h"):
+        print(_list())
+        return
+    if verb not in VERBS:
+        raise UserError(f"{verb}: there is no such command; expected one of {', '.join(VERBS)}")
+    if "--help" in rest or "-h" in rest:
+        print(_usage(verb))
+        return
+    actions: dict[str, Callable[[Sequence[str]], None]] = {
+        "pipeline": pipeline.run,
+        "config": _config,
+        "status": _status,
+        "card": _card,
+        "publish": _publish,
+        "clean": _clean,
+    }
+    if verb in STAGES:
+        pipeline.run(rest, verb)
+    else:
+        actions[verb](rest)
+
+
+def _config(overrides: Sequence[str]) -> None:
+    print(compose.load(overrides).yaml, end="")
+
+
+def _status(overrides: Sequence[str]) -> None:
+    run = pipeline.plan(compose.load(overrides))
+    table = Table(box=box.MARKDOWN)
+    for header in ("Stage", "State", "Why", "Directory"):
+        table.add_column(header, overflow="fold")
+    for stage in run.stages:
+        table.add_row(stage.name, *status.status(stage, run.processes), str(stage.directory))
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
+
+
+def _card(overrides: Sequence[str]) -> None:
+    for path in publish.write_cards(pipeline.plan(compose.load(overrides))):
+        print(path)
+
+
+def _publish(overrides: Sequence[str]) -> None:
+    publish.main(pipeline.plan(compose.load(overrides)))
+
+
+def _clean(arguments: Sequence[str]) -> None:
+    overrides = [one for one in arguments if one != "--all"]
+    clean.clean(compose.load(overrides).settings.output_dir, finished="--all" in arguments)
+
+
+def _list() -> str:
+    lines = [f"  {verb:<10} {about}" for verb, about in VERBS.items()]
+    return "\n".join(["usage: gpt2-rlhf VERB [key=value ...]", "", *lines, "", "gpt2-rlhf VERB --help says more."])
+
+
+def _usage(verb: str) -> str:
+    groups = "\n".join(f"  {group}={' | '.join(options)}" for group, options in compose.groups().items())
+    return USAGE.format(verb=verb, about=VERBS[verb], groups=groups)

@@ -1,0 +1,79 @@
+"""Report how good a trained model is on held-out rows: the loss of the SFT model, the accuracy of a reward model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gpt2_rlhf.evidence.calibration import calibration, length_bias
+from gpt2_rlhf.evidence.intervals import Estimate, bootstrap_mean, bootstrap_ratio, wilson
+from gpt2_rlhf.models import tokens
+from gpt2_rlhf.models.scoring import answer_nll, score
+
+
+def heldout_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int,
+) -> Estimate:
+    """Mean negative log-likelihood per token of `chosen` and its EOS, in nats; the interval resamples whole rows."""
+    encoded = [tokens.encode_sft(tokenizer, row) for row in rows]
+    return bootstrap_ratio(*answer_nll(model, encoded, batch_size))
+
+
+def reward_report(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    seed: int,
+) -> dict[str, Any]:
+    """How often the reward model prefers `chosen`, over every pair, beside what it has to beat; ready for JSON.
+
+    `tokenizer` is the saved one. Accuracies are shares with Wilson's interval, a tie counting one half;
+    "longer answer wins" compares lengths in tokens. `best_reachable` is the accuracy of the labels' own probabilities,
+    null unless every pair has one. `margin` is the mean score difference with a bootstrap interval from `seed`;
+    `score_mean` and `score_std` (population) are over both answers of all pairs, to normalise rewards with.
+    `calibration` and `length_bias` are explained where they are computed (calibration.py).
+    """
+    encoded = [tokens.encode_reward(tokenizer, row) for row in rows]
+    pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
+    sequences = [row[side] for side in ("chosen_ids", "rejected_ids") for row in encoded]
+    scores = score(model, pad_token_id, sequences, batch_size)
+    margins = scores[: len(rows)] - scores[len(rows) :]
+    longer = np.array([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in encoded])
+    subsets = np.array([row["subset"] for row in rows])
+    known = [row["chosen_probability"] for row in rows if row["chosen_probability"] is not None]
+    return {
+        "accuracy": _positive_share(margins),
+        "baselines": {
+            "chance": 0.5,
+            "longer_answer_wins": _positive_share(longer),
+            "best_reachable": _best_share(known) if len(known) == len(rows) else None,
+        },
+        "by_subset": {
+            name: {
+                "accuracy": _positive_share(margins[subsets == name]),
+                "longer_answer_wins": _positive_share(longer[subsets == name]),
+            }
+            for name in sorted(set(subsets.tolist()))
+        },
+        "margin": asdict(bootstrap_mean(margins, seed)),
+        "calibration": calibration(margins, seed),
+        "length_bias": length_bias(margins, longer, seed),
+        "score_mean": float(scores.mean()),
+        "score_std": float(scores.std()),
+        "pairs": len(rows),
+    }
+
+
+def _best_share(chosen_probabilities: Sequence[float]) -> float:
+    return float(np.mean([max(p, 1 - p) for p in chosen_probabilities]))
+
+
+def _positive_share(differences: np.ndarray) -> dict[str, float]:
+    wins = float((differences > 0).sum() + 0.5 * (differences == 0).sum())
+    return asdict(wilson(wins, differences.size))

@@ -1,0 +1,50 @@
+"""Gather what summary.json holds of a finished run; the README documents it. Every figure comes from a manifest."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt2_rlhf.evidence import seeds
+from gpt2_rlhf.store.files import link, write_json
+from gpt2_rlhf.store.run import Run
+from gpt2_rlhf.store.stage import Stage, manifest
+
+FILE = "summary.json"
+
+
+def write(run: Run, built: Sequence[Stage], wall_s: float) -> dict[str, Any]:
+    """Write summary.json and a link to samples.jsonl into the run's directory, and return the summary.
+
+    built: the stages that this call built; all others were reused. wall_s: seconds this call took so far.
+    """
+    stages, of_seeds = run.plans[0], run.manifests()
+    records = of_seeds[0]
+    result = {
+        "run": run.name,
+        "command": run.command,
+        "seed": run.settings.seed,
+        "device": records["ppo"]["device"],
+        "cpus": records["ppo"]["cpus"],
+        "finished_at": records["evaluate"]["finished_at"],
+        "wall_s": wall_s,
+        "work_s": sum(manifest(stage)["work_s"] for stage in built),
+        "peak_rss_mib": max(record["peak_rss_mib"] for record in records.values()),
+        "stages": {
+            name: {
+                "directory": record["directory"],
+                "wall_s": record["wall_s"],
+                "work_s": record["work_s"],
+                "reused": stages[name] not in built,
+            }
+            for name, record in records.items()
+        },
+        "sft": records["sft"]["metrics"],
+        "reward_model": records["reward"]["metrics"],
+        "judge": records["judge"]["metrics"] if "judge" in records else None,
+        "ppo": records["ppo"]["metrics"],
+        "evaluation": records["evaluate"]["metrics"],
+        "seeds": seeds.of_run(run, of_seeds),
+    }
+    write_json(run.directory / FILE, result)
+    link(run.directory / "samples.jsonl", Path("evaluate", "samples.jsonl"))
+    return result

@@ -1,0 +1,203 @@
+"""Turn token sequences into figures: reward-model scores, log-probabilities, KL, held-out loss, the reward report.
+
+Everything here runs in batches of similar length, without gradients and without dropout, and gives back the results
+in the order of the input. Rows are padded on the right, where causal attention keeps padding out of every real
+token's sight, so a batch gives what one row at a time would.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+_LOGITS_AT_ONCE = 2**26  # 256 MiB of float32; with GPT-2's vocabulary 8 rows of 160 tokens
+
+
+@contextmanager
+def inference(model: torch.nn.Module) -> Iterator[torch.device]:
+    """Dropout and gradients off inside, the model's mode restored after; gives the device that its weights are on."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield next(model.parameters()).device
+    finally:
+        model.train(was_training)
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, longest first: memory runs out at once or not at all."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def score(model: PreTrainedModel, pad_token_id: int, sequences: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
+    """The reward model's score of each sequence (prompt + answer + EOS), shape (sequences,), float64.
+
+    Raises:
+        ValueError: the model takes another token for padding, and would read its scores at the wrong place.
+    """
+    if model.config.pad_token_id != pad_token_id:
+        raise ValueError(f"padding with {pad_token_id}, but the model looks for {model.config.pad_token_id}")
+    scores = np.empty(len(sequences))
+    with inference(model) as device:
+        for batch in by_length([len(ids) for ids in sequences], batch_size):
+            ids, mask = _right_padded([sequences[row] for row in batch], pad_token_id)
+            output = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+            scores[batch] = output.logits[:, 0].float().cpu().numpy()
+    return scores
+
+
+def sequence_logprobs(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    answer_ids: Sequence[Sequence[int]],
+    temperature: float,
+    batch_size: int,
+) -> list[np.ndarray]:
+    """Log-probability in nats of each answer token given all before it, at the sampling temperature.
+
+    An answer that ended carries its EOS as last token. Gives one array of shape (answer tokens,) per row; a prompt
+    needs at least one token, for the first answer token has nothing to be predicted from otherwise.
+    """
+    logprobs: list[np.ndarray] = [np.empty(0)] * len(answer_ids)
+    with inference(model) as device:
+        for batch in _answer_batches(prompt_ids, answer_ids, model.config.vocab_size, batch_size):
+            ids = batch.ids.to(device)
+            logits = _answer_logits(model, batch, temperature)
+            chosen = logits.gather(-1, ids[:, batch.first :, None])[..., 0] - logits.logsumexp(-1)
+            for row, values in batch.of_answers(chosen):
+                logprobs[row] = values
+    return logprobs
+
+
+@dataclass(frozen=True, eq=False)
+class Divergence:
+    """KL(policy || reference) of answers sampled from the policy, in nats per answer; arrays of shape (answers,).
+
+    Three estimates with one expectation (http://joschu.net/blog/kl-approx.html). `exact` sums over the vocabulary at
+    each token of the answer and has the least noise; k1 = sum of log p - log q of the sampled tokens may be negative;
+    k3 = sum of exp(d) - 1 - d, where d = log q - log p, may not.
+    """
+
+    exact: np.ndarray
+    k1: np.ndarray
+    k3: np.ndarray
+
+
+def kl_by_row(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    prompt_ids: Sequence[Sequence[int]],
+    answer_ids: Sequence[Sequence[int]],
+    temperature: float,
+    batch_size: int,
+) -> Divergence:
+    """How far the policy is from the reference on each answer (EOS included where sampled), at the temperature.
+
+    reference: None where it is the policy itself with its LoRA adapter switched off. Both are on one device.
+    """
+    kl = Divergence(*(np.zeros(len(answer_ids)) for _ in range(3)))
+    vocabulary = 2 * policy.config.vocab_size  # the logits of both models are held at once
+    with inference(policy) as device, inference(policy if reference is None else reference):
+        for batch in _answer_batches(prompt_ids, answer_ids, vocabulary, batch_size):
+            ids = batch.ids.to(device)
+            logps = _answer_logits(policy, batch, temperature).log_softmax(-1)
+            if reference is None:
+                assert isinstance(policy, PeftModel)
+                with policy.disable_adapter():
+                    log_ratio = _answer_logits(policy, batch, temperature).log_softmax(-1).sub_(logps)
+            else:
+                log_ratio = _answer_logits(reference, batch, temperature).log_softmax(-1).sub_(logps)
+            chosen = log_ratio.gather(-1, ids[:, batch.first :, None])[..., 0]
+            for row, d in batch.of_answers(chosen):
+                kl.k1[row] = -d.sum()
+                kl.k3[row] = (np.expm1(d) - d).sum()
+            for row, values in batch.of_answers(-logps.exp_().mul_(log_ratio).sum(-1)):
+                kl.exact[row] = values.sum()
+    return kl
+
+
+def answer_nll(
+    model: PreTrainedModel, rows: Sequence[Mapping[str, Sequence[int]]], batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-likelihood of the labelled tokens in nats, summed by row, and the number of those tokens.
+
+    Rows are `tokens.encode_sft` output: `input_ids` and `labels`, -100 up to the answer. Both results: shape (rows,).
+    """
+    starts = [_answer_start(row["labels"]) for row in rows]
+    prompts = [row["input_ids"][:start] for row, start in zip(rows, starts, strict=True)]
+    answers = [row["input_ids"][start:] for row, start in zip(rows, starts, strict=True)]
+    logprobs = sequence_logprobs(model, prompts, answers, temperature=1.0, batch_size=batch_size)
+    return np.array([-row.sum() for row in logprobs]), np.array([row.size for row in logprobs])
+
+
+def distinct_2(ids: Sequence[int]) -> float:
+    """Distinct bigrams over all bigrams of one answer (Li et al. 2016, arXiv:1510.03055); 1 where nothing repeats.
+
+    An answer of fewer than two tokens has no bigram, repeats nothing, and counts 1.
+    """
+    bigrams = list(itertools.pairwise(ids))
+    return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class _AnswerBatch:
+    """Prompts with their answers, padded on the right; `first` is the column of the earliest answer token."""
+
+    rows: list[int]
+    starts: list[int]  # column of each row's first answer token
+    ends: list[int]
+    ids: torch.Tensor
+    mask: torch.Tensor
+    first: int
+
+    def of_answers(self, values: torch.Tensor) -> Iterator[tuple[int, np.ndarray]]:
+        """Row number and float64 values at its answer's tokens; `values` has shape (rows, columns from `first`)."""
+        on_cpu = values.cpu().numpy().astype(np.float64)
+        for row, start, end, of_row in zip(self.rows, self.starts, self.ends, on_cpu, strict=True):
+            yield row, of_row[start - self.first : end - self.first]
+
+
+def _answer_batches(
+    prompt_ids: Sequence[Sequence[int]],
+    answer_ids: Sequence[Sequence[int]],
+    logits_per_token: int,
+    batch_size: int,
+) -> Iterator[_AnswerBatch]:
+    """The rows in batches whose logits stay within _LOGITS_AT_ONCE, but at least one row each."""
+    sequences = [[*prompt, *answer] for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
+    starts, lengths = [len(prompt) for prompt in prompt_ids], [len(ids) for ids in sequences]
+    if min(starts, default=1) < 1:
+        raise ValueError("an empty prompt: nothing predicts the first answer token")
+    most_rows = max(1, _LOGITS_AT_ONCE // (logits_per_token * max(lengths, default=1)))
+    for rows in by_length(lengths, min(batch_size, most_rows)):
+        ids, mask = _right_padded([sequences[row] for row in rows], 0)
+        of_rows = [starts[row] for row in rows]
+        yield _AnswerBatch(rows, of_rows, [lengths[row] for row in rows], ids, mask, min(of_rows))
+
+
+def _answer_logits(model: PreTrainedModel, batch: _AnswerBatch, temperature: float) -> torch.Tensor:
+    """Float32 logits over the temperature, of the tokens in columns `batch.first` onwards."""
+    ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
+    # the logits that predict columns first.. are those at the columns before
+    predicting = torch.arange(batch.first - 1, ids.shape[1] - 1, device=model.device)
+    output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=predicting)
+    return output.logits.float().div_(temperature)
+
+
+def _answer_start(labels: Sequence[int]) -> int:
+    return next(place for place, label in enumerate(labels) if label != -100)
+
+
+def _right_padded(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both of shape (sequences, longest)."""
+    longest = max(len(ids) for ids in sequences)
+    ids = torch.tensor([[*row, *[pad_token_id] * (longest - len(row))] for row in sequences])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in sequences])
+    return ids, mask

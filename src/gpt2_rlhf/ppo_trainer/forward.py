@@ -1,0 +1,177 @@
+"""Pass rows of prompt and answer through a model for what PPO uses of them: log-probabilities, values, scores.
+
+TRL 1.12 pads every row to the longest prompt and the longest answer of the rollout, computes logits over the
+vocabulary for each token of the prompts and throws them away, and goes over the logits of the answers a dozen times.
+Here the rows of a microbatch go through the model as one sequence without padding, the vocabulary is met at the
+tokens of answers alone, and one pass over its logits gives log-probability, entropy and gradient. The numbers are the
+same, to rounding.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers.models.gpt2.modeling_gpt2 import GPT2Model
+from trl.experimental.ppo import ppo_trainer as stock
+
+from gpt2_rlhf.models.packing import rows_apart
+
+# Large enough that exp() of it is 0 beside any real logit, finite so that 0 x logit in the entropy is 0 and not NaN.
+_NEVER = -1e4
+_LOGITS_IN_CACHE = 2**18  # 1 MiB of float32
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Left padding and prompt, `prompt_tokens` together, then answer and right padding; shape (rows, all of it)."""
+
+    token_ids: Tensor
+    prompt_tokens: int
+    pad_token_id: int
+
+    @property
+    def answers(self) -> Tensor:
+        """Token ids of shape (rows, answer)."""
+        return self.token_ids[:, self.prompt_tokens :]
+
+    @property
+    def is_token(self) -> Tensor:
+        """Which of `answers` are tokens, EOS among them, and not padding."""
+        return self.answers != self.pad_token_id
+
+    def __getitem__(self, which: Any) -> "Rows":
+        return Rows(self.token_ids[which], self.prompt_tokens, self.pad_token_id)
+
+
+class PolicyAndValue(stock.PolicyAndValueWrapper):
+    """TRL's policy and value model as one module, so that DDP sees one pass, computed over the answers."""
+
+    def forward(  # type: ignore[override]  # what train() calls, and nothing else
+        self, rows: Rows, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities and entropies in nats, and values; each (rows, answer)."""
+        logprobs, entropies = answer_logprobs(self.policy, rows, temperature)
+        return logprobs, entropies, answer_values(self.value_model, rows)
+
+
+def language_model(model: nn.Module) -> Any:
+    """The model that has the embeddings and the generation_config, under an adapter or not."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def answer_logprobs(model: nn.Module, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token of the answers, and the entropy of what it was drawn from; (rows, answer), nats.
+
+    Both are 0 at padding. The padding token has probability 0, since PPO reads it as the end of an answer. The
+    entropy carries no gradient.
+    """
+    is_token = rows.is_token
+    states = _answer_states(model, rows)[:, :-1][is_token]
+    logits = language_model(model).get_output_embeddings()(states)
+    at_tokens = _Logprobs.apply(logits, rows.answers[is_token], temperature, rows.pad_token_id)
+    logprobs, entropies = (values.new_zeros(is_token.shape).masked_scatter(is_token, values) for values in at_tokens)
+    return logprobs, entropies
+
+
+def answer_values(value_model: nn.Module, rows: Rows) -> Tensor:
+    """The value before each token of the answers, and after the last where there is room; (rows, answer)."""
+    head = language_model(value_model).score
+    return head(_answer_states(value_model, rows)[:, :-1]).squeeze(-1).float()
+
+
+def answer_scores(reward_model: nn.Module, rows: Rows) -> Tensor:
+    """The reward model's score at the last token of each answer, shape (rows,)."""
+    states = _answer_states(reward_model, rows)
+    last = rows.is_token.sum(1)
+    at_last = states[torch.arange(len(last), device=last.device), last]
+    return language_model(reward_model).score(at_last).squeeze(-1).float()
+
+
+def _answer_states(model: nn.Module, rows: Rows) -> Tensor:
+    """Last hidden states (rows, answer + 1, width): before each token of the answers, and after the last; else 0."""
+    token_ids = rows.token_ids
+    is_text = token_ids != rows.pad_token_id
+    positions = is_text.cumsum(1) - 1
+    backbone = language_model(model).base_model
+    wanted = is_text.clone()
+    wanted[:, : rows.prompt_tokens - 1] = False
+    with rows_apart(backbone), _last_layer_only_at(backbone, wanted[is_text]):
+        hidden = backbone(
+            input_ids=token_ids[is_text][None],
+            position_ids=positions[is_text][None],
+            attention_mask=torch.ones_like(token_ids[is_text][None]),  # none makes transformers warn of padding
+            use_cache=False,
+            return_dict=True,
+            row_tokens=is_text.sum(1).tolist(),
+        ).last_hidden_state[0]
+    states = hidden.new_zeros(len(token_ids), token_ids.shape[1] - rows.prompt_tokens + 1, hidden.shape[-1])
+    states[wanted[:, rows.prompt_tokens - 1 :]] = hidden[wanted[is_text]]
+    return states
+
+
+@contextmanager
+def _last_layer_only_at(backbone: nn.Module, wanted: Tensor) -> Iterator[None]:
+    """Within the block, GPT-2's last layer leaves its feed-forward part out where nobody reads what it gives.
+
+    Shapes: `wanted` (tokens,), over a batch of (1, tokens).
+    """
+    if not isinstance(backbone, GPT2Model):
+        yield
+        return
+    last: Any = backbone.h[-1]
+    places = wanted.nonzero()[:, 0]
+
+    def spread(_module: nn.Module, _inputs: Any, found: Tensor) -> Tensor:
+        return found.new_zeros(1, len(wanted), found.shape[-1]).index_copy(1, places, found)
+
+    handles = [
+        last.mlp.register_forward_pre_hook(lambda _module, inputs: (inputs[0][:, places],)),
+        last.mlp.register_forward_hook(spread),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Logprobs(torch.autograd.Function):
+    """log p of the given tokens and the entropy of p = softmax(logits / temperature), without copies of the logits.
+
+    The logits are overwritten with p, which is all that the gradient needs: d log p_t / d logit_v is
+    (1[v = t] - p_v) / temperature. The layer that made them must not need them for its own gradient (linear does not).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, token_ids: Tensor, temperature: float, never: int) -> tuple[Tensor, Tensor]:
+        ctx.dtype, ctx.temperature = logits.dtype, temperature
+        logits = logits.detach().float()
+        logprobs, entropies = logits.new_empty(len(logits)), logits.new_empty(len(logits))
+        at_once = max(1, _LOGITS_IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+        for first in range(0, len(logits), at_once):
+            some = slice(first, first + at_once)
+            part = logits[some]
+            if temperature != 1:
+                part.div_(temperature)
+            part[:, never] = _NEVER
+            part.sub_(part.logsumexp(1, keepdim=True))
+            logprobs[some] = part.gather(1, token_ids[some, None])[:, 0]
+            p = part.exp()
+            entropies[some] = -part.mul_(p).sum(1)
+            part.copy_(p)
+        ctx.save_for_backward(logits, token_ids)
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(  # type: ignore[override]  # torch types it as taking anything
+        ctx: Any, grad_logprobs: Tensor, _grad_entropies: Tensor
+    ) -> tuple[Tensor, None, None, None]:
+        p, token_ids = ctx.saved_tensors
+        scaled = (grad_logprobs / ctx.temperature)[:, None]
+        gradient = p.mul_(-scaled).scatter_add_(1, token_ids[:, None], scaled)
+        return gradient.to(ctx.dtype), None, None, None

@@ -1,0 +1,63 @@
+"""Find out before PPO trains whether what it builds on can bear it, and say which stage is at fault if not."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.evidence.intervals import wilson
+from gpt2_rlhf.launch import world
+
+_MIN_EOS_RATE = 0.1
+_MAX_KL_NATS = 0.05  # rounding, also in bf16; a reference that is another model gives more by orders
+
+
+def reward_model_fault(report: Mapping[str, Any], name: str = "reward") -> str | None:
+    """What is wrong with the reward model of stage `name`, by its report: no better than what needs no model."""
+    accuracy, longer = report["accuracy"], report["baselines"]["longer_answer_wins"]["mean"]
+    found = f"{100 * accuracy['mean']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+    what_next = f"give it more pairs (data.train_pairs, data.shares.{name}) or steps, and check the labels"
+    if accuracy["low"] <= 0.5:
+        return f"{name}: the reward model is right on {found} of held-out pairs, where chance is 50 %; {what_next}"
+    length_alone = max(longer, 1 - longer)
+    if accuracy["mean"] <= length_alone:
+        rule = "longer" if longer >= 0.5 else "shorter"
+        return (
+            f"{name}: the reward model is right on {found} of held-out pairs, and taking the {rule} answer is right on "
+            f"{100 * length_alone:.1f} %; {what_next}"
+        )
+    return None
+
+
+def sft_fault(ended: int, answers: int) -> str | None:
+    """What is wrong with an SFT model of whose `answers` so many ended with EOS: (nearly) none."""
+    rate = wilson(ended, answers)
+    if rate.high >= _MIN_EOS_RATE:
+        return None
+    return (
+        f"sft: {ended} of {answers} answers of the SFT model ended with EOS, so PPO cannot learn when to stop; train "
+        "SFT longer (sft.args), or give answers more room (ppo.args.response_length)"
+    )
+
+
+def reference_fault(kl_nats: float) -> str | None:
+    """What is wrong where policy and reference differ before the first update, by the mean k3 KL of an answer."""
+    if kl_nats <= _MAX_KL_NATS:
+        return None
+    return (
+        f"ppo: the KL of the policy to its reference is {kl_nats:.3g} nats before the first update, not 0: the "
+        "reference is not the SFT model that the policy starts from; delete the sft and ppo stages, build them again"
+    )
+
+
+def pass_or_stop(faults: Sequence[str | None], force: bool) -> list[str]:
+    """The faults that `force` goes past, after a line on each.
+
+    Raises:
+        UserError: the first fault, without `force`.
+    """
+    found = [fault for fault in faults if fault is not None]
+    if found and not force:
+        raise UserError(f"{found[0]}; or go on with force=true")
+    for fault in found if world.rank() == 0 else []:
+        print(f"  forced: {fault}", flush=True)
+    return found

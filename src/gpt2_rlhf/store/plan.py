@@ -1,0 +1,109 @@
+"""Plan a run: which stages it has, what each builds on, and the hash that names each one's directory.
+
+The hash covers a format number, the stage's settings, the base model, the data and the stages it builds on.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.store.stage import Stage
+
+FORMAT = 4  # raise it when the same settings come to mean another result
+
+# Arguments of TRL's configs that cannot change the weights: what is logged, kept on disk or done by how many workers.
+NOT_HASHED = frozenset(
+    {
+        "logging_dir",
+        "logging_first_step",
+        "logging_steps",
+        "logging_strategy",
+        "log_level",
+        "report_to",
+        "run_name",
+        "project",
+        "trackio_space_id",
+        "trackio_bucket_id",
+        "trackio_static_space_id",
+        "save_steps",
+        "save_strategy",
+        "save_total_limit",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataset_num_proc",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads from outside, by content, as text that changes when the content does."""
+
+    base_model: str  # models.model_files.identity
+    rows: str  # rows.sources.fingerprint
+
+
+def plans(settings: Settings, inputs: Inputs, processes: int) -> tuple[dict[str, Stage], ...]:
+    """Plan the stages of a run for each PPO seed; all stages but the last two are shared between the seeds."""
+    return tuple(plan(settings, inputs, processes, seed) for seed in settings.ppo.seeds or [settings.seed])
+
+
+def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> dict[str, Stage]:
+    """Plan the stages of a run with one PPO seed, in the order in which they are built.
+
+    processes: data-parallel processes of the training stages; their number scales the batch and so the result.
+    """
+    base = {"model": inputs.base_model, "random": settings.model.random}
+    trained = {"seed": settings.seed, "processes": processes}
+    judges = ("judge",) if settings.data.has_judge else ()
+    needs: dict[str, tuple[str, ...]] = {
+        "data": (),
+        "sft": ("data",),
+        "reward": ("data", "sft"),
+        **dict.fromkeys(judges, ("data", "sft")),
+        "ppo": ("data", "sft", "reward", *judges),
+        "evaluate": ("data", "sft", "reward", *judges, "ppo"),
+    }
+    own: dict[str, dict[str, Any]] = {
+        "data": {"data": _split_settings(settings), "source": inputs.rows, **base},
+        "sft": {"sft": _hashed(settings.sft), **base, **trained},
+        "reward": {"reward": _hashed(settings.reward), **trained},
+        "judge": {"reward": _hashed(settings.reward), **trained, "seed": settings.seed + 1},
+        "ppo": {"ppo": _ppo_settings(settings), **trained, "seed": ppo_seed},
+        "evaluate": {"evaluate": dataclasses.asdict(settings.evaluate), "utility": settings.data.utility, **base},
+    }
+    stages: dict[str, Stage] = {}
+    for name, builds_on in needs.items():
+        hashed = {"format": FORMAT, **own[name], "needs": {n: stages[n].directory.name for n in builds_on}}
+        directory = Path(settings.output_dir) / "stages" / f"{name}-{content_hash(hashed)}"
+        stages[name] = Stage(name, directory, hashed, {n: stages[n] for n in builds_on})
+    return stages
+
+
+def content_hash(inputs: Mapping[str, Any]) -> str:
+    """Return twelve hex digits of the sha256 over canonical JSON."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _split_settings(settings: Settings) -> dict[str, Any]:
+    """Settings that change how rows are processed; the rows themselves are covered by `Inputs.rows`."""
+    elsewhere = {"name", "revision", "path", "subsets", "utility"}
+    return {k: v for k, v in dataclasses.asdict(settings.data).items() if k not in elsewhere}
+
+
+def _ppo_settings(settings: Settings) -> dict[str, Any]:
+    """PPO settings to hash, without `seeds` (each is its own stage); utility counts only if it picks the policy."""
+    values = {key: value for key, value in _hashed(settings.ppo).items() if key != "seeds"}
+    return {**values, "utility": settings.data.utility if settings.ppo.heldout.best_by == "utility" else None}
+
+
+def _hashed(part: Any) -> dict[str, Any]:
+    values = dataclasses.asdict(part)
+    values["args"] = {k: v for k, v in values["args"].items() if k not in NOT_HASHED}
+    return values

@@ -1,0 +1,105 @@
+"""One run: what was asked for, the stages it consists of, and where its results are found.
+
+A command composes its settings once into such a record and hands the record on. outputs/runs/<hash> holds links into
+the stage store, so runs that share stages share their bytes; outputs/latest is one symbolic link to the newest run.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.store.files import link
+from gpt2_rlhf.store.portable import without_folder
+from gpt2_rlhf.store.stage import Stage, is_done, manifest
+
+_BY_SEED = ("ppo", "evaluate")  # stages that each PPO seed has of its own
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of a run and its stages by name, for each PPO seed; the first seed's policy is handed on.
+
+    overrides: as typed, ordered by key, so that a run is described alike in whatever order they were typed.
+    config_yaml: every value that is set.
+    """
+
+    settings: Settings
+    overrides: tuple[str, ...]
+    config_yaml: str
+    plans: tuple[Mapping[str, Stage], ...]
+    processes: int  # how many train
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Every stage once, in the order in which they are built."""
+        return list({stage.directory: stage for plan in self.plans for stage in plan.values()}.values())
+
+    @property
+    def last(self) -> Stage:
+        """The last stage of the first seed."""
+        return list(self.plans[0].values())[-1]
+
+    @property
+    def name(self) -> str:
+        """The hash that names the run, which is that of its last stage."""
+        return self.last.directory.name.rpartition("-")[2]
+
+    @property
+    def directory(self) -> Path:
+        """Where the results of the run are."""
+        return Path(self.settings.output_dir) / "runs" / self.name
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every stage is done."""
+        return all(is_done(stage) for stage in self.stages)
+
+    @property
+    def command(self) -> str:
+        """The command that was typed, as `make` takes it."""
+        return shlex.join(["make", "pipeline", *self.overrides])
+
+    @property
+    def portable_command(self) -> str:
+        """The command that reproduces the run anywhere: local paths cut to file names, `publish.*` removed."""
+        kept = [one.partition("=") for one in self.overrides if not one.startswith("publish.")]
+        return shlex.join(["make", "pipeline", *(f"{key}{sep}{without_folder(value)}" for key, sep, value in kept)])
+
+    def manifests(self) -> list[dict[str, dict[str, Any]]]:
+        """The manifests of the finished stages by name, for each PPO seed."""
+        read = {stage.directory: manifest(stage) for stage in self.stages}
+        return [{name: read[stage.directory] for name, stage in plan.items()} for plan in self.plans]
+
+
+def up_to(plans: Sequence[Mapping[str, Stage]], last: str) -> tuple[dict[str, Stage], ...]:
+    """Return the plans cut to the stage `last` and what it builds on."""
+    kept = {last, *plans[0][last].needs}
+    return tuple({name: stage for name, stage in plan.items() if name in kept} for plan in plans)
+
+
+def latest(output_dir: str) -> Path:
+    """Return the link to the newest run."""
+    return Path(output_dir) / "latest"
+
+
+def link_stages(run: Run) -> None:
+    """Link the stages into the directory of the run, and write its settings there."""
+    run.directory.mkdir(parents=True, exist_ok=True)
+    for stage in run.plans[0].values():
+        _link_stage(run, stage.name, stage)
+    for plan in run.plans[1:]:
+        for stage in (plan[name] for name in _BY_SEED if name in plan):
+            _link_stage(run, f"{stage.name}-seed{plan['ppo'].seed}", stage)
+    (run.directory / "config.yaml").write_text(run.config_yaml, encoding="utf-8")
+
+
+def make_newest(run: Run) -> None:
+    """Point outputs/latest at the run."""
+    link(latest(run.settings.output_dir), Path("runs", run.name))
+
+
+def _link_stage(run: Run, name: str, stage: Stage) -> None:
+    link(run.directory / name, Path("..", "..", "stages", stage.directory.name))

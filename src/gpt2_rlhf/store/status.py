@@ -1,0 +1,52 @@
+"""Say which stages of a run are done, partial or missing, and why."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gpt2_rlhf.store import locks
+from gpt2_rlhf.store.stage import Stage, is_done, manifest, newest_whole_checkpoint
+
+
+def status(stage: Stage, processes: int) -> tuple[str, str]:
+    """Return ("done" | "running" | "partial" | "missing", why).
+
+    processes: how many train; a checkpoint of another number of processes cannot be resumed from.
+    """
+    if is_done(stage):
+        record = manifest(stage)
+        return "done", f"{record['finished_at']}, {record['wall_s']:.0f} s"
+    if stage.directory.exists() and locks.is_held(stage):
+        return "running", "another process is building it"
+    if (checkpoint := newest_whole_checkpoint(stage, processes)) is not None:
+        age_s = time.time() - checkpoint.stat().st_mtime
+        return "partial", f"resumes from {checkpoint.name}, written {age_s / 60:.0f} min ago"
+    if kept := sorted(part.stem for part in stage.checkpoints_dir.glob("*.json")):
+        return "partial", f"goes on after {', '.join(kept)}"
+    if stage.directory.exists():
+        return "partial", "started, no whole checkpoint yet; it will start again"
+    return "missing", _nearest_difference(stage)
+
+
+def _nearest_difference(stage: Stage) -> str:
+    """What sets this stage apart from the finished one of the same name that differs least."""
+    mine = dict(_flat(stage.inputs))
+    differences: list[list[str]] = []
+    for path in stage.directory.parent.glob(f"{stage.name}-*/manifest.json"):
+        theirs = dict(_flat(json.loads(path.read_text(encoding="utf-8"))["inputs"]))
+        keys = [k for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
+        differences.append([f"{k} is {mine.get(k)}, not {theirs.get(k)} as in {path.parent.name}" for k in keys])
+    if not differences:
+        return "never built"
+    nearest = min(differences, key=len)
+    more = f" (and {len(nearest) - 1} more)" if len(nearest) > 1 else ""
+    return f"not built: {nearest[0]}{more}"
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

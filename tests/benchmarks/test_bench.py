@@ -1,0 +1,184 @@
+"""The figures worked out by hand, the two sides' trainers in this process, and once all of it in its own processes."""
+
+import io
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.activations import NewGELUActivation
+
+from benchmarks import bench, bench_worker
+from benchmarks.bench import COMPARISONS, Comparison, Result, Side
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.models import model_files, tokens
+
+SHAPE = {"vocab_size": 1600, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
+PPO_ARGS = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "num_mini_batches": 1,
+    "num_ppo_epochs": 1,
+    "local_rollout_forward_batch_size": 2,
+    "response_length": 4,
+}
+TINY = {
+    "ppo": Comparison("ppo", SHAPE, (3, 9), False, PPO_ARGS),
+    "sft": Comparison("sft", SHAPE, (3, 9), False, {"per_device_train_batch_size": 4}),
+    "reward": Comparison("reward", SHAPE, (3, 9), False, {"per_device_train_batch_size": 4}),
+}
+RESULT = Result(
+    name="sft-small",
+    about="rows",
+    stock=Side(wall_s=[4.0, 6.0, 9.0], cpu_s=[8.0, 8.0, 8.0], peak_mib=300.0, losses=[0.5, 0.25]),
+    ours=Side(wall_s=[2.0, 1.5, 3.0], cpu_s=[2.0, 2.0, 5.0], peak_mib=200.0, losses=[0.5, 0.125]),
+)
+WHERE: dict[str, str | int] = {
+    "cpu": "A chip",
+    "cores": 2,
+    "threads": "1",
+    "gpu": "no GPU",
+    "versions": "torch 2",
+    "date": "2026-11-24",
+}
+
+
+@pytest.fixture(autouse=True)
+def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_worker, "_ANSWER_TOKENS", (2, 20))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def served(kind: str, side: str, words: list[str]) -> list[dict[str, Any]]:
+    """The worker's answers when it is told these words."""
+    answers = io.StringIO()
+    task = {"comparison": vars(TINY[kind]), "side": side, "updates": len(words) - 2, "hh": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # stock's own
+        bench_worker.serve(task, io.StringIO("\n".join(words)), answers)
+    return [json.loads(line) for line in answers.getvalue().splitlines()]
+
+
+def test_ratios_are_stock_over_ours() -> None:
+    assert RESULT.wall_ratio == 6.0 / 2.0
+    assert RESULT.cpu_ratio == 8.0 / 2.0
+    assert RESULT.pair_ratios == [4 / 2, 6 / 1.5, 9 / 3]
+    assert RESULT.loss_difference == 0.125
+
+
+def test_ppo_has_no_losses_to_compare() -> None:
+    silent = [replace(side, losses=[]) for side in (RESULT.stock, RESULT.ours)]
+    assert Result("ppo-small", "prompts", *silent).loss_difference is None
+
+
+def test_the_page_has_a_row_for_each_comparison_and_says_that_there_was_no_gpu() -> None:
+    page = bench.markdown([RESULT], WHERE, "python -m benchmarks.bench")
+    assert "| sft-small | 6 | 2 | 3.00x | 2.00 to 4.00 | 4.00x | 300 | 200 | 0.1 |" in page
+    assert "No GPU was at hand." in page
+    assert "A chip, 2 cores" in page
+    assert "`python -m benchmarks.bench`" in page
+
+
+def test_the_page_says_which_gpu() -> None:
+    page = bench.markdown([RESULT], {**WHERE, "gpu": "NVIDIA H100"}, "")
+    assert "NVIDIA H100;" in page
+    assert "No GPU" not in page
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward"])
+def test_both_sides_have_equal_losses(kind: str) -> None:
+    stock, ours = (served(kind, side, ["update"] * 3 + ["stop"])[-1]["losses"] for side in bench.SIDES)
+    assert len(stock) == 2
+    assert stock[0] != stock[1]
+    assert ours == pytest.approx(stock, abs=1e-5)
+
+
+@pytest.mark.parametrize("side", bench.SIDES)
+def test_each_update_is_answered_with_its_seconds_and_the_end_with_the_peak(side: str) -> None:
+    about, *updates, end = served("ppo", side, ["update", "update", "stop"])
+    assert "prompts of 3 to 9 tokens" in about["about"]
+    assert [set(update) for update in updates] == [{"wall_s", "cpu_s"}] * 2
+    assert all(update["wall_s"] > 0 for update in updates)
+    assert end["peak_mib"] > 0
+
+
+def test_both_sides_of_ppo_get_the_same_prompts_in_the_same_order(tmp_path: Path) -> None:
+    tokenizer = tokens.load_tokenizer(model_files.source("embedded"), None)
+    rows = bench_worker._rows(TINY["ppo"], tokenizer, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stock, ours = (
+            bench_worker.build(
+                TINY["ppo"], side, rows, tokenizer, 3, str(tmp_path), bench_worker.Turns(*[io.StringIO()] * 2)
+            )
+            for side in bench.SIDES
+        )
+    padding = tokens.pad_id(tokens.padding_copy(tokenizer, "left"))
+    batches: Any = stock.dataloader  # type: ignore[attr-defined]
+    texts = [[[token for token in row if token != padding] for row in batch["input_ids"].tolist()] for batch in batches]
+    assert texts == [ours.batches.batch(update) for update in range(3)]  # type: ignore[attr-defined]
+
+
+def test_both_sides_start_from_the_same_weights_and_only_ours_is_changed(tmp_path: Path) -> None:
+    tokenizer = tokens.load_tokenizer(model_files.source("embedded"), None)
+    rows = bench_worker._rows(TINY["reward"], tokenizer, None)
+    turns = bench_worker.Turns(io.StringIO(), io.StringIO())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stock, ours = (
+            bench_worker.build(TINY["reward"], side, rows, tokenizer, 3, str(tmp_path), turns).model
+            for side in bench.SIDES
+        )
+    assert stock is not None
+    assert ours is not None
+    for mine, theirs in zip(ours.parameters(), stock.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert any(isinstance(module, NewGELUActivation) for module in stock.modules())
+    assert not any(isinstance(module, NewGELUActivation) for module in ours.modules())
+    assert [len(model.base_model._forward_pre_hooks) for model in (stock, ours)] == [0, 1]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["ppo-large"], "there is no comparison 'ppo-large'; wanted some of ppo-small"),
+        (["--updates", "0"], "--updates: 0; wanted 1 or more"),
+        (["--hh", "/nowhere"], "--hh: /nowhere is no folder"),
+    ],
+)
+def test_a_wrong_word_is_refused_before_anything_starts(argv: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        bench.main(argv)
+
+
+def test_a_folder_without_rows_is_named_by_the_worker(tmp_path: Path) -> None:
+    answers = io.StringIO()
+    task = {"comparison": vars(COMPARISONS["sft-medium"]), "side": "ours", "updates": 1, "hh": str(tmp_path)}
+    bench_worker.serve(task, io.StringIO(), answers)
+    assert str(tmp_path) in json.loads(answers.getvalue())["error"]
+
+
+@pytest.mark.slow
+def test_the_page_and_its_json_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "COMPARISONS", {"tiny": replace(TINY["sft"], prompt_tokens=None, shape=None)})
+    bench.main(["--updates", "2", "--write", str(tmp_path / "docs" / "page.md")])
+    page = (tmp_path / "docs" / "page.md").read_text()
+    assert page in capsys.readouterr().out
+    (comparison,) = json.loads((tmp_path / "docs" / "page.json").read_text())["comparisons"]
+    for side in bench.SIDES:
+        assert len(comparison[side]["wall_s"]) == len(comparison[side]["cpu_s"]) == 2
+        assert comparison[side]["peak_mib"] > 100
+    assert comparison["loss_difference"] < 1e-5
+    assert min(comparison["pair_ratios"]) <= comparison["wall_ratio"] <= max(comparison["pair_ratios"])
+
+
+@pytest.mark.slow
+def test_a_side_that_dies_is_one_line() -> None:
+    broken = replace(TINY["sft"], args={"no_such_argument": 1})
+    with pytest.raises(UserError, match="the process of stock in tiny ended with code 1"):
+        bench.compare("tiny", broken, 1, None)

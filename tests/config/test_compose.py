@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+from trl.experimental.ppo import PPOConfig
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.sft_config import SFTConfig
+
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
+
+EXPERIMENTS = sorted(f.stem for f in (compose.CONF_DIR / "experiment").glob("*.yaml"))
+
+
+def test_the_experiments_are_there() -> None:
+    assert EXPERIMENTS == ["gpt2_hh", "gpt2_hh_500", "overoptimised", "quickstart"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_makes_arguments_that_trl_accepts(experiment: str, tmp_path: Path) -> None:
+    settings = compose.load([f"experiment={experiment}"]).settings
+    for kind, part in ((SFTConfig, settings.sft), (RewardConfig, settings.reward), (PPOConfig, settings.ppo)):
+        kind(**part.args, output_dir=str(tmp_path), use_cpu=True)
+
+
+def test_the_defaults_are_those_of_the_classic_demo() -> None:
+    settings = compose.load(["experiment=gpt2_hh_500"]).settings
+    assert settings.model.name == "openai-community/gpt2"
+    assert settings.data.name == "Anthropic/hh-rlhf"
+    assert settings.data.train_pairs == 500
+    assert settings.sft.args["learning_rate"] == 5e-5
+    assert settings.reward.args["learning_rate"] == 1e-5
+    ppo = settings.ppo.args
+    assert (ppo["learning_rate"], ppo["kl_coef"], ppo["cliprange"]) == (1e-5, 0.1, 0.2)
+
+
+def test_quickstart_runs_when_nothing_is_asked_for() -> None:
+    assert compose.load([]).settings == compose.load(["experiment=quickstart"]).settings
+    assert compose.load([]).settings.model.name == "embedded"
+
+
+def test_an_override_wins_over_the_experiment_and_a_group_over_its_choice() -> None:
+    settings = compose.load(["experiment=quickstart", "data=hh_rlhf", "ppo.args.kl_coef=0.7"]).settings
+    assert settings.data.name == "Anthropic/hh-rlhf"
+    assert settings.ppo.args["kl_coef"] == 0.7
+    assert settings.model.name == "embedded"
+
+
+def test_any_argument_of_trl_can_be_set_without_a_plus() -> None:
+    assert compose.load(["sft.args.weight_decay=0.1"]).settings.sft.args["weight_decay"] == 0.1
+
+
+def test_only_what_is_set_reaches_trl() -> None:
+    assert "weight_decay" not in compose.load([]).settings.sft.args
+
+
+def test_lists_spaces_and_interpolations_survive() -> None:
+    settings = compose.load(["data.subsets=[a, 'b c']", "sft.args.run_name=${model.name} at ${seed}"]).settings
+    assert settings.data.subsets == ["a", "b c"]
+    assert settings.sft.args["run_name"] == "embedded at 0"
+
+
+def test_show_prints_what_is_set_and_nothing_else() -> None:
+    text = compose.load(["seed=7"]).yaml
+    assert "seed: 7\n" in text
+    assert "???" not in text
+
+
+@pytest.mark.parametrize("stage", compose.STAGES_WITH_ARGS)
+def test_every_refused_argument_is_one_that_trl_has(stage: str) -> None:
+    from gpt2_rlhf.config import trl_fields
+
+    assert {*compose.REFUSED[stage], *compose.REFUSED[""]} - set(trl_fields.fields(stage)) == set()
+
+
+def test_every_argument_ppo_uses_is_one_that_trl_has() -> None:
+    from gpt2_rlhf.config import trl_fields
+
+    assert set(trl_fields.fields("ppo")) >= compose.PPO_USES
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("ppo.args.kl_coeff=0.2", "did you mean ppo.args.kl_coef?"),
+        ("+ppo.args.kl_coeff=0.2", "did you mean ppo.args.kl_coef?"),
+        ("ppo.kl_coef=0.2", "did you mean ppo.args.kl_coef?"),
+        ("++anything=1", "anything: there is no such setting"),
+        ("modle=gpt2", "did you mean model?"),
+        ("model=gtp2", "did you mean gpt2?"),
+        ("ppo.args.kl_coef=high", "ppo.args.kl_coef: Value 'high'"),
+        ("sft.peft.r=1.5", "sft.peft.r: Value '1.5'"),
+        ("seed=one", "seed: Value 'one'"),
+        ("ppo.args.kl_estimator=k2", "wanted one of k1, k3"),
+        ("sft.args.lr_scheduler_type=cosin", "did you mean cosine?"),
+        ("sft.args.output_dir=x", "set here: stages are named by content"),
+        ("ppo.args.label_smoothing_factor=0.1", "PPO does nothing with it"),
+        ("~model", "model.name: no value is set"),
+        ("ppo.args={", "not an override; wanted key=value"),
+        ("sft.args.run_name=${nothing.there}", "nothing.there"),
+        ("launch=accelerate", "launch.accelerate_config: no value is set"),
+    ],
+)
+def test_a_faulty_override_is_refused_in_one_line(override: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose.load([override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_in_order_go_by_key_and_the_later_of_two_stays_the_later() -> None:
+    typed = ["seed=1", "ppo.args.kl_coef=0.2", "seed=0"]
+    assert list(compose.load(typed).overrides) == ["ppo.args.kl_coef=0.2", "seed=1", "seed=0"]

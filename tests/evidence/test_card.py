@@ -1,0 +1,419 @@
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from gpt2_rlhf import pipeline, publish
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.evidence import card
+from helpers import card_run
+from helpers.local_hub import card_rules
+
+NUMBER = r"-?\d+(?:\.\d+)?"
+FIGURE = re.compile(rf"({NUMBER})( %)? \[({NUMBER}), ({NUMBER})\]")
+HUB = ["experiment=gpt2_hh_500"]
+
+
+@pytest.fixture(scope="module")
+def records() -> dict[str, Any]:
+    return card_run.records()
+
+
+@pytest.fixture(scope="module")
+def cards(records: dict[str, Any]) -> dict[str, str]:
+    """The three cards of the bundled run, by folder."""
+    return {folder: card.render(compose.load([]).settings, card_run.run(records), folder) for folder in card.FOLDERS}
+
+
+def table(text: str, header: str) -> dict[str, list[str]]:
+    """Cells by row of the table whose first header this is, the header's own row included."""
+    lines = iter(text.splitlines())
+    rows = [next(line for line in lines if line.startswith(f"| {header} |"))]
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append(line)
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    return {first: rest for first, *rest in cells if first != "---"}
+
+
+def assert_shows(cell: str, estimate: Mapping[str, float] | None) -> None:
+    """The cell has the estimate's mean and both ends, to the decimals that it has."""
+    if estimate is None:
+        assert cell == "-"
+        return
+    found = FIGURE.fullmatch(cell)
+    assert found is not None, cell
+    for text, key in ((found[1], "mean"), (found[3], "low"), (found[4], "high")):
+        decimals = len(text.partition(".")[2])
+        value = estimate[key] * (100 if found[2] else 1)
+        assert float(text) == pytest.approx(value, abs=0.5001 * 10**-decimals)
+
+
+def with_ppo(records: dict[str, Any], **metrics: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(records)
+    changed["ppo"]["metrics"] |= metrics
+    return changed
+
+
+@pytest.mark.parametrize("folder", card.FOLDERS)
+def test_the_hub_s_own_classes_read_the_card(cards: dict[str, str], folder: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(cards[folder], encoding="utf-8")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.license, data.library_name) == ("mit", "transformers")  # type: ignore[attr-defined]
+    assert {"rlhf", "reinforcement-learning-from-human-feedback", "human-preferences"} < set(data.tags)  # type: ignore[attr-defined]
+    assert (card_rules.errors(cards[folder]), card_rules.warnings(cards[folder])) == ([], [])
+    assert ("ppo" in data.tags) == (folder == "model")  # type: ignore[attr-defined]
+    assert data.pipeline_tag == ("text-classification" if folder == "reward_model" else "text-generation")  # type: ignore[attr-defined]
+
+
+def test_the_model_index_holds_the_manifests_figures_unrounded(cards: dict[str, str], records: dict[str, Any]) -> None:
+    expected = {
+        "model": [
+            ("Reward", records["evaluate"]["metrics"]["models"]["ppo"]["reward"]),
+            ("Judge's reward", records["evaluate"]["metrics"]["models"]["ppo"]["judge_reward"]),
+            ("Utility", records["evaluate"]["metrics"]["models"]["ppo"]["utility"]),
+            ("Wins against base", records["evaluate"]["metrics"]["models"]["ppo"]["win_rate_vs_base"]),
+            ("Wins against SFT", records["evaluate"]["metrics"]["models"]["ppo"]["win_rate_vs_sft"]),
+            ("KL to SFT (nats)", records["evaluate"]["metrics"]["models"]["ppo"]["kl_to_sft_nats"]),
+        ],
+        "sft_model": [
+            ("Loss on chosen answers, nats per token", records["sft"]["metrics"]["heldout_loss_after"]),
+            ("Reward", records["evaluate"]["metrics"]["models"]["sft"]["reward"]),
+            ("Judge's reward", records["evaluate"]["metrics"]["models"]["sft"]["judge_reward"]),
+            ("Utility", records["evaluate"]["metrics"]["models"]["sft"]["utility"]),
+            ("Wins against base", records["evaluate"]["metrics"]["models"]["sft"]["win_rate_vs_base"]),
+        ],
+        "reward_model": [("Accuracy on held-out pairs", records["reward"]["metrics"]["accuracy"])],
+    }
+    for folder, figures in expected.items():
+        found = ModelCard(cards[folder]).data.eval_results  # type: ignore[attr-defined]
+        assert [one.metric_name.partition(": ")[0] for one in found] == [name for name, _ in figures]
+        for one, (_, estimate) in zip(found, figures, strict=True):
+            assert {"mean": one.metric_value, **one.metric_args} == estimate
+            shown, _, n = one.metric_name.partition(": ")[2].partition(", n = ")
+            assert_shows(shown, estimate)
+            assert int(n) == estimate["n"]
+            assert (one.dataset_type, one.dataset_split, one.verified) == ("generated", "test", None)
+
+
+def test_every_mean_in_the_card_is_the_manifest_s(cards: dict[str, str], records: dict[str, Any]) -> None:
+    models = records["evaluate"]["metrics"]["models"]
+    rows = table(cards["model"], "Mean per answer")
+    assert rows.pop("Mean per answer") == ["base", "SFT", "PPO", "best of 4 SFT", "n"]
+    keys = {
+        "Reward": "reward",
+        "Judge's reward": "judge_reward",
+        "Utility": "utility",
+        "Wins against base": "win_rate_vs_base",
+        "Wins against SFT": "win_rate_vs_sft",
+        "Length (tokens)": "answer_tokens",
+        "Ended with EOS": "eos_rate",
+        "Distinct bigrams": "distinct_2",
+        "KL to SFT (nats)": "kl_to_sft_nats",
+        "Perplexity": "chosen_perplexity",
+    }
+    assert list(rows) == list(keys)
+    bound = rows["KL to SFT (nats)"].pop(3)
+    assert bound == "at most 0.64"  # log 4 - 3/4 = 0.636
+    rows["KL to SFT (nats)"].insert(3, "-")
+    for label, cells in rows.items():
+        for cell, name in zip(cells, ("base", "sft", "ppo", "best_of_n"), strict=False):
+            assert_shows(cell, models[name][keys[label]])
+        assert cells[-1] == str(card_run.PROMPTS)
+
+
+def test_every_difference_in_the_card_is_the_manifest_s(cards: dict[str, str], records: dict[str, Any]) -> None:
+    paired = records["evaluate"]["metrics"]["paired"]
+    rows = table(cards["model"], "On the same prompts")
+    assert rows.pop("On the same prompts") == ["SFT - base", "PPO - SFT", "PPO - base", "PPO - best of 4 SFT", "n"]
+    pairs = [paired[f"{name}"] for name in ("sft_minus_base", "ppo_minus_sft", "ppo_minus_base", "ppo_minus_best_of_n")]
+    paths = {
+        "Reward": ("reward",),
+        "Reward in SD": ("reward_sd",),
+        "Judge's reward": ("judge_reward",),
+        "Utility": ("utility",),
+    }
+    for by, key in (
+        ("by the reward model", "by_reward"),
+        ("by the judge", "by_judge"),
+        ("by the reward model, answers of like length", "length_matched"),
+    ):
+        paths |= {f"Higher {by}": (key, "win"), f"Equal {by}": (key, "tie"), f"Lower {by}": (key, "loss")}
+    assert list(rows) == list(paths)
+    for label, cells in rows.items():
+        estimates = []
+        for pair in pairs:
+            found = pair
+            for key in paths[label]:
+                found = found[key]
+            estimates.append(found)
+        for cell, estimate in zip(cells, estimates, strict=False):
+            assert_shows(cell, estimate)
+        counts = [str(estimate["n"]) for estimate in estimates]
+        assert cells[-1] == (counts[0] if len(set(counts)) == 1 else ", ".join(counts))
+
+
+def test_subsets_are_the_manifest_s_also_with_a_name_that_would_break_the_table(
+    cards: dict[str, str], records: dict[str, Any]
+) -> None:
+    rows = table(cards["model"], "Prompts")
+    for name, row in (("help|ful", "help\\|ful"), ("harmless", "harmless")):
+        subset = records["evaluate"]["metrics"]["by_subset"][name]
+        assert_shows(rows[row][0], subset["models"]["sft"]["reward"])
+        assert_shows(rows[row][1], subset["models"]["ppo"]["reward"])
+        assert_shows(rows[row][2], subset["ppo_minus_sft"]["reward"])
+        assert_shows(rows[row][3], subset["ppo_minus_sft"]["judge_reward"])
+    assert [rows[row][-1] for row in ("help\\|ful", "harmless")] == ["10", "30"]
+
+
+@pytest.mark.parametrize("folder", ["model", "reward_model"])
+def test_the_reward_model_stands_beside_what_it_has_to_beat(
+    cards: dict[str, str], records: dict[str, Any], folder: str
+) -> None:
+    rows = table(cards[folder], "Held-out pairs")
+    for label, stage in (("Reward model", "reward"), ("Judge", "judge")):
+        found = records[stage]["metrics"]
+        assert_shows(rows[label][0], found["accuracy"])
+        assert_shows(rows[label][1], found["baselines"]["longer_answer_wins"])
+        assert rows[label][2:] == ["50.0 %", "84.0 %", "50"]
+    assert_shows(
+        rows["Reward model on help\\|ful"][0], records["reward"]["metrics"]["by_subset"]["help|ful"]["accuracy"]
+    )
+    assert "Its confidence is off by" in cards[folder]
+
+
+def test_the_reward_model_s_card_says_how_sure_it_may_be_and_what_a_score_means(
+    cards: dict[str, str], records: dict[str, Any]
+) -> None:
+    rows = table(cards["reward_model"], "Claimed")
+    bins = records["reward"]["metrics"]["calibration"]["bins"]
+    assert len(rows) == 1 + len(bins)
+    for cells, one in zip(list(rows.values())[1:], bins, strict=True):
+        assert cells[0] == f"{100 * one['predicted']:.1f} %"
+        assert_shows(cells[1], one["observed"])
+        assert cells[2] == str(one["observed"]["n"])
+    text = " ".join(cards["reward_model"].split())
+    assert "Its 100 scores of held-out answers have mean -0.62 and standard deviation 1.75" in text  # two a pair
+    assert "Only the difference between two answers to the same prompt means something" in text
+
+
+def test_the_sft_card_has_the_loss_before_and_after(cards: dict[str, str], records: dict[str, Any]) -> None:
+    cells = table(cards["sft_model"], "Held-out answers")["Loss (nats per token)"]
+    assert_shows(cells[0], records["sft"]["metrics"]["heldout_loss_before"])
+    assert_shows(cells[1], records["sft"]["metrics"]["heldout_loss_after"])
+    assert cells[2] == "9"
+    assert table(cards["sft_model"], "Mean per answer")["Mean per answer"] == ["base", "SFT", "n"]
+
+
+def test_limits_come_before_results(cards: dict[str, str]) -> None:
+    common = ["Limits and safety", "How it was trained", "What was measured"]
+    end = ["Use", "Reproduce", "Citation and acknowledgements"]
+    assert re.findall(r"^## (.*)$", cards["model"], flags=re.MULTILINE) == [*common, "Samples", *end]
+    for folder in ("sft_model", "reward_model"):
+        assert re.findall(r"^## (.*)$", cards[folder], flags=re.MULTILINE) == [*common, *end]
+
+
+def test_no_card_has_empty_lines_in_a_row_or_is_left_unfilled(cards: dict[str, str]) -> None:
+    for text in cards.values():
+        assert "\n\n\n" not in text
+        assert not re.search(r"\{\{|\{%|None|nan", text)
+
+
+def test_settings_and_sizes_are_what_the_stages_were_given(cards: dict[str, str]) -> None:
+    given = card_run.records(
+        ["ppo.args.kl_coef=0.123", "sft.peft.r=4", "reward.args.max_steps=17", "ppo.kl.target_nats=6"]
+    )
+    text = card.render(compose.load(["ppo.args.kl_coef=0.9"]).settings, card_run.run(given))
+    rows = table(text, "Stage")
+    assert rows["SFT"][0] == "31 chosen answers"
+    assert "learning rate 0.001" in rows["SFT"][1]
+    assert "batch 16 x 1 accumulated x 2 processes = 32" in rows["SFT"][1]
+    assert "LoRA rank 4, alpha 16, merged" in rows["SFT"][1]
+    assert rows["Reward model"][0] == "32 pairs"
+    assert "steps at most 17" in rows["Reward model"][1]
+    assert "epochs" not in rows["Reward model"][1]
+    assert rows["PPO"][0] == "its own answers to 33 prompts"
+    assert "KL coefficient 0.123" in rows["PPO"][1]
+    assert "adapted to 6 nats over 10000 episodes" in rows["PPO"][1]
+    assert "batch 32 x 2 accumulated x 2 processes = 128" in rows["PPO"][1]
+    assert [row[2] for row in list(rows.values())[1:]] == ["7", "8", "8", "12"]
+    assert table(text, "Rows") == {
+        "Rows": ["Training", "Test"],
+        "read": ["120", "61"],
+        "dropped: empty answer": ["3", "0"],
+        "dropped: prompts differ": ["2", "1"],
+        "kept": ["115", "60"],
+        "of these, with turns cut from the prompt": ["4", "4"],
+    }
+    assert "sft 31 pairs of 30 prompts" in text
+    assert list(table(cards["sft_model"], "Stage")) == ["Stage", "SFT"]
+
+
+def test_a_reward_of_the_user_s_own_is_not_taken_for_the_reward_model_s(cards: dict[str, str]) -> None:
+    text = card.render(compose.load([]).settings, card_run.run(card_run.records(["ppo.reward.function=mine:score"])))
+    assert "PPO was trained to raise another score (by `mine:score`) of its own answers" in text
+    assert "reward by mine:score" in table(text, "Stage")["PPO"][1]
+    assert "PPO was trained to raise that score of its own answers" in cards["model"]
+
+
+def test_what_the_guard_did_and_which_gates_were_forced_is_said(records: dict[str, Any]) -> None:
+    def text(**metrics: Any) -> str:
+        return card.render(compose.load([]).settings, card_run.run(with_ppo(records, **metrics)))
+
+    assert "on 5 withheld prompts and did not stop it. The policy of update 12 of 12 was handed on." in text()
+    stopped = text(stopped="update 8: EOS rate 0.010", kept_update=4)
+    assert "The guard stopped PPO: update 8: EOS rate 0.010. The policy of update 4 of 12 was handed on." in stopped
+    assert "No guard watched PPO." in text(heldout=None)
+    assert "The judge was not asked: it is no better than chance." in text(judge_fault="it is no better than chance")
+    forced = text(forced=["reward: right on 51 %"])
+    limits = forced[forced.index("## Limits") : forced.index("## How it was trained")]
+    assert "A gate would have stopped this run, and it went on by `force=true`: reward: right on 51 %" in limits
+
+
+def test_the_card_of_the_bundled_model_says_that_it_is_a_demonstration(
+    cards: dict[str, str], records: dict[str, Any]
+) -> None:
+    for text in cards.values():
+        assert text.index("This is a demonstration") < text.index("## Limits and safety")
+    assert "This is a demonstration" not in card.render(compose.load(HUB).settings, card_run.run(records))
+
+
+def test_base_model_and_data_of_the_hub_are_linked_and_local_ones_are_named(records: dict[str, Any]) -> None:
+    hub = card.render(compose.load([*HUB, "data.subsets=[harmless-base]"]).settings, card_run.run(records))
+    data = ModelCard(hub).data
+    assert data.base_model == "openai-community/gpt2"  # type: ignore[attr-defined]
+    assert data.datasets == ["Anthropic/hh-rlhf"]  # type: ignore[attr-defined]
+    first = data.eval_results[0]  # type: ignore[attr-defined]
+    assert (first.dataset_type, first.dataset_config) == ("Anthropic/hh-rlhf", "harmless-base")
+    assert first.dataset_revision == compose.load(HUB).settings.data.revision
+    assert "@article{bai2022hh" in hub
+    local = ["model.name=/home/me/my-model", "data=hh_rlhf", 'data.path="/home/me/yes: no #1.jsonl"']
+    text = card.render(compose.load(local).settings, card_run.run(records))
+    data = ModelCard(text).data
+    assert data.base_model is None  # type: ignore[attr-defined]
+    assert data.datasets is None  # type: ignore[attr-defined]
+    first = data.eval_results[0]  # type: ignore[attr-defined]
+    assert (first.dataset_type, first.dataset_name) == ("local", "local files (yes: no #1.jsonl)")
+    assert "/home/me" not in text
+    assert "bai2022hh" not in text
+
+
+def test_the_card_says_how_to_repeat_the_run_and_with_what(cards: dict[str, str]) -> None:
+    for folder, stage in card.FOLDERS.items():
+        assert "```bash\nmake pipeline seed=3\n```" in cards[folder]
+        rows = table(cards[folder], "Finished")
+        assert rows["Seconds, all stages"] == ["60"]  # six stages of ten
+        assert rows["Seeds"] == ["data 3, sft 3, reward 3, judge 4, ppo 3, evaluate 3"]
+        assert rows["gpt2-rlhf at commit"] == ["c0ffee"]
+        assert rows["trl"] == ["1.12.0"]
+        assert rows["sha256 of model.safetensors"] == [f"digest-of-{stage}"]
+
+
+def test_stages_built_with_other_versions_or_outside_git_are_told_apart(records: dict[str, Any]) -> None:
+    changed = copy.deepcopy(records)
+    changed["ppo"] |= {"libraries": {"trl": "1.12.0", "torch": "2.14.0"}, "git_commit": None}
+    rows = table(card.render(compose.load([]).settings, card_run.run(changed)), "Finished")
+    assert rows["torch"] == ["2.13.0, 2.14.0"]
+    assert rows["gpt2-rlhf at commit"] == ["c0ffee, unknown"]
+
+
+def test_the_citation_has_author_and_year_of_the_settings(records: dict[str, Any]) -> None:
+    def text(*overrides: str) -> str:
+        return card.render(compose.load(list(overrides)).settings, card_run.run(records))
+
+    author = 'card.author="Lovelace, Ada"'
+    cited = text(author, "card.year=1843", "publish.repo_id=ada/my_model")
+    assert (
+        "  author = {Lovelace, Ada},\n  year   = {1843},\n  url    = {https://huggingface.co/ada/my_model}\n}" in cited
+    )
+    assert "  title  = {ada/my\\_model}" in cited
+    assert "  year   = {2031}" in text(author)  # the manifest's
+    assert "@misc" not in text()
+    assert "@software{vonwerra2020trl" in text()
+
+
+def test_a_card_names_the_repository_that_its_folder_is_pushed_to(records: dict[str, Any]) -> None:
+    settings = compose.load(["publish.repo_id=ada/policy", "publish.reward_repo_id=ada/scorer"]).settings
+    for folder, name in (("model", "ada/policy"), ("reward_model", "ada/scorer")):
+        text = card.render(settings, card_run.run(records), folder)
+        assert f"\n# {name}\n" in text
+        assert text.count(f'from_pretrained("{name}")') == 2
+        assert ModelCard(text).data.model_name == name  # type: ignore[attr-defined]
+    sft = card.render(settings, card_run.run(records), "sft_model")
+    assert sft.count('from_pretrained("outputs/latest/sft_model")') == 2
+
+
+def test_the_license_is_the_settings(records: dict[str, Any]) -> None:
+    text = card.render(compose.load(["card.license=apache-2.0"]).settings, card_run.run(records))
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "apache-2.0"
+
+
+def test_without_a_judge_and_a_utility_nothing_is_said_of_them(records: dict[str, Any]) -> None:
+    bare = {name: copy.deepcopy(record) for name, record in records.items() if name != "judge"}
+    metrics = bare["evaluate"]["metrics"]
+    for model in metrics["models"].values():
+        model |= {"judge_reward": None, "utility": None}
+    for pair in metrics["paired"].values():
+        pair |= {"judge_reward": None, "utility": None, "by_judge": None}
+    for subset in metrics["by_subset"].values():
+        subset["ppo_minus_sft"]["judge_reward"] = None
+    text = card.render(compose.load([]).settings, card_run.run(bare))
+    assert "There is no judge" in text
+    for name in ("Mean per answer", "On the same prompts", "Held-out pairs", "Stage"):
+        assert not {"Judge", "Judge's reward", "Utility", "Higher by the judge"} & set(table(text, name))
+    names = [one.metric_name for one in ModelCard(text).data.eval_results]  # type: ignore[attr-defined]
+    assert len(names) == 4
+
+
+def test_several_seeds_are_shown_with_their_spread(records: dict[str, Any]) -> None:
+    over = {"mean": 1.25, "sd": 0.5, "min": 0.75, "max": 1.75, "n": 2}
+    keys = ("reward", "utility", "win_rate_vs_sft", "kl_to_sft_nats", "answer_tokens", "eos_rate", "distinct_2")
+    spread = {
+        "by_seed": [
+            {"seed": 3, "collapsed": None, "stopped": None},
+            {"seed": 8, "collapsed": "EOS rate 0.010", "stopped": None},
+        ],
+        "collapsed": [8],
+        "over_seeds": {**dict.fromkeys(keys), "reward": over, "eos_rate": {**over, "mean": 0.5, "sd": None}},
+    }
+    run = card.Run("make pipeline", records, spread, card_run.samples(), [])
+    text = card.render(compose.load([]).settings, run)
+    rows = table(text, "Over seeds")
+    assert rows["Reward"] == ["1.25", "0.50", "0.75", "1.75", "2"]
+    assert rows["Ended with EOS"][:2] == ["50.0 %", "-"]
+    assert "1 of 2 seeds collapsed. Seed 8 collapsed: EOS rate 0.010." in text
+    assert "with PPO's seeds 3, 8" in text
+
+
+def test_a_field_that_nobody_fills_is_an_error(
+    records: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card, "TEMPLATES", tmp_path)
+    (tmp_path / "MODEL_CARD.md").write_text("---\n{{ card_data }}\n---\n{{ nobody_fills_this }}")
+    with pytest.raises(jinja2.UndefinedError, match="nobody_fills_this"):
+        card.render(compose.load([]).settings, card_run.run(records))
+    (tmp_path / "MODEL_CARD.md").write_text("---\n{{ card_data }}\n---\n{{ seeds_table }}")  # null without seeds
+    with pytest.raises(ValueError, match="no value"):
+        card.render(compose.load([]).settings, card_run.run(records))
+
+
+def test_a_front_matter_that_the_hub_would_read_otherwise_is_an_error(
+    records: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card, "TEMPLATES", tmp_path)
+    (tmp_path / "MODEL_CARD.md").write_text("---\n{{ card_data }}\nlicense: other\n---\n")
+    with pytest.raises(ValueError, match="front matter"):
+        card.render(compose.load([]).settings, card_run.run(records))
+
+
+def test_cards_of_a_run_that_is_not_finished_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"card: data, .*evaluate not built; run `make pipeline`"):
+        publish.write_cards(pipeline.plan(compose.load([f"output_dir={tmp_path}"])))

@@ -1,0 +1,174 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from gpt2_rlhf.evaluate import prompt_groups
+from gpt2_rlhf.evidence.comparison import (
+    Measured,
+    best_of,
+    best_of_kl_bound_nats,
+    compare,
+    paired_figures,
+)
+
+
+def measured(
+    rewards: list[float],
+    judge_rewards: list[float] | None = None,
+    utilities: list[float] | None = None,
+    answer_tokens: list[int] | None = None,
+    nll: list[float] | None = None,
+) -> Measured:
+    count = len(rewards)
+    return Measured(
+        rewards=np.array(rewards),
+        judge_rewards=None if judge_rewards is None else np.array(judge_rewards),
+        utilities=None if utilities is None else np.array(utilities),
+        answer_tokens=np.array([10] * count if answer_tokens is None else answer_tokens),
+        ended=np.ones(count),
+        distinct_2=np.ones(count),
+        kl_to_sft_nats=np.zeros(count),
+        chosen_nll_nats=None if nll is None else np.array(nll),
+        chosen_tokens=None if nll is None else np.array([2] * count),
+    )
+
+
+def means(figures: dict) -> dict[str, float]:
+    return {key: value["mean"] for key, value in figures.items() if isinstance(value, dict) and "mean" in value}
+
+
+def test_win_rates_are_paired_by_prompt_with_ties_one_half():
+    by_model = {"base": measured([1, 1, 1, 5]), "sft": measured([2, 1, 3, 1]), "ppo": measured([9] * 4)}
+    figures = compare(by_model, {}, 1.0, seed=0)["models"]
+    assert figures["sft"]["win_rate_vs_base"]["mean"] == 2.5 / 4  # won, tied, won, lost
+    assert figures["base"]["win_rate_vs_sft"]["mean"] == 1.5 / 4
+    # all won: Wilson's lower end is n / (n + 1.96^2)
+    assert figures["ppo"]["win_rate_vs_sft"] == pytest.approx(
+        {"mean": 1.0, "low": 4 / 7.8415, "high": 1.0, "n": 4}, rel=1e-4
+    )
+    assert figures["base"]["win_rate_vs_base"] is None
+    assert figures["sft"]["win_rate_vs_sft"] is None
+
+
+def test_outcomes_are_shares_of_prompts_by_each_scorer():
+    later = measured([2, 1, 3, 1, 0], judge_rewards=[0, 0, 0, 0, 1])
+    earlier = measured([1, 1, 1, 5, 1], judge_rewards=[1, 1, 0, 0, 0])
+    pair = paired_figures(later, earlier, 1.0, seed=0)
+    assert means(pair["by_reward"]) == {"win": 2 / 5, "tie": 1 / 5, "loss": 2 / 5}
+    assert means(pair["by_judge"]) == {"win": 1 / 5, "tie": 2 / 5, "loss": 2 / 5}
+    assert (pair["got_better"], pair["unchanged"], pair["got_worse"]) == tuple(pair["by_reward"].values())
+    assert pair["by_reward"]["win"]["low"] < 2 / 5 < pair["by_reward"]["win"]["high"]
+    assert pair["judge_reward"]["mean"] == pytest.approx(-1 / 5)
+
+
+def test_reward_is_also_told_in_standard_deviations_of_the_reward_model():
+    pair = paired_figures(measured([3, 4, 8]), measured([1, 2, 6]), 4.0, seed=0)
+    assert pair["reward"]["mean"] == 2
+    assert pair["reward_sd"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 3}
+    assert paired_figures(measured([1]), measured([1]), 0.0, seed=0)["reward_sd"] is None
+
+
+def test_a_mean_may_rise_while_most_prompts_get_worse():
+    pair = paired_figures(measured([10, -1, -1, -1]), measured([0, 0, 0, 0]), 1.0, seed=0)
+    assert pair["reward"]["mean"] == 7 / 4
+    assert pair["got_worse"]["mean"] == 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("later_tokens", "earlier_tokens", "is_matched"),
+    [(10, 12, True), (10, 13, False), (0, 2, True), (36, 40, True), (40, 36, True), (35, 40, False), (95, 105, True)],
+)
+def test_lengths_match_within_two_tokens_or_a_tenth_of_the_longer(
+    later_tokens: int, earlier_tokens: int, is_matched: bool
+):
+    later, earlier = measured([1], answer_tokens=[later_tokens]), measured([0], answer_tokens=[earlier_tokens])
+    assert (paired_figures(later, earlier, 1.0, seed=0)["length_matched"] is not None) == is_matched
+
+
+def test_length_matched_outcomes_count_only_the_prompts_that_match():
+    later = measured([1, 1, 1, -1], answer_tokens=[10, 90, 10, 11])
+    earlier = measured([0, 0, 1, 0], answer_tokens=[10, 10, 11, 10])
+    matched = paired_figures(later, earlier, 1.0, seed=0)["length_matched"]
+    assert matched["pairs"] == matched["win"]["n"] == 3  # the win by 80 tokens more is left out
+    assert means(matched) == {"win": 1 / 3, "tie": 1 / 3, "loss": 1 / 3}
+
+
+def test_paired_difference_has_a_smaller_interval_than_the_means():
+    shared = np.random.default_rng(0).normal(0, 5, 200)
+    by_model = {
+        "base": measured(list(shared), utilities=list(shared)),
+        "sft": measured(list(shared + 1), utilities=list(shared + 2)),
+        "ppo": measured(list(shared + 1.5), utilities=list(shared + 1)),
+    }
+    metrics = compare(by_model, {}, 1.0, seed=0)
+    found = {name: (pair["reward"]["mean"], pair["utility"]["mean"]) for name, pair in metrics["paired"].items()}
+    assert found == {
+        "sft_minus_base": pytest.approx((1, 2)),
+        "ppo_minus_sft": pytest.approx((0.5, -1)),
+        "ppo_minus_base": pytest.approx((1.5, 1)),
+    }
+    gain = metrics["paired"]["sft_minus_base"]["reward"]
+    reward = metrics["models"]["sft"]["reward"]
+    assert gain["high"] - gain["low"] < 0.01 < reward["high"] - reward["low"]
+
+
+def test_best_of_n_is_compared_with_ppo_where_it_was_asked_for():
+    by_model = {name: measured([place]) for place, name in enumerate(("base", "sft", "ppo", "best_of_n"))}
+    paired = compare(by_model, {}, 1.0, seed=0)["paired"]
+    assert list(paired) == ["sft_minus_base", "ppo_minus_sft", "ppo_minus_base", "ppo_minus_best_of_n"]
+    assert paired["ppo_minus_best_of_n"]["reward"]["mean"] == -1
+
+
+def test_perplexity_is_per_token_over_all_rows():
+    # 2 tokens a row: (1 + 3) nats / 4 tokens
+    one = measured([0, 0], nll=[1, 3])
+    figures = compare(dict.fromkeys(("base", "sft", "ppo"), one), {}, 1.0, seed=0)["models"]["base"]
+    assert figures["chosen_perplexity"]["mean"] == pytest.approx(math.e)
+    assert figures["chosen_perplexity"]["low"] == pytest.approx(math.exp(0.5))  # both resampled rows are the first
+    assert figures["chosen_perplexity"]["n"] == 2
+
+
+def test_groups_are_the_subsets_and_the_turns_that_have_prompts():
+    prompts = ["\n\nHuman: a", "\n\nHuman: b\n\nAssistant: c\n\nHuman: d", "\n\nHuman: e"]
+    groups = prompt_groups(prompts, ["helpful", "harmless", "helpful"])
+    assert {name: mask.tolist() for name, mask in groups.items()} == {
+        "harmless": [False, True, False],
+        "helpful": [True, False, True],
+        "single-turn": [True, False, True],
+        "multi-turn": [False, True, False],
+    }
+    assert list(prompt_groups(prompts[:1], ["helpful"])) == ["helpful", "single-turn"]
+
+
+def test_figures_by_subset_are_those_of_its_prompts():
+    by_model = {"base": measured([0, 0, 0]), "sft": measured([1, 2, 6]), "ppo": measured([2, 2, 4])}
+    found = compare(by_model, {"few": np.array([True, False, True])}, 2.0, seed=0)["by_subset"]["few"]
+    assert found["prompts"] == 2
+    assert found["models"]["sft"]["reward"]["mean"] == 3.5
+    assert found["ppo_minus_sft"]["reward"]["mean"] == -0.5
+    assert found["ppo_minus_sft"]["reward_sd"]["mean"] == -0.25
+    assert found["ppo_minus_sft"]["got_worse"] == {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}
+
+
+def test_what_is_unknown_is_null_and_the_rest_is_json():
+    one = measured([1.0, 2.0])
+    metrics = compare(dict.fromkeys(("base", "sft", "ppo"), one), {}, 1.0, seed=0)
+    json.dumps(metrics, allow_nan=False)
+    assert metrics["models"]["ppo"]["judge_reward"] is None
+    assert metrics["models"]["ppo"]["utility"] is None
+    assert metrics["models"]["ppo"]["chosen_perplexity"] is None
+    pair = metrics["paired"]["ppo_minus_sft"]
+    assert pair["judge_reward"] is pair["utility"] is pair["by_judge"] is None
+
+
+def test_the_best_draw_is_the_first_with_the_highest_score():
+    rewards = np.array([[1, 5, 2], [3, 5, 0], [2, 4, 1]])  # three draws for each of three prompts
+    assert best_of(rewards).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(("n", "nats"), [(1, 0.0), (2, 0.1931), (4, 0.6363)])
+def test_kl_of_best_of_n_is_bounded_by_its_formula(n: int, nats: float):
+    # log 2 = 0.6931, less 1/2; log 4 = 1.3863, less 3/4
+    assert best_of_kl_bound_nats(n) == pytest.approx(nats, abs=5e-5)

@@ -1,0 +1,240 @@
+import base64
+import copy
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.evidence import plots, report
+from helpers import report_run
+
+SETTINGS = compose.load([]).settings
+VOID = {"meta", "link", "img", "input"}
+
+
+class Page(HTMLParser):
+    """The elements of a page: tag, attributes, and the text within, children's included."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self._open: list[int] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs), []))
+        if tag not in VOID:
+            self._open.append(len(self.elements) - 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.elements[self._open.pop()][0] == tag, "a text has closed an element"
+
+    def handle_data(self, data: str) -> None:
+        for place in self._open:
+            self.elements[place][2].append(data)
+
+    def all(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
+        return [(attributes, "".join(text)) for name, attributes, text in self.elements if name == tag]
+
+
+def write(run_dir: Path) -> tuple[Page, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """A report's page and report.json, and what it was made of."""
+    records, summary = report_run.write(run_dir)
+    page = report.write(run_dir, SETTINGS, records, summary)
+    figures = json.loads((run_dir / "report" / "report.json").read_text(encoding="utf-8"))
+    return Page(page.read_text(encoding="utf-8")), figures, records, summary
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def written(run_dir: Path) -> tuple[Page, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    return write(run_dir)
+
+
+def at(records: dict[str, Any], summary: dict[str, Any], key: str) -> Any:
+    """The figure at a key, straight from the manifests; evaluation is the evaluate stage's metrics, and so on."""
+    first, _, rest = key.partition("/")
+    owners = {"evaluation": "evaluate", "reward_model": "reward", "judge": "judge", "sft": "sft", "ppo": "ppo"}
+    found: Any = summary.get(first)
+    if first in owners:
+        found = records[owners[first]]["metrics"]
+    elif first == "manifests":
+        found = records
+    elif first == "base_model":
+        found = SETTINGS.model.name
+    for part in rest.split("/") if rest else []:
+        found = None if found is None else found[int(part)] if isinstance(found, list) else found.get(part)
+    return found
+
+
+def readings(value: Any) -> set[str]:
+    """How a figure may read: as a plain number, or as a share in percent; an estimate always with its interval."""
+    if value is None:
+        return {"-"}
+    if isinstance(value, dict):
+        ends = (value["mean"], value["low"], value["high"])
+        return {"{:.2f} [{:.2f}, {:.2f}]".format(*ends), "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * e for e in ends))}
+    if isinstance(value, float):
+        return {f"{value:.2f}", f"{100 * value:.1f} %", f"{value:.1f} s", f"{value:.0f} MiB"}
+    return {str(value)}
+
+
+def test_every_figure_on_the_page_is_the_manifests(written):
+    page, figures, records, summary = written
+    cells = [(attributes["data-key"], text) for tag in ("td", "dd") for attributes, text in page.all(tag)
+             if "data-key" in attributes]  # fmt: skip
+    assert len(cells) > 150
+    for key, text in cells:
+        value = at(records, summary, key)
+        shown = " ".join(re.sub(r" \(n = \d+\)$", "", text).split())
+        assert shown in {" ".join(reading.split()) for reading in readings(value)}, key
+        assert figures["figures"][key] == value, key
+    assert {key for key, _ in cells} == set(figures["figures"])
+
+
+def test_the_verdict_s_figures_are_the_tables(written):
+    page, figures, *_ = written
+    (said,) = [text for attributes, text in page.all("p") if attributes.get("class") == "verdict"]
+    assert said == figures["verdict"]
+    shown = {reading for value in figures["figures"].values() for reading in readings(value)}
+    quoted = re.findall(r"-?[\d.]+ \[[^]]+\]", said)
+    assert len(quoted) == 3
+    assert set(quoted) <= shown
+
+
+def test_no_figure_of_the_results_stands_without_its_interval_and_n(written):
+    page, _, records, summary = written
+    rows: list[list[tuple[str, dict[str, str | None], str]]] = []
+    for tag, attributes, text in page.elements:
+        if tag == "tr":
+            rows.append([])
+        elif tag == "td" and rows:
+            rows[-1].append((tag, attributes, "".join(text)))
+    seen = 0
+    for row in rows:
+        for _, attributes, text in row:
+            value = at(records, summary, key) if (key := attributes.get("data-key")) else None
+            if isinstance(value, dict):
+                own = re.search(r"\(n = (\d+)\)", text)
+                assert int(own[1] if own else row[-1][2]) == value["n"], key
+                assert "[" in text
+                seen += 1
+    assert seen > 100
+
+
+def test_hostile_texts_are_text(written):
+    page, _, records, _ = written
+    assert len(page.all("script")) == len(page.all("style")) == 1
+    assert not page.all("svg")
+    assert not page.all("b")
+    texts = [text for attributes, text in page.all("p") if "text" in (attributes.get("class") or "").split()]
+    for hostile in report_run.HOSTILE:
+        assert any(hostile in text for text in texts)
+    for tag, attributes, _ in page.elements:
+        assert not [name for name in attributes if name.startswith("on")], tag
+    assert records["data"]["metrics"]["source"] in {text for _, text in page.all("dd")}
+
+
+def test_the_page_loads_nothing_and_its_policy_lets_only_its_own_script_and_style_run(written):
+    page, *_ = written
+    links = [value for _, attributes, _ in page.elements for name in ("src", "href") if (value := attributes.get(name))]
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    policy = next(str(a["content"]) for a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    for tag in ("script", "style"):
+        ((_, text),) = page.all(tag)
+        assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
+        assert "unsafe" not in policy
+
+
+def test_the_plots_are_inside_the_page_beside_it_and_described(written, run_dir):
+    page, *_ = written
+    images = [attributes for attributes, _ in page.all("img")]
+    files = {file.read_bytes() for file in (run_dir / "report").glob("*.png")}
+    assert {base64.b64decode(str(one["src"]).partition(",")[2]) for one in images} == files
+    assert len(files) == 9
+    for attributes, content in zip(images, files, strict=True):
+        assert len(str(attributes["alt"])) > 30
+        with Image.open(io.BytesIO(content)) as image:
+            assert image.size[0] == 900
+
+
+def test_samples_say_who_got_better_and_can_be_read_without_the_script(written):
+    page, *_ = written
+    samples = [(a, text) for a, text in page.all("article")]
+    with_groups = [attributes["data-group"] for attributes, _ in samples]
+    assert with_groups == ["example"] * 2 + ["heldout"] * report_run.PROMPTS
+    for attributes, text in samples:
+        change = float(str(attributes["data-change"]))
+        assert attributes["data-fate"] == ("better" if change > 0 else "worse")
+        assert f"got {attributes['data-fate']}: {change:+.2f}" in text
+        assert "hidden" not in attributes
+    assert "hidden" in page.all("form")[0][0]
+
+
+def test_a_report_is_written_again_only_if_a_manifest_has_changed(tmp_path, monkeypatch):
+    records, summary = report_run.write(tmp_path)
+    page = report.write(tmp_path, SETTINGS, records, summary)
+    drawn: list[int] = []
+    pictures = plots.pictures
+    monkeypatch.setattr(plots, "pictures", lambda *given: drawn.append(1) or pictures(*given))
+    called_again = {**summary, "wall_s": 1.0, "work_s": 0.0, "stages": {"ppo": {"reused": True}}}
+    assert report.write(tmp_path, SETTINGS, records, called_again) == page
+    assert not drawn
+    changed = copy.deepcopy(records)
+    changed["ppo"]["finished_at"] = "2027-01-01 00:00:00 UTC"
+    report.write(tmp_path, SETTINGS, changed, summary)
+    assert len(drawn) == 1
+    page.unlink()
+    report.write(tmp_path, SETTINGS, changed, summary)
+    assert page.is_file()
+    assert not list((tmp_path / "report").glob(".*"))
+
+
+def test_a_run_without_judge_utility_best_of_n_seeds_or_heldout_prompts_has_a_report(tmp_path):
+    records, summary = report_run.write(tmp_path)
+    evaluation = records["evaluate"]["metrics"]
+    del records["judge"], evaluation["models"]["best_of_n"], evaluation["paired"]["ppo_minus_best_of_n"]
+    for figures in [*evaluation["models"].values(), *evaluation["paired"].values()]:
+        figures |= dict.fromkeys(("judge_reward", "utility"))
+    for figures in evaluation["paired"].values():
+        figures |= dict.fromkeys(("by_judge", "length_matched", "reward_sd"))
+    records["ppo"]["metrics"]["heldout"] = None
+    for file in (tmp_path / "ppo" / "heldout").iterdir():
+        file.unlink()
+    summary |= {"judge": None, "seeds": None}
+    page = Page(report.write(tmp_path, SETTINGS, records, summary).read_text(encoding="utf-8"))
+    assert len(page.all("img")) == 7
+    rows = {text for attributes, text in page.all("th") if attributes["scope"] == "row"}
+    assert {"Reward", "Got better: reward rose"} <= rows
+    assert not {"Utility", "Judge's reward", "Win by the judge", "Judge"} & rows
+
+
+def test_the_page_says_how_many_of_many_samples_it_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "SAMPLES_SHOWN", 5)
+    page, *_ = write(tmp_path)
+    assert len(page.all("article")) == 2 + 5
+    assert any("the first 5 of" in text for _, text in page.all("p"))
+
+
+def test_showing_a_finished_run_imports_neither_matplotlib_nor_torch():
+    code = "import sys, gpt2_rlhf.pipeline; print([m for m in ('matplotlib', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+    code = code.replace("gpt2_rlhf.pipeline", "gpt2_rlhf.evidence.plots")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "['matplotlib']\n"

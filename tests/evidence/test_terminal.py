@@ -1,0 +1,295 @@
+import copy
+from typing import Any
+
+from gpt2_rlhf.evidence.terminal import found, render
+
+
+def estimate(mean: float, half_width: float = 0.1, n: int = 256) -> dict[str, float]:
+    return {"mean": mean, "low": mean - half_width, "high": mean + half_width, "n": n}
+
+
+def model(reward: float, rival: float | None, kl: float) -> dict[str, Any]:
+    wins = None if rival is None else estimate(rival, 0.05)
+    return {
+        "reward": estimate(reward),
+        "judge_reward": estimate(reward + 0.5),
+        "utility": estimate(reward - 1),
+        "win_rate_vs_base": wins,
+        "win_rate_vs_sft": wins,
+        "answer_tokens": estimate(31.5, 1.25),
+        "eos_rate": estimate(0.875, 0.03125),
+        "distinct_2": estimate(0.9, 0.05),
+        "kl_to_sft_nats": estimate(kl),
+        "chosen_perplexity": estimate(8.5, 0.25),
+    }
+
+
+def outcomes(win: float) -> dict[str, Any]:
+    return {"win": estimate(win, 0.05), "tie": estimate(0.1, 0.05), "loss": estimate(0.9 - win, 0.05)}
+
+
+def pair(reward: float, win: float) -> dict[str, Any]:
+    return {
+        "reward": estimate(reward),
+        "reward_sd": estimate(reward / 2, 0.05),
+        "judge_reward": estimate(reward - 0.25),
+        "utility": estimate(-reward),
+        "by_reward": outcomes(win),
+        "by_judge": outcomes(win - 0.1),
+        "length_matched": {**outcomes(win - 0.2), "pairs": 31},
+    }
+
+
+def reward_model(accuracy: float) -> dict[str, Any]:
+    return {
+        "accuracy": {"mean": accuracy, "low": 0.683, "high": 0.761, "n": 512},
+        "baselines": {
+            "chance": 0.5,
+            "longer_answer_wins": {"mean": 0.551, "low": 0.508, "high": 0.594, "n": 512},
+            "best_reachable": 0.843,
+        },
+        "by_subset": {
+            "helpful": {"accuracy": estimate(0.7, n=300), "longer_answer_wins": estimate(0.6, n=300)},
+            "harmless": {"accuracy": estimate(0.8, n=212), "longer_answer_wins": estimate(0.4, n=212)},
+        },
+        "margin": estimate(1.0, n=512),
+        "calibration": {"bins": [], "expected_error": estimate(0.0625, 0.03125, n=512)},
+        "length_bias": {
+            "correlation": estimate(0.4, n=512),
+            "accuracy_chosen_longer": estimate(0.875, 0.0625, n=280),
+            "accuracy_chosen_shorter": estimate(0.5, 0.0625, n=200),
+        },
+        "score_mean": 0.0,
+        "score_std": 1.0,
+        "pairs": 512,
+    }
+
+
+SUMMARY: dict[str, Any] = {
+    "run": "quickstart",
+    "seed": 7,
+    "stages": {
+        "sft": {"directory": "outputs/stages/sft-0123456789ab", "wall_s": 20.25, "work_s": 18.5, "reused": True},
+        "evaluate": {
+            "directory": "outputs/stages/evaluate-abcdef012345",
+            "wall_s": 1234.5,
+            "work_s": 8.0,
+            "reused": False,
+        },
+    },
+    "sft": {"heldout_loss_before": estimate(3.25, n=512), "heldout_loss_after": estimate(1.75, n=512)},
+    "reward_model": reward_model(0.724),
+    "judge": reward_model(0.71),
+    "ppo": {
+        "prompts": 1000,
+        "episodes": 1536,
+        "updates": 24,
+        "kept_update": 24,
+        "stopped": None,
+        "heldout": None,
+        "forced": [],
+    },
+    "seeds": None,
+    "evaluation": {
+        "prompts": 256,
+        "seed": 3,
+        "temperature": 0.7,
+        "max_new_tokens": 48,
+        "best_of": 4,
+        "models": {
+            "base": model(-0.5, None, 4.0),
+            "sft": model(0.75, 0.8, 0.0),
+            "ppo": model(1.5, 0.9, 6.5),
+            "best_of_n": {**model(1.25, 0.85, 0.0), "kl_to_sft_nats": None, "kl_bound_nats": 0.636},
+        },
+        "paired": {
+            "sft_minus_base": pair(1.25, 0.7),
+            "ppo_minus_sft": pair(0.75, 0.6),
+            "ppo_minus_base": pair(2.0, 0.8),
+            "ppo_minus_best_of_n": pair(0.25, 0.5),
+        },
+        "by_subset": {
+            "helpful": {"prompts": 188, "ppo_minus_sft": pair(0.5, 0.6)},
+            "multi-turn": {"prompts": 51, "ppo_minus_sft": pair(1.0, 0.7)},
+        },
+    },
+}
+
+
+def cells(text: str, label: str) -> list[str]:
+    """The cells of the first row that starts with `label`, the label left out."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {label} ") and "| Pairs |" not in line)
+    return [cell.strip() for cell in row.strip().strip("|").split("|")][1:]
+
+
+def test_no_line_is_wider_than_100_columns_even_for_wide_figures():
+    wide = copy.deepcopy(SUMMARY)
+    for figures in wide["evaluation"]["models"].values():
+        figures["reward"] = estimate(-123.456, 10)
+        figures["answer_tokens"] = estimate(255.5, 10)
+        figures["chosen_perplexity"] = estimate(50257.25, 1000)
+    for figures in wide["evaluation"]["paired"].values():
+        figures["reward"] = figures["judge_reward"] = estimate(-123.456, 10)
+    long_name = {"helpful-rejection-sampled": wide["evaluation"]["by_subset"]["helpful"]}
+    long_name["helpful-rejection-sampled"]["ppo_minus_sft"]["reward"] = estimate(-123.456, 10)
+    wide["evaluation"]["by_subset"] |= long_name
+    for text in (render(SUMMARY), render(wide)):
+        assert max(map(len, text.splitlines())) <= 100
+        assert "\u2026" not in text  # nothing cut short
+    assert cells(render(wide), "Reward")[0] == "-123.5 [-133.5, -113.5]"
+    assert cells(render(wide), "Perplexity")[0] == "50257 [49257, 51257]"
+
+
+def test_text_is_plain_ascii_for_any_terminal_and_log(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    text = render(SUMMARY)
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert text == render(SUMMARY)
+
+
+def test_each_model_has_its_column_of_mean_and_interval():
+    text = render(SUMMARY)
+    assert cells(text, "Mean per answer") == ["base", "SFT", "PPO"]
+    assert cells(text, "Reward") == ["-0.50 [-0.60, -0.40]", "0.75 [0.65, 0.85]", "1.50 [1.40, 1.60]"]
+    assert cells(text, "Utility")[2] == "0.50 [0.40, 0.60]"
+    assert cells(text, "Wins against base") == ["-", "80.0 % [75.0, 85.0]", "90.0 % [85.0, 95.0]"]
+    assert cells(text, "Length (tokens)")[0] == "31.50 [30.25, 32.75]"
+    assert cells(text, "Ended with EOS")[0] == "87.5 % [84.4, 90.6]"
+    assert cells(text, "Distinct bigrams")[1] == "90.0 % [85.0, 95.0]"
+    assert cells(text, "KL to SFT (nats)")[2] == "6.50 [6.40, 6.60]"
+    assert cells(text, "Judge's reward")[0] == "0.00 [-0.10, 0.10]"
+    assert cells(text, "Perplexity") == ["8.50 [8.25, 8.75]"] * 3
+
+
+def test_reward_model_accuracy_stands_beside_its_baselines():
+    text = render(SUMMARY)
+    assert cells(text, "all") == ["512", "72.4 % [68.3, 76.1]", "55.1 % [50.8, 59.4]", "50.0 %", "84.3 %"]
+    assert cells(text, "judge")[:2] == ["512", "71.0 % [68.3, 76.1]"]
+    assert cells(text, "harmless")[:2] == ["212", "80.0 % [70.0, 90.0]"]
+
+
+def test_the_reward_models_confidence_and_length_bias_are_told_with_their_pairs():
+    text = " ".join(render(SUMMARY).split())
+    assert "Its confidence is off by 6.2 % [3.1, 9.4] on average (512 pairs)" in text
+    assert "correlation of 0.40 [0.30, 0.50]: right on 87.5 % [81.2, 93.8] of 280 pairs" in text
+    assert "on 50.0 % [43.8, 56.2] of 200 where it is shorter" in text
+
+
+def test_what_is_unknown_is_a_dash():
+    unknown = copy.deepcopy(SUMMARY)
+    unknown["reward_model"]["baselines"]["best_reachable"] = None
+    unknown["reward_model"]["length_bias"] = dict.fromkeys(unknown["reward_model"]["length_bias"])
+    unknown["judge"] = None
+    for figures in unknown["evaluation"]["models"].values():
+        figures["utility"] = figures["judge_reward"] = None
+    for one in unknown["evaluation"]["paired"].values():
+        one["utility"] = one["judge_reward"] = one["by_judge"] = one["length_matched"] = one["reward_sd"] = None
+    text = render(unknown)
+    assert cells(text, "all")[-1] == "-"
+    assert "| judge " not in text
+    assert cells(text, "Utility") == cells(text, "Judge's reward") == ["-", "-", "-"]
+    differences = text[text.index("| On the same prompts") :]
+    for label in ("Reward in SD", "Judge's rose", "Rose, like length"):
+        assert cells(differences, label) == ["-", "-", "-"]
+    assert cells(differences, "Pairs, like length") == ["0", "0", "0"]
+
+
+def test_stages_say_seconds_and_whether_they_ran():
+    text = render(SUMMARY)
+    assert cells(text, "sft")[:3] == ["20.2", "18.5", "re-used"]
+    assert cells(text, "evaluate") == ["1234.5", "8.0", "ran", "evaluate-abcdef012345"]
+
+
+def test_differences_are_paired_by_prompt():
+    text = render(SUMMARY)
+    rows = text[text.index("| On the same prompts") :]
+    assert cells(rows, "On the same prompts") == ["SFT - base", "PPO - SFT", "PPO - base"]
+    assert cells(rows, "Reward") == ["1.25 [1.15, 1.35]", "0.75 [0.65, 0.85]", "2.00 [1.90, 2.10]"]
+    assert cells(rows, "Reward in SD")[0] == "0.62 [0.57, 0.68]"
+    assert cells(rows, "Utility")[1] == "-0.75 [-0.85, -0.65]"
+    assert cells(rows, "Reward rose")[1] == "60.0 % [55.0, 65.0]"
+    assert cells(rows, "Reward fell")[1] == "30.0 % [25.0, 35.0]"
+    assert cells(rows, "Judge's rose")[1] == "50.0 % [45.0, 55.0]"
+    assert cells(rows, "Rose, like length")[1] == "40.0 % [35.0, 45.0]"
+    assert cells(rows, "Pairs, like length") == ["31", "31", "31"]
+
+
+def test_best_of_n_is_a_yardstick_beside_ppo_where_it_was_asked_for():
+    text = render(SUMMARY)
+    rows = text[text.index("| Yardstick") :]
+    assert cells(rows, "Yardstick") == ["best of 4 of SFT", "PPO - best of 4"]
+    assert cells(rows, "Reward") == ["1.25 [1.15, 1.35]", "0.25 [0.15, 0.35]"]
+    assert cells(rows, "KL to SFT (nats)") == ["at most 0.64", ""]
+    assert cells(rows, "Reward rose") == ["", "50.0 % [45.0, 55.0]"]
+    without = copy.deepcopy(SUMMARY)
+    del without["evaluation"]["models"]["best_of_n"], without["evaluation"]["paired"]["ppo_minus_best_of_n"]
+    assert "Yardstick" not in render(without)
+
+
+def test_each_subset_says_how_many_prompts_it_has():
+    text = render(SUMMARY)
+    rows = text[text.index("| PPO - SFT ") :]
+    assert cells(rows, "helpful") == ["188", "0.50 [0.40, 0.60]", "0.25 [0.15, 0.35]"]
+    assert cells(rows, "multi-turn")[0] == "51"
+
+
+def test_seed_prompts_and_kind_of_interval_are_stated():
+    text = " ".join(render(SUMMARY).split())
+    assert "Run quickstart, seed 7" in text
+    assert "the same 256 held-out prompts: n = 256 for each figure without another" in text
+    assert "sampled with seed 3, temperature 0.7, at most 48 tokens" in text
+    assert "95 % intervals: bootstrap over prompts" in text
+    assert "3.25 [3.15, 3.35] before, 1.75 [1.65, 1.85] after (512 answers)" in text
+
+
+def test_each_training_stage_says_in_one_line_what_it_found():
+    assert found("sft", SUMMARY["sft"]) == (
+        "held-out loss 3.25 [3.15, 3.35] before, 1.75 [1.65, 1.85] after, nats per token"
+    )
+    assert found("reward", SUMMARY["reward_model"]) == (
+        "held-out accuracy 72.4 % [68.3, 76.1], the longer answer wins 55.1 % [50.8, 59.4]"
+    )
+    ppo = {"episodes": 1536, "updates": 12, "heldout": None}
+    assert found("ppo", ppo) == "1536 episodes in 12 updates"
+    heldout = {"start": {"reward": estimate(0.5)}, "kept": {"reward": estimate(1.5)}}
+    assert found("ppo", {**ppo, "heldout": heldout}) == (
+        "1536 episodes in 12 updates, held-out reward 0.50 [0.40, 0.60] before, 1.50 [1.40, 1.60] after"
+    )
+    assert found("ppo", {**ppo, "heldout": {**heldout, "kept": None}}) == "1536 episodes in 12 updates"
+
+
+def test_a_gate_that_was_forced_is_named():
+    forced = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "forced": ["reward: no better than chance"]}}
+    line = "Gone on by force=true where a gate would have stopped: reward: no better than chance"
+    assert line in render(forced)
+    assert "force" not in render(SUMMARY)
+
+
+def test_a_guard_that_stopped_ppo_is_named_with_the_update_it_went_back_to():
+    stopped = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "stopped": "update 12: KL too high", "kept_update": 8}}
+    text = " ".join(render(stopped).split())
+    assert "The guard stopped PPO: update 12: KL too high. The policy of update 8 was handed on." in text
+    assert "guard" not in render(SUMMARY)
+
+
+def test_several_seeds_are_a_table_of_their_spread_and_a_line_on_those_that_failed():
+    over = {"mean": 1.5, "sd": 0.25, "min": 1.25, "max": 1.75, "n": 2}
+    share = {"mean": 0.75, "sd": 0.05, "min": 0.7, "max": 0.8, "n": 2}
+    seeds = {
+        "by_seed": [
+            {"seed": 0, "collapsed": None, "stopped": None, "kept_update": 24},
+            {"seed": 4, "collapsed": "EOS rate 0.010", "stopped": "update 12: KL too high", "kept_update": 8},
+        ],
+        "collapsed": [4],
+        "stopped": [4],
+        "over_seeds": {"reward": over, "utility": None, "win_rate_vs_sft": share},
+    }
+    text = render({**SUMMARY, "seeds": seeds})
+    rows = text[text.index("PPO with seeds 0, 4") :]
+    assert cells(rows, "Reward") == ["1.50", "0.25", "1.25", "1.75"]
+    assert cells(rows, "Wins against SFT") == ["75.0 %", "5.0 %", "70.0 %", "80.0 %"]
+    assert "| Utility" not in rows
+    line = "1 of 2 seeds collapsed. Seed 4 collapsed: EOS rate 0.010. Seed 4: the guard stopped PPO and kept update 8."
+    assert line in " ".join(text.split())

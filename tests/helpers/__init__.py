@@ -1,0 +1,1 @@
+"""What tests share: a finished run, tiny models, a local Hub, scripts that tests run as processes."""

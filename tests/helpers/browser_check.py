@@ -1,0 +1,211 @@
+"""Open a report full of hostile texts in headless Chromium, on a phone's and on a desk's width, and say what is wrong.
+
+    python tests/browser_check.py [index.html] [--pictures FOLDER]
+
+Without a page it makes one of tests/report_run.py. The browser is spoken to over the DevTools protocol on a pipe, which
+needs no port and no library. Whatever the page logs, loads, or lets run is a fault, and so is a page wider than its
+window. --pictures keeps screenshots in light and dark, and the page as printed.
+"""
+
+import argparse
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.evidence import report
+from helpers import report_run
+
+WIDTHS = {390: 844, 1280: 900}  # a phone's and a desk's, in CSS pixels, with their heights
+_SHOT_HEIGHT = 12_000  # CSS pixels; a texture of the browser's holds 16,384
+_FAULTS = {  # an event of the protocol, and where in it the words are
+    "Runtime.consoleAPICalled": "args",
+    "Runtime.exceptionThrown": "exceptionDetails",
+    "Log.entryAdded": "entry",
+    "Network.loadingFailed": "errorText",
+    "Page.javascriptDialogOpening": "message",
+}
+_LOOK = """({
+  title: document.title,
+  width: document.documentElement.scrollWidth,
+  text: document.body.textContent,
+  samples: document.querySelectorAll("article.sample").length,
+  better: document.querySelectorAll('article[data-fate="better"]').length,
+  worse: document.querySelectorAll('article[data-fate="worse"]').length,
+  pictures: Array.from(document.images).filter((image) => image.naturalWidth === 0).length,
+  visible: document.body.checkVisibility(),
+})"""
+_FILTER = """(() => {
+  const form = document.getElementById("filter");
+  const shown = () => document.querySelectorAll("article.sample:not([hidden])").length;
+  const change = () => form.dispatchEvent(new Event("input"));
+  const choose = (value) => { form.elements.show.value = value; change(); return shown(); };
+  const counts = { better: choose("better"), worse: choose("worse"), example: choose("example"), all: choose("all") };
+  form.elements.words.value = "zzz no sample has this"; change();
+  counts.nothing = shown();
+  form.elements.words.value = ""; form.elements.order.value = "worst"; change();
+  const changes = Array.from(document.querySelectorAll("article.sample")).map((one) => Number(one.dataset.change));
+  counts.ordered = changes.every((change, place) => place === 0 || changes[place - 1] <= change);
+  counts.said = form.elements.count.value;
+  form.reset(); change();
+  return counts;
+})()"""
+
+
+class Browser:
+    """One tab of a headless Chromium; `events` keeps what it reports."""
+
+    def __init__(self, to_browser: int, from_browser: int) -> None:
+        self._to, self._from = os.fdopen(to_browser, "wb", 0), os.fdopen(from_browser, "rb", 0)
+        self._buffer, self._number = b"", 0
+        self._session: str | None = None
+        self.events: list[dict[str, Any]] = []
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.ask(f"{domain}.enable")
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        """The result of one command."""
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        self._to.write(json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == self._number:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
+                return answer["result"]
+            self.events.append(answer)
+
+    def open(self, page: Path) -> None:
+        """Load the page, to the end."""
+        self.events.clear()
+        self.ask("Page.navigate", url=page.resolve().as_uri())
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._read())
+
+    def value(self, expression: str) -> Any:
+        """The JSON value of a JavaScript expression."""
+        found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        if "exceptionDetails" in found:
+            raise RuntimeError(found["exceptionDetails"])
+        return found["result"]["value"]
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            more = self._from.read(1 << 20)
+            if not more:
+                raise RuntimeError("the browser has ended")
+            self._buffer += more
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A headless Chromium without a profile, which is gone afterwards."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        raise SystemExit("error: no Chromium here; on Debian: apt-get install chromium")
+    read_end, to_browser = os.pipe()
+    from_browser, write_end = os.pipe()
+    with tempfile.TemporaryDirectory() as profile:
+        flags = [
+            "--headless",
+            "--no-sandbox",  # a container's root has none
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--proxy-server=127.0.0.1:9",  # no network: nothing listens there
+            f"--user-data-dir={profile}",
+            "--remote-debugging-pipe",
+        ]
+        # Chromium reads commands on 3 and answers on 4
+        shell = ["bash", "-c", f'exec "$0" "$@" 3<&{read_end} 4>&{write_end}', program, *flags]
+        process = subprocess.Popen(shell, pass_fds=(read_end, write_end), stderr=subprocess.DEVNULL)
+        os.close(read_end)
+        os.close(write_end)
+        try:
+            tab = Browser(to_browser, from_browser)
+            yield tab
+            tab.ask("Page.close")
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def faults(tab: Browser, page: Path, width: int, texts: Sequence[str]) -> list[str]:
+    """What is wrong with the page at this width, in words; `texts` are to be read on it as they are."""
+    tab.ask("Emulation.setDeviceMetricsOverride", width=width, height=WIDTHS[width], deviceScaleFactor=2, mobile=False)
+    tab.open(page)
+    seen, filtered = tab.value(_LOOK), tab.value(_FILTER)
+    found = [
+        f"{event['method']}: {json.dumps(event['params'][_FAULTS[event['method']]])}"
+        for event in tab.events
+        if event.get("method") in _FAULTS
+    ]
+    urls = [
+        event["params"]["request"]["url"] for event in tab.events if event.get("method") == "Network.requestWillBeSent"
+    ]
+    found += [f"it loads {url[:80]}" for url in urls if url != page.resolve().as_uri() and not url.startswith("data:")]
+    if not seen["title"].startswith("Report of run"):
+        found.append(f"its title is {seen['title']!r}: a text of the data ran")
+    if not seen["visible"]:
+        found.append("it is not visible: a style of the data took hold")
+    if seen["width"] > width:
+        found.append(f"it is {seen['width']} pixels wide")
+    if seen["pictures"]:
+        found.append(f"{seen['pictures']} pictures do not show")
+    found += [f"it does not show {text[:60]!r}" for text in texts if text not in seen["text"]]
+    wanted = {"better": seen["better"], "worse": seen["worse"], "all": seen["samples"], "nothing": 0, "example": 2}
+    if not filtered["ordered"] or any(filtered[name] != count for name, count in wanted.items()):
+        found.append(f"the filter shows {filtered}, not {wanted}")
+    return [f"{width} px: {one}" for one in found]
+
+
+def keep_pictures(tab: Browser, page: Path, folder: Path) -> None:
+    """Screenshots of the page's beginning at every width in light and dark, and the page as printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for width, height in WIDTHS.items():
+        tab.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        for scheme in ("light", "dark"):
+            tab.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            tab.open(page)
+            clip = {"x": 0, "y": 0, "width": width, "height": _SHOT_HEIGHT, "scale": 1}
+            shot = tab.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+            (folder / f"{width}-{scheme}.png").write_bytes(base64.b64decode(shot["data"]))
+    printed = tab.ask("Page.printToPDF", preferCSSPageSize=True)
+    (folder / "printed.pdf").write_bytes(base64.b64decode(printed["data"]))
+
+
+def main() -> int:
+    """Check the page at both widths; 1 if there are faults."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
+    parser.add_argument("page", nargs="?", type=Path)
+    parser.add_argument("--pictures", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, browser() as tab:
+        page, texts = arguments.page, ()
+        if page is None:
+            records, summary = report_run.write(Path(folder))
+            page = report.write(Path(folder), compose.load([]).settings, records, summary)
+            texts = report_run.HOSTILE
+        found = [fault for width in WIDTHS for fault in faults(tab, page, width, texts)]
+        if arguments.pictures is not None:
+            keep_pictures(tab, page, arguments.pictures)
+    print("\n".join(found) or f"the report opens at {' and '.join(map(str, WIDTHS))} px without a fault")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

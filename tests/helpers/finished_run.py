@@ -1,0 +1,51 @@
+"""A finished run's folders without a training, and the environment that leads huggingface_hub to a local hub."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gpt2_rlhf import pipeline
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.hub.tries import Patience
+from gpt2_rlhf.store.run import Run
+from helpers.local_hub.server import Hub
+from helpers.local_hub.store import Account
+
+TOKEN = "hf_TokenThatMustNotBeSeen"
+RUN = "0123456789ab"
+HASTE = Patience(tries=5, first_wait_s=0.05, longest_wait_s=2, silence_s=1, try_s=30)
+CARD = "---\nlicense: mit\ntags:\n- rlhf\n---\n\n# somebody/demo\n"
+
+
+def write(output_dir: Path) -> Path:
+    """outputs/latest with a policy and a reward model, whose weights are random bytes; the policy's folder."""
+    run_dir = output_dir / "runs" / RUN
+    for name in ("model", "reward_model"):
+        stage_dir, folder = output_dir / "stages" / f"{name}-1", run_dir / name
+        (folder / "report").mkdir(parents=True)
+        stage_dir.mkdir(parents=True)
+        (stage_dir / "model.safetensors").write_bytes(os.urandom(300_000))
+        (folder / "model.safetensors").hardlink_to(stage_dir / "model.safetensors")
+        (folder / "config.json").write_text(f'{{"name": "{name}"}}')
+        (folder / "README.md").write_text(CARD)
+        (folder / "report" / "reward.png").write_bytes(b"\x89PNG\r\n\x1a\n\0")
+        (folder / ".README.md.part").write_text("half a ca")
+    (output_dir / "latest").symlink_to(Path("runs", RUN))
+    return run_dir / "model"
+
+
+def use_hub(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every process that starts from here on find the hub, an empty HF_HOME and somebody's token."""
+    hub.accounts[TOKEN] = Account("somebody", organisations={"lab": "write", "club": "read"})
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+
+
+def planned(overrides: list[str]) -> Run:
+    """The run that these overrides describe, as a command plans it."""
+    return pipeline.plan(compose.load(overrides))

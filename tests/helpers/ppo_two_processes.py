@@ -1,0 +1,107 @@
+"""Run by test_ppo_resume.py under torchrun with MODE and DIRECTORY: each process writes MODE-RANK.json there."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType
+from transformers import GPT2LMHeadModel, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from gpt2_rlhf.ppo_trainer import checkpoints
+from helpers import ppo_tiny as tiny
+
+
+def arguments(directory: Path) -> Any:
+    # 12 prompts, 4 rollouts an update over 2 processes: 3 updates to a pass; checkpoints in mid-pass
+    return tiny.arguments(
+        directory,
+        gradient_accumulation_steps=1,
+        total_episodes=20,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=2, fan_in_fan_out=True, task_type=TaskType.CAUSAL_LM)
+
+
+def failure(action: Any) -> str:
+    try:
+        action()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+def stock(directory: Path) -> dict[str, str]:
+    trainer = tiny.stock(tiny.arguments(directory, gradient_accumulation_steps=1, total_episodes=4))
+    saved = failure(lambda: trainer.save_model(str(directory / "model")))
+    with_lora = tiny.stock(arguments(directory), peft_config=lora())
+    return {"save": saved, "lora": failure(with_lora.train)}
+
+
+def whole(directory: Path) -> dict[str, Any]:
+    """An uninterrupted run of all weights; one with an adapter; one with an adapter that is interrupted and resumed."""
+    full = tiny.ours(arguments(directory / "full"), watch=tiny.watch(directory / "full-heldout"))
+    full.train()
+    full.save_model(str(directory / "model"))
+    full.accelerator.wait_for_everyone()
+
+    class Stop(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+    adapter = tiny.ours(arguments(directory / "lora"), peft_config=lora())
+    adapter.train()
+    stopped = tiny.ours(arguments(directory / "stopped"), peft_config=lora(), callbacks=[Stop()])
+    try:
+        stopped.train()
+    except KeyboardInterrupt:
+        stopped.accelerator.wait_for_everyone()
+    resumed = tiny.ours(arguments(directory / "stopped"), peft_config=lora())
+    resumed.train(get_last_checkpoint(str(directory / "stopped")))
+    return {
+        "full": tiny.trained_digest(full),
+        "steps": full.state.global_step,
+        "best": full.best_update,
+        "reloaded": tiny.digest(GPT2LMHeadModel.from_pretrained(directory / "model")),
+        "lora": tiny.trained_digest(adapter),
+        "lora_stopped_at": stopped.state.global_step,
+        "lora_resumed": tiny.trained_digest(resumed),
+        "first_prompt": full.batches.prompts[0],
+    }
+
+
+def killed(directory: Path) -> None:
+    """Die while the second checkpoint is half written."""
+    write = checkpoints.write_model
+
+    def write_or_die(model: Any, folder: Path) -> None:
+        write(model, folder)
+        if "checkpoint-4" in str(folder):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints.write_model = write_or_die
+    tiny.ours(arguments(directory / "killed"), watch=tiny.watch(directory / "killed-heldout")).train()
+
+
+def resumed(directory: Path) -> dict[str, Any]:
+    checkpoint = get_last_checkpoint(str(directory / "killed"))
+    trainer = tiny.ours(arguments(directory / "killed"), watch=tiny.watch(directory / "killed-heldout"))
+    trainer.train(checkpoint)
+    return {"from": Path(str(checkpoint)).name, "full": tiny.trained_digest(trainer), "best": trainer.best_update}
+
+
+if __name__ == "__main__":
+    result = {"stock": stock, "whole": whole, "killed": killed, "resumed": resumed}[sys.argv[1]](Path(sys.argv[2]))
+    Path(sys.argv[2], f"{sys.argv[1]}-{os.environ['RANK']}.json").write_text(json.dumps(result))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,67 @@
+"""Tiny models for tests: a byte-level tokenizer trained in memory, and GPT-2 of two layers around it."""
+
+import json
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from gpt2_rlhf.models import tokens
+
+EOS = "<|endoftext|>"
+POSITIONS = 96
+_TEXTS = [
+    "\n\nHuman: How do I bake bread?\n\nAssistant: Mix flour, water and salt, then bake it for an hour.",
+    "\n\nHuman: What is the best way to learn chess?\n\nAssistant: Play often, and look at the games you lost.",
+    "\n\nHuman: Tell me about the sea.\n\nAssistant: I do not know anything about that, sorry.",
+]
+
+
+def tiny_tokenizer() -> GPT2Tokenizer:
+    """256 byte symbols, a few merges, EOS last; pads with EOS on the right, as the saved tokenizer does."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    trained.train_from_iterator(_TEXTS, trainer)
+    learnt = json.loads(trained.to_str())["model"]
+    vocabulary = {**learnt["vocab"], EOS: len(learnt["vocab"])}
+    tokenizer = GPT2Tokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in learnt["merges"]])  # type: ignore[arg-type]
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def tiny_policy(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> GPT2LMHeadModel:
+    """Random weights, 2 layers of width 32, wide enough apart that every token has its own probability."""
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(_config(tokenizer)).eval()
+
+
+def tiny_reward(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> GPT2ForSequenceClassification:
+    """Random weights and one score, read at the last token that is not the contract's padding."""
+    config = _config(tokenizer)
+    config.num_labels = 1
+    config.pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
+    torch.manual_seed(seed)
+    return GPT2ForSequenceClassification(config).eval()
+
+
+def _config(tokenizer: PreTrainedTokenizerBase) -> GPT2Config:
+    eos_token_id = tokens.eos_id(tokenizer)
+    return GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=POSITIONS,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,  # at GPT-2's 0.02 every answer would be uniform noise
+        bos_token_id=eos_token_id,
+        eos_token_id=eos_token_id,
+    )

@@ -1,0 +1,211 @@
+"""Publishing to a hub that fails: it ends whole, or it says so and has published nothing, and the next try succeeds."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gpt2_rlhf import publish
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.hub.tries import Patience
+from helpers import finished_run
+from helpers.finished_run import HASTE, TOKEN
+from helpers.local_hub.faults import Fault
+from helpers.local_hub.server import Hub
+
+REPO = "somebody/demo"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as running:
+        finished_run.use_hub(running, tmp_path / "hf", monkeypatch)
+        finished_run.write(tmp_path / "outputs")
+        yield running
+
+
+@pytest.fixture
+def push(tmp_path: Path) -> Callable[..., None]:
+    """Publishes the run with short waits; checks: what is done with the commit, never loading its random weights."""
+
+    def run(patience: Patience = HASTE, checks: Sequence[str] = ()) -> None:
+        publish.main(
+            finished_run.planned([f"output_dir={tmp_path / 'outputs'}", f"publish.repo_id={REPO}"]), patience, checks
+        )
+
+    return run
+
+
+def is_whole(hub: Hub) -> bool:
+    """Whether one commit on top of the hub's first holds all files, and the run's tag points to it."""
+    repository = hub.repositories[REPO]
+    head, *before = repository.history()
+    wanted = {".gitattributes", "README.md", "config.json", "model.safetensors", "report/reward.png"}
+    return len(before) == 1 and set(head.files) == wanted and repository.tags == {"run-0123456789ab": head.sha}
+
+
+def has_nothing(hub: Hub) -> bool:
+    """Whether nothing of the run can be seen: no repository, or one as it was made."""
+    return REPO not in hub.repositories or len(hub.repositories[REPO].history()) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("commit", "status", status=500),
+        Fault("commit", "status", status=500, times=3),
+        Fault("commit", "html", status=502),
+        Fault("commit", "reset"),
+        Fault("commit", "lost"),
+        Fault("commit", "late"),
+        Fault("commit", "hang"),
+        Fault("commit", "status", status=412),
+        Fault("put", "reset"),
+        Fault("put", "lost"),
+        Fault("put", "hang"),
+        Fault("whoami", "hang"),
+        Fault("whoami", "status", status=503),
+        Fault("create", "lost"),
+        Fault("validate", "html", status=502),
+        Fault("preupload", "reset"),
+        Fault("tree", "status", status=500),
+        Fault("tag", "lost"),
+        Fault("storage", "truncate"),
+        Fault("storage", "flip"),
+        Fault("resolve", "status", status=503),
+    ],
+    ids=lambda f: f"{f.call}-{f.kind}-{f.status if f.kind in ('status', 'html') else ''}x{f.times}",
+)
+def test_a_fault_that_passes_leaves_one_whole_commit(
+    hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str], fault: Fault
+) -> None:
+    hub.fail(fault)
+    push(checks=["fetch"] if fault.call in ("storage", "resolve") else [])
+    assert is_whole(hub)
+    assert hub.faults_left() == 0
+    printed = capfd.readouterr()
+    assert "published: somebody/demo at commit" in printed.out
+    assert printed.err == ""
+    assert TOKEN not in printed.out
+    assert "signed-secret" not in printed.out
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault("commit", "status", status=500, times=99), "the Hub answered 500 Internal Server Error to POST"),
+        (Fault("commit", "hang", times=99), "the Hub fell silent (ReadTimeout) (try 2 of 2)"),
+        (Fault("put", "status", status=401, times=99), "the Hub answered 401"),
+        (Fault("preupload", "status", status=403, times=99), "the Hub answered 403 Forbidden"),
+        (Fault("create", "status", status=402, times=99), "the account's plan does not allow it"),
+    ],
+    ids=lambda value: f"{value.call}-{value.kind}-{value.status}" if isinstance(value, Fault) else "",
+)
+def test_a_fault_that_stays_publishes_nothing_and_the_next_try_succeeds(
+    hub: Hub, push: Callable[..., None], fault: Fault, words: str
+) -> None:
+    hub.fail(fault)
+    with pytest.raises(UserError) as caught:
+        push(replace(HASTE, tries=2))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "all is still on disk, this tries again: make publish output_dir=" in str(caught.value)
+    assert str(caught.value).endswith("publish.repo_id=somebody/demo")
+    assert has_nothing(hub)
+    hub.heal()
+    push()
+    assert is_whole(hub)
+
+
+@pytest.mark.parametrize(("call", "status"), [("commit", 403), ("create", 401), ("tree", 404), ("commit", 400)])
+def test_a_fault_that_no_try_mends_is_tried_once(
+    hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str], call: str, status: int
+) -> None:
+    hub.fail(Fault(call, "status", status=status, times=99))
+    with pytest.raises(UserError, match=f"the Hub answered {status}"):
+        push()
+    assert hub.calls(call) == 1
+    assert "try 2" not in capfd.readouterr().out
+
+
+def test_a_bad_card_is_named_and_tried_once(hub: Hub, push: Callable[..., None], tmp_path: Path) -> None:
+    card = tmp_path / "outputs" / "latest" / "model" / "README.md"
+    card.write_text("---\nlicense: mine-alone\n---\n")
+    with pytest.raises(UserError, match=r'Invalid metadata in README\.md\. - "license" must be one of'):
+        push()
+    assert hub.calls("validate") == 1
+    assert has_nothing(hub)
+    card.write_text(finished_run.CARD)
+    push()
+    assert is_whole(hub)
+
+
+def test_the_hub_s_wish_to_wait_is_honoured(
+    hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.fail(Fault("commit", "status", status=429, retry_after_s=1))
+    push()
+    assert "publish: try 2 of 5 in 1 s: the Hub answered 429" in capfd.readouterr().out
+
+
+def test_a_download_that_is_never_what_was_pushed_is_a_failure(hub: Hub, push: Callable[..., None]) -> None:
+    hub.fail(Fault("storage", "flip", times=99))
+    with pytest.raises(UserError, match=r"was pushed, but the check of it failed: model\.safetensors came back"):
+        push(replace(HASTE, tries=2), ["fetch"])
+    hub.heal()
+    push(checks=["fetch"])
+    assert is_whole(hub)  # the next try made no second commit
+
+
+def test_a_step_that_takes_too_long_is_killed_and_tried_again(
+    hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.fail(Fault("commit", "hang"))
+    push(replace(HASTE, silence_s=60, try_s=1))
+    assert "push was not done after" in capfd.readouterr().out
+    assert is_whole(hub)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_in_mid_push_it_leaves_nothing_and_the_next_try_succeeds(
+    hub: Hub, push: Callable[..., None], tmp_path: Path, signum: int
+) -> None:
+    hub.fail(Fault("put", "hang"))
+    command = [sys.executable, "-m", "gpt2_rlhf.publish", f"output_dir={tmp_path / 'outputs'}"]
+    killed = subprocess.Popen([*command, f"publish.repo_id={REPO}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert reached(lambda: hub.calls("put") == 1)
+    worker = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()[0]
+    killed.send_signal(signum)
+    _, said = killed.communicate()
+    assert (killed.returncode, said.strip()) in [
+        (-signum, b""),
+        (130, b"interrupted; run the same command again to go on"),
+    ]
+    assert reached(lambda: not is_running(int(worker)))
+    assert has_nothing(hub)
+    push()
+    assert is_whole(hub)
+
+
+def reached(condition: Callable[[], bool]) -> bool:
+    """Whether it comes true within half a minute."""
+    end = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; one that ended and that nobody waited for is none."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"

@@ -1,0 +1,305 @@
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, TaskType
+from torch import Tensor, nn
+from transformers import GPT2Model, LlamaConfig, LlamaModel, PreTrainedModel, TrainerCallback, set_seed
+from transformers.activations import NewGELUActivation
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from gpt2_rlhf.models import packing, tokens
+from helpers.tiny import tiny_policy, tiny_reward, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+LENGTHS = [9, 4, 1]
+TOKENS = sum(LENGTHS)
+
+
+def padded(side: str) -> tuple[Tensor, Tensor]:
+    """Ids and mask of three rows, 9, 4 and 1 tokens long; the padding is a token that the rows have too."""
+    generator = torch.Generator().manual_seed(3)
+    ids, mask = torch.full((3, 9), 7), torch.zeros(3, 9, dtype=torch.long)
+    for row, length in enumerate(LENGTHS):
+        part = slice(0, length) if side == "right" else slice(9 - length, 9)
+        ids[row, part] = torch.randint(0, 200, (length,), generator=generator)
+        mask[row, part] = 1
+    return ids, mask
+
+
+def policy() -> PreTrainedModel:
+    return without_dropout(tiny_policy(TOKENIZER))
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def lean(model: PreTrainedModel) -> PreTrainedModel:
+    packing.use_fused_activations(model)
+    packing.without_padding(model)
+    return model
+
+
+def hidden(model: nn.Module, **inputs: Any) -> Tensor:
+    return model(**{"use_cache": False, **inputs}).last_hidden_state
+
+
+def embedded_tokens(model: PreTrainedModel) -> list[int]:
+    """Grows by the number of tokens of each pass through the model from now on."""
+    seen: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
+    return seen
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("positions_given", [True, False])
+def test_states_are_those_of_the_padded_batch_and_zero_at_padding(side: str, positions_given: bool) -> None:
+    ids, mask = padded(side)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    model = policy()
+    expected = hidden(model.base_model, input_ids=ids, attention_mask=mask, position_ids=positions)
+    seen = embedded_tokens(lean(model))
+    given = {"position_ids": positions} if positions_given else {}
+    ours = hidden(model.base_model, input_ids=ids, attention_mask=mask, **given)
+    torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-5)
+    assert ours[~mask.bool()].abs().sum() == 0
+    assert seen == [TOKENS]
+
+
+def test_positions_of_one_row_for_all_are_taken() -> None:
+    ids, mask = padded("right")
+    positions = torch.arange(20, 29)[None]
+    expected = hidden(policy().base_model, input_ids=ids, attention_mask=mask, position_ids=positions)
+    ours = hidden(lean(policy()).base_model, input_ids=ids, attention_mask=mask, position_ids=positions)
+    torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-5)
+
+
+def test_a_row_of_padding_alone_is_zero() -> None:
+    ids, mask = padded("right")
+    mask[1] = 0
+    ours = hidden(lean(policy()).base_model, input_ids=ids, attention_mask=mask)
+    expected = hidden(policy().base_model, input_ids=ids[:1])
+    torch.testing.assert_close(ours[:1], expected, rtol=0, atol=1e-5)
+    assert ours[1].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"use_cache": True},
+        {"use_cache": None},
+        {"attention_mask": None},
+        {"attention_mask": torch.ones(3, 9)},
+        {"output_hidden_states": True},
+        {"token_type_ids": torch.zeros(3, 9, dtype=torch.long)},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_another_call_goes_the_ordinary_way(changed: dict[str, Any]) -> None:
+    ids, mask = padded("right")
+    model = policy()
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **changed}
+    expected = model.base_model(**inputs)
+    packing.without_padding(model)
+    ours = model.base_model(**inputs)
+    assert ours.keys() == expected.keys()
+    assert torch.equal(ours.last_hidden_state, expected.last_hidden_state)
+
+
+def test_generation_is_untouched() -> None:
+    ids, mask = padded("left")
+    settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 7}
+    model = policy()
+    expected = model.generate(ids, attention_mask=mask, **settings)  # type: ignore[operator]
+    packing.without_padding(model)
+    assert torch.equal(model.generate(ids, attention_mask=mask, **settings), expected)  # type: ignore[operator]
+
+
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
+    def gradients(model: PreTrainedModel, checkpointed: bool) -> list[Tensor | None]:
+        ids, mask = padded("right")
+        if checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        hidden(model.base_model, input_ids=ids, attention_mask=mask)[mask.bool()].square().sum().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    for ours, expected in zip(gradients(lean(policy()), True), gradients(policy(), False), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_computes_with_its_own_weights() -> None:
+    ids, mask = padded("right")
+    model = lean(policy())
+    copied = copy.deepcopy(model)
+    copied.get_parameter("transformer.ln_f.bias").data += 1
+    difference = hidden(copied.base_model, input_ids=ids, attention_mask=mask) - hidden(
+        model.base_model, input_ids=ids, attention_mask=mask
+    )
+    torch.testing.assert_close(difference[mask.bool()], torch.ones(TOKENS, 32), rtol=0, atol=1e-5)
+
+
+def test_what_is_saved_is_what_was_saved_before(tmp_path: Path) -> None:
+    plain, ours = policy(), lean(policy())
+    ids, mask = padded("right")
+    hidden(ours.base_model, input_ids=ids, attention_mask=mask)
+    for model, folder in ((plain, "plain"), (ours, "ours")):
+        model.save_pretrained(tmp_path / folder)
+    files = sorted(path.name for path in (tmp_path / "plain").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "ours").iterdir())
+    for name in files:
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
+    assert list(plain.state_dict()) == list(ours.state_dict())
+
+
+@pytest.mark.parametrize("dropped", ["attn_dropout", "resid_dropout"])
+def test_dropout_still_drops(dropped: str) -> None:
+    ids, mask = padded("right")
+    model = lean(policy()).train()
+    for block in model.base_model.h:  # type: ignore[union-attr]
+        getattr(block.attn, dropped).p = 0.5
+    first, second = (hidden(model.base_model, input_ids=ids, attention_mask=mask) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert first[~mask.bool()].abs().sum() == 0
+
+
+def test_another_family_is_left_as_it_is() -> None:
+    config = LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8, pad_token_id=0
+    )
+    model = LlamaModel(config)
+    packing.without_padding(model)
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    store = torch.distributed.HashStore()  # type: ignore[reportPrivateImportUsage]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_ddp_finds_every_weight_used() -> None:
+    ids, mask = padded("right")
+    model = lean(tiny_reward(TOKENIZER)).train()
+    parallel = nn.parallel.DistributedDataParallel(model)
+    for _ in range(2):  # the second pass fails when the first left a weight without its gradient
+        parallel(input_ids=ids, attention_mask=mask, use_cache=False).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+ROWS = [
+    {"prompt": "\n\nHuman: How do I bake bread?\n\nAssistant:", "chosen": " Mix flour and water.", "rejected": " No."},
+    {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello!", "rejected": " What do you want from me?"},
+    {"prompt": "\n\nHuman: Why?\n\nAssistant:", "chosen": " I do not know anything about that.", "rejected": " ?"},
+]
+
+
+class FirstStep(TrainerCallback):
+    """Keeps the gradients with which the first step is taken."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        parameters = kwargs["model"].named_parameters()
+        self.gradients = {name: p.grad.clone() for name, p in parameters if p.grad is not None}
+
+
+def first_step(kind: str, directory: Path, own: bool, adapter: bool) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one step over all the rows, by TRL's trainer of that kind."""
+    args: dict[str, Any] = {
+        "output_dir": str(directory),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "max_steps": 1,
+        "max_grad_norm": 0.0,
+        "per_device_train_batch_size": len(ROWS),
+        "max_length": None,
+    }
+    task = TaskType.CAUSAL_LM if kind == "sft" else TaskType.SEQ_CLS
+    lora = LoraConfig(r=2, fan_in_fan_out=True, init_lora_weights=False, task_type=task)
+    set_seed(0)
+    model = without_dropout(tiny_policy(TOKENIZER) if kind == "sft" else tiny_reward(TOKENIZER))
+    if own:
+        lean(model)
+    seen = embedded_tokens(model)
+    padding = tokens.padding_copy(TOKENIZER, "right")
+    callback = FirstStep()
+    with warnings.catch_warnings():
+        # TRL's configs set a field that transformers has deprecated, and peft reads another
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        common: dict[str, Any] = {"callbacks": [callback], "peft_config": lora if adapter else None}
+        if kind == "sft":
+            rows = Dataset.from_list([tokens.encode_sft(TOKENIZER, row) for row in ROWS])
+            wanted = sum(len(row) for row in rows["input_ids"])
+            trainer = SFTTrainer(
+                model, SFTConfig(**args), train_dataset=rows, processing_class=copy.deepcopy(TOKENIZER), **common
+            )
+        else:
+            rows = Dataset.from_list([tokens.encode_reward(TOKENIZER, row) for row in ROWS])
+            wanted = sum(len(row) for side in ("chosen_ids", "rejected_ids") for row in rows[side])
+            trainer = RewardTrainer(model, RewardConfig(**args), train_dataset=rows, processing_class=padding, **common)
+        trainer.train()
+    assert (seen == [wanted]) == own
+    return trainer.state.log_history[0]["loss"], callback.gradients
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["all weights", "LoRA"])
+@pytest.mark.parametrize("kind", ["sft", "reward"])
+def test_trl_s_trainers_take_the_same_step(kind: str, adapter: bool, tmp_path: Path) -> None:
+    expected_loss, expected = first_step(kind, tmp_path, own=False, adapter=adapter)
+    loss, gradients = first_step(kind, tmp_path, own=True, adapter=adapter)
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    assert gradients.keys() == expected.keys()
+    assert len(gradients) >= 4  # LoRA: two factors in each of two layers
+    for name, gradient in gradients.items():
+        scale = expected[name].abs().max().clamp(min=1)
+        torch.testing.assert_close(gradient / scale, expected[name] / scale, rtol=0, atol=1e-5, msg=name)
+
+
+def test_fused_activations_compute_the_same() -> None:
+    ids, mask = padded("right")
+    model = policy()
+    before = model(input_ids=ids, attention_mask=mask).logits
+    assert any(isinstance(module, NewGELUActivation) for module in model.modules())
+    packing.use_fused_activations(model)
+    assert not any(isinstance(module, NewGELUActivation) for module in model.modules())
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, before, rtol=0, atol=1e-5)
+
+
+def test_within_the_block_rows_are_apart_and_after_it_all_is_as_before() -> None:
+    ids, mask = padded("right")
+    model = policy()
+    assert isinstance(model.base_model, GPT2Model)
+    expected = hidden(model.base_model, input_ids=ids, attention_mask=mask)[mask.bool()]
+    packed = ids[mask.bool()][None]
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    with packing.rows_apart(model.base_model):
+        apart = hidden(
+            model.base_model,
+            input_ids=packed,
+            position_ids=positions,
+            attention_mask=torch.ones_like(packed),
+            row_tokens=LENGTHS,
+        )
+    torch.testing.assert_close(apart[0], expected, rtol=0, atol=1e-5)
+    assert model.config._attn_implementation == "sdpa"

@@ -1,0 +1,187 @@
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig, GPT2LMHeadModel, GPT2Tokenizer
+
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.models import sampling, tokens
+from gpt2_rlhf.models.sampling import Answer, sample
+from helpers.tiny import POSITIONS, tiny_policy, tiny_tokenizer
+
+PROMPTS = [
+    "\n\nHuman: Tell me about the sea.\n\nAssistant:",
+    "\n\nHuman: Hi\n\nAssistant:",
+    "\n\nHuman: What is the best way to learn chess, and why?\n\nAssistant:",
+    "\n\nHuman: bake?\n\nAssistant:",
+    "\n\nHuman: Tell me about bread.\n\nAssistant:",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> GPT2Tokenizer:
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def policy(tokenizer: GPT2Tokenizer) -> GPT2LMHeadModel:
+    return tiny_policy(tokenizer)
+
+
+def draw(
+    model: GPT2LMHeadModel,
+    tokenizer: GPT2Tokenizer,
+    prompts: list[str],
+    seed: int = 0,
+    max_new_tokens: int = 12,
+    temperature: float = 1.0,
+    batch_size: int = 4,
+) -> list[Answer]:
+    return sample(
+        model,
+        tokenizer,
+        prompts,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+    )
+
+
+def fixed_next_token(tokenizer: GPT2Tokenizer, probabilities: dict[int, float]) -> GPT2LMHeadModel:
+    """A policy that gives these next-token probabilities whatever came before."""
+    model = tiny_policy(tokenizer)
+    logits = torch.full((len(tokenizer),), -1e4)
+    for token, probability in probabilities.items():
+        logits[token] = np.log(probability)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    model.lm_head.bias = torch.nn.Parameter(logits)
+    return model
+
+
+def test_answers_do_not_depend_on_batch_size_or_on_the_other_prompts(policy, tokenizer):
+    # likely enough that rows leave the batch midway
+    eos_prone = tiny_policy(tokenizer)
+    eos_prone.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tokenizer)))
+    with torch.no_grad():
+        eos_prone.lm_head.bias[tokens.eos_id(tokenizer)] = 2.5
+    together = draw(eos_prone, tokenizer, PROMPTS, batch_size=5)
+    assert any(answer.ended for answer in together)
+    assert not all(answer.ended for answer in together)
+    assert draw(eos_prone, tokenizer, PROMPTS, batch_size=1) == together
+    assert draw(eos_prone, tokenizer, PROMPTS[:2]) == together[:2]
+
+
+def test_same_seed_same_answers_and_another_seed_others(policy, tokenizer):
+    first = draw(policy, tokenizer, PROMPTS, seed=3)
+    assert draw(policy, tokenizer, PROMPTS, seed=3) == first
+    assert draw(policy, tokenizer, PROMPTS, seed=4) != first
+
+
+def test_global_random_state_is_left_alone(policy, tokenizer):
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    draw(policy, tokenizer, PROMPTS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_cold_sampling_is_the_greedy_answer_of_generate(policy, tokenizer):
+    answers = draw(policy, tokenizer, PROMPTS, temperature=1e-4, max_new_tokens=20)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")
+        greedy = GenerationConfig(do_sample=False, max_new_tokens=20, pad_token_id=tokens.eos_id(tokenizer))
+        expected = policy.generate(**ids, generation_config=greedy)[0, ids["input_ids"].shape[1] :].tolist()
+        assert answer.ids == [token for token in expected if token != tokens.eos_id(tokenizer)]
+
+
+def test_tokens_come_with_their_probability_at_the_temperature(tokenizer):
+    model = fixed_next_token(tokenizer, {7: 0.5, 8: 0.3, 9: 0.2})
+    for temperature in (1.0, 0.5):
+        answers = draw(model, tokenizer, PROMPTS[:1] * 400, max_new_tokens=5, temperature=temperature, batch_size=400)
+        counts = np.bincount([token for answer in answers for token in answer.ids], minlength=10)
+        powered = np.array([0.5, 0.3, 0.2]) ** (1 / temperature)
+        expected = powered / powered.sum()
+        # 2,000 draws: a standard deviation of at most 0.0112
+        assert counts[7:10] / 2000 == pytest.approx(expected, abs=0.04)
+        assert counts.sum() == counts[7:10].sum() == 2000
+
+
+def test_each_token_has_a_draw_of_its_own(tokenizer):
+    model = fixed_next_token(tokenizer, {7: 0.5, 8: 0.5})
+    first, second = np.array([answer.ids for answer in draw(model, tokenizer, PROMPTS[:1] * 400, max_new_tokens=2)]).T
+    # 400 fair coins agree with 400 others in half of the cases, with a standard deviation of 0.025
+    assert np.mean(first == second) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(first[:-1] == first[1:]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_draw_on_the_edge_takes_the_next_token_that_can_occur():
+    logits = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log().expand(4, -1)
+    draws = torch.tensor([0.0, 0.2499, 0.25, 1 - 2**-53], dtype=torch.float64)
+    assert sampling._invert_cdf(logits.softmax(-1), draws).tolist() == [1, 1, 3, 3]
+
+
+def test_the_models_own_generation_config_has_no_say(tokenizer):
+    model = tiny_policy(tokenizer)
+    free = draw(model, tokenizer, PROMPTS)
+    model.generation_config.update(
+        repetition_penalty=50.0, top_k=1, suppress_tokens=list(range(100)), max_new_tokens=2, temperature=0.01
+    )
+    assert draw(model, tokenizer, PROMPTS) == free
+
+
+def test_answer_stops_before_eos_and_says_that_it_ended(tokenizer):
+    model = fixed_next_token(tokenizer, {tokens.eos_id(tokenizer): 0.5, 64: 0.5})
+    answers = draw(model, tokenizer, PROMPTS[:1] * 64, max_new_tokens=4, batch_size=64)
+    for answer in answers:
+        assert tokens.eos_id(tokenizer) not in answer.ids
+        assert answer.ended == (len(answer.ids) < 4)
+        assert answer.text == tokenizer.decode(answer.ids)
+    lengths = [len(answer.ids) for answer in answers]
+    assert min(lengths) == 0
+    assert max(lengths) == 4
+
+
+def test_eos_at_the_very_last_place_counts_as_ended(tokenizer):
+    model = fixed_next_token(tokenizer, {tokens.eos_id(tokenizer): 1.0})
+    assert draw(model, tokenizer, PROMPTS[:1], max_new_tokens=1) == [Answer(text="", ids=[], ended=True)]
+
+
+def test_an_invented_next_turn_stays_in_the_text(tokenizer):
+    turn = tokenizer("\n\nHuman: and?")["input_ids"]
+    model = tiny_policy(tokenizer)
+
+    steps = iter(turn)
+    original = model.forward
+
+    def forward(**inputs):
+        output = original(**inputs)
+        output.logits = torch.full_like(output.logits, -1e4)  # type: ignore[arg-type]
+        output.logits[..., next(steps)] = 0.0
+        return output
+
+    model.forward = forward  # type: ignore[method-assign]
+    (answer,) = draw(model, tokenizer, PROMPTS[:1], max_new_tokens=len(turn))
+    assert answer == Answer(text="\n\nHuman: and?", ids=turn, ended=False)
+
+
+def test_dropout_is_off_while_sampling_and_the_mode_restored(tokenizer):
+    model = tiny_policy(tokenizer)
+    quiet = draw(model, tokenizer, PROMPTS)
+    model.train()
+    assert draw(model, tokenizer, PROMPTS) == quiet
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_prompt_and_answer_beyond_the_positions_are_refused_in_one_line(policy, tokenizer):
+    prompt_tokens = len(tokenizer(PROMPTS[0])["input_ids"])
+    draw(policy, tokenizer, PROMPTS[:1], max_new_tokens=POSITIONS - prompt_tokens)
+    with pytest.raises(
+        UserError, match=f"{POSITIONS - prompt_tokens + 1} after a prompt of {prompt_tokens} tokens"
+    ) as caught:
+        draw(policy, tokenizer, PROMPTS[:1], max_new_tokens=POSITIONS - prompt_tokens + 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_prompts_give_no_answers(policy, tokenizer):
+    assert draw(policy, tokenizer, []) == []

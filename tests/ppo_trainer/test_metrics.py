@@ -1,0 +1,42 @@
+import math
+import time
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from gpt2_rlhf.ppo_trainer.metrics import Clock, Means, explained_variance
+
+
+def test_means_weigh_every_token_alike_whatever_microbatch_it_came_in():
+    means = Means()
+    means.add("x", torch.tensor([[1.0, 2.0, 50.0]]), torch.tensor([[True, True, False]]))
+    means.add("x", torch.tensor([[6.0, 50.0, 50.0]]), torch.tensor([[True, False, False]]))
+    means.add("y", torch.tensor([True, False]))
+    assert means.over_processes(Accelerator()) == {"x": 3.0, "y": 0.5}  # (1 + 2 + 6) / 3
+
+
+def test_nothing_but_padding_has_no_mean():
+    means = Means()
+    means.add("x", torch.tensor([7.0]), torch.tensor([False]))
+    assert math.isnan(means.over_processes(Accelerator())["x"])
+
+
+def test_explained_variance_of_three_returns_by_hand():
+    # returns 1, 2, 3 (variance 2/3); values 1, 2, 2: errors 0, 0, 1 (variance 1/3 - 1/9 = 2/9)
+    assert explained_variance(1 / 3, 1 / 3, 2, 14 / 3) == pytest.approx(1 - (2 / 9) / (2 / 3))
+    assert math.isnan(explained_variance(0, 0, 2, 4))
+
+
+def test_phases_and_the_rest_add_up_to_the_whole():
+    clock = Clock()
+    for name in ("rollout", "update"):
+        with clock.phase(name):
+            time.sleep(0.02)
+    time.sleep(0.02)
+    found = clock.metrics(tokens=300, episodes=6)
+    assert found["time/score_s"] == 0
+    assert min(found["time/rollout_s"], found["time/update_s"], found["time/other_s"]) >= 0.02
+    wall_s = sum(found[f"time/{name}_s"] for name in ("rollout", "score", "update", "other"))
+    assert found["tokens_per_s"] == pytest.approx(300 / wall_s)
+    assert found["episodes_per_s"] == pytest.approx(6 / wall_s)

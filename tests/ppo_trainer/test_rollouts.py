@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import torch
+
+from gpt2_rlhf.ppo_trainer import forward, rollouts
+from helpers import ppo_tiny as tiny
+
+PROMPTS = tiny.prompts(12)["input_ids"]
+
+
+def sample(policy, rows_per_call=12):
+    return rollouts.sample(
+        policy,
+        PROMPTS,
+        draws=np.random.default_rng(0).random((len(PROMPTS), tiny.RESPONSE)),
+        temperature=0.7,
+        eos_token_id=tiny.EOS_ID,
+        pad_token_id=tiny.PAD_ID,
+        rows_per_call=rows_per_call,
+    )
+
+
+def test_log_probabilities_of_the_rollout_are_those_of_the_update():
+    policy = tiny.often_stopping_policy().eval()
+    rows, logprobs = sample(policy)
+    lengths = rows.is_token.sum(1)
+    assert lengths.min() < lengths.max()  # else the test would say nothing about answers that stop
+    with torch.no_grad():
+        expected, _ = forward.answer_logprobs(policy, rows, 0.7)
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
+    assert (logprobs[~rows.is_token] == 0).all()
+
+
+@pytest.mark.parametrize("rows_per_call", [1, 5])
+def test_answers_do_not_depend_on_how_many_are_sampled_at_once(rows_per_call):
+    policy = tiny.often_stopping_policy().eval()
+    assert torch.equal(sample(policy, rows_per_call)[0].token_ids, sample(policy)[0].token_ids)
+
+
+def test_prompts_stand_left_padded_before_answers_that_end_with_eos_or_at_the_limit():
+    rows, _ = sample(tiny.often_stopping_policy().eval())
+    for row, prompt in zip(rows.token_ids.tolist(), PROMPTS, strict=True):
+        padding, answer = row[: rows.prompt_tokens - len(prompt)], row[rows.prompt_tokens :]
+        assert set(padding) <= {tiny.PAD_ID}
+        assert row[rows.prompt_tokens - len(prompt) : rows.prompt_tokens] == prompt
+        content = [token for token in answer if token != tiny.PAD_ID]
+        assert answer == content + [tiny.PAD_ID] * (len(answer) - len(content))
+        assert content[-1] == tiny.EOS_ID or len(content) == tiny.RESPONSE
+        assert tiny.EOS_ID not in content[:-1]
+
+
+def test_the_padding_token_is_never_sampled():
+    rows, _ = sample(tiny.always_says(tiny.policy(), tiny.PAD_ID))
+    assert rows.is_token.sum(1).min() >= 1
+    assert rows.is_token.all() or (rows.answers == tiny.EOS_ID).any()

@@ -1,0 +1,60 @@
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.store import locks
+from gpt2_rlhf.store.stage import Stage
+
+
+def stage_at(tmp_path: Path) -> Stage:
+    return Stage("sft", tmp_path / "stages" / "sft-0", {}, {})
+
+
+def test_a_second_run_is_refused_and_told_who_holds_the_stage(tmp_path: Path) -> None:
+    part = stage_at(tmp_path)
+    with locks.held([part]), pytest.raises(UserError, match=f"another run is building it .process {os.getpid()} on"):
+        locks.held([part]).__enter__()
+
+
+def test_the_lock_is_free_again_afterwards(tmp_path: Path) -> None:
+    part = stage_at(tmp_path)
+    with locks.held([part]):
+        assert locks.is_held(part)
+    assert not locks.is_held(part)
+
+
+def test_asking_whether_a_lock_is_held_leaves_its_holder_s_name(tmp_path: Path) -> None:
+    part = stage_at(tmp_path)
+    with locks.held([part]):
+        locks.is_held(part)
+        assert str(os.getpid()) in locks.lock_path(part).read_text()
+
+
+def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
+    part = stage_at(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold_until_killed, args=(part, ready))
+    holder.start()
+    assert ready.wait(timeout=30)
+    assert locks.is_held(part)
+    os.kill(holder.pid or 0, signal.SIGKILL)
+    holder.join()
+    assert not locks.is_held(part)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    part = Stage("sft", tmp_path / "file" / "stages" / "sft-0", {}, {})
+    with pytest.raises(UserError, match=r"output_dir: .* cannot be written \(Not a directory\)"):
+        locks.held([part]).__enter__()
+
+
+def _hold_until_killed(part: Stage, ready: object) -> None:
+    with locks.held([part]):
+        ready.set()  # type: ignore[attr-defined]
+        signal.pause()
