@@ -397,10 +397,10 @@ def test_a_field_that_nobody_fills_is_an_error(
     records: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(card, "TEMPLATES", tmp_path)
-    (tmp_path / "MODEL_CARD.md").write_text("---\n{{ card_data }}\n---\n{{ nobody_fills_this }}")
+    (tmp_path / "policy.md").write_text("---\n{{ card_data }}\n---\n{{ nobody_fills_this }}")
     with pytest.raises(jinja2.UndefinedError, match="nobody_fills_this"):
         card.render(compose.load([]).settings, card_run.run(records))
-    (tmp_path / "MODEL_CARD.md").write_text("---\n{{ card_data }}\n---\n{{ seeds_table }}")  # null without seeds
+    (tmp_path / "policy.md").write_text("---\n{{ card_data }}\n---\n{{ seeds_table }}")  # null without seeds
     with pytest.raises(ValueError, match="no value"):
         card.render(compose.load([]).settings, card_run.run(records))
 
@@ -409,7 +409,7 @@ def test_a_front_matter_that_the_hub_would_read_otherwise_is_an_error(
     records: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(card, "TEMPLATES", tmp_path)
-    (tmp_path / "MODEL_CARD.md").write_text("---\n{{ card_data }}\nlicense: other\n---\n")
+    (tmp_path / "policy.md").write_text("---\n{{ card_data }}\nlicense: other\n---\n")
     with pytest.raises(ValueError, match="front matter"):
         card.render(compose.load([]).settings, card_run.run(records))
 

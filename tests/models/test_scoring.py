@@ -4,6 +4,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer
 
+from gpt2_rlhf.evidence import model_reports
 from gpt2_rlhf.evidence.intervals import wilson
 from gpt2_rlhf.evidence.model_reports import heldout_loss, reward_report
 from gpt2_rlhf.models import scoring, tokens
@@ -231,7 +232,7 @@ def report_for(
     tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch, rows: list[dict], scores: list[float]
 ) -> dict:
     """The report when the reward model gives these scores: chosen answers first, then rejected."""
-    monkeypatch.setattr(scoring, "score", lambda *_: np.array(scores))
+    monkeypatch.setattr(model_reports, "score", lambda *_: np.array(scores))
     return reward_report(tiny_reward(tokenizer), tokenizer, rows, 4, seed=0)
 
 

@@ -162,7 +162,7 @@ def test_generated_pairs_without_a_number_are_refused(field: str) -> None:
 def test_the_check_imports_nothing_heavy(two_subsets: Path) -> None:
     code = (
         "import sys\n"
-        "from gpt2_rlhf import sources\n"
+        "from gpt2_rlhf.rows import sources\n"
         "from gpt2_rlhf.config.settings import Data\n"
         f"for data in [{at(two_subsets)!r}, {EMBEDDED!r}]:\n"
         "    sources.check(data), sources.fingerprint(data)\n"

@@ -1,6 +1,6 @@
 """Fill the cards of a run's models with what its manifests recorded; a name that nobody gives a value is an error.
 
-MODEL_CARD.md is the policy's card; those of the SFT and the reward model in cards/ replace parts of it.
+cards/policy.md is the template of the policy's card; those of the SFT and the reward model replace parts of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from gpt2_rlhf.evidence import card_samples, card_tables, card_training, front_m
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
 
 FOLDERS = {"model": "ppo", "sft_model": "sft", "reward_model": "reward"}  # in a run: the stage whose model it holds
-TEMPLATES = Path(__file__).resolve().parents[2]
-_TEMPLATE = {"model": "MODEL_CARD.md", "sft_model": "cards/sft.md", "reward_model": "cards/reward.md"}
+TEMPLATES = Path(__file__).parent / "cards"
+_TEMPLATE = {"model": "policy.md", "sft_model": "sft.md", "reward_model": "reward.md"}
 _TRAINED = ("sft", "reward", "judge", "ppo")
 
 
