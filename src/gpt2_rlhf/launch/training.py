@@ -15,7 +15,7 @@ from gpt2_rlhf.store.stage import Stage
 
 
 def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a stage's TRL config: what the user chose, and what is the pipeline's to set (config.REFUSED).
+    """The fields of a stage's TRL config: what the user chose, and what is the pipeline's to set (REFUSED).
 
     On a machine without an accelerator training is in float32, whatever was chosen: settings made for a GPU run there.
     """
