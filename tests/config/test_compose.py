@@ -26,7 +26,7 @@ def test_the_defaults_are_those_of_the_classic_demo() -> None:
     settings = compose.load(["experiment=gpt2_hh_500"]).settings
     assert settings.model.name == "openai-community/gpt2"
     assert settings.data.name == "Anthropic/hh-rlhf"
-    assert settings.data.train_pairs == 500
+    assert settings.data.train_pairs == 1500  # 500 for each of SFT, reward model and PPO
     assert settings.sft.args["learning_rate"] == 5e-5
     assert settings.reward.args["learning_rate"] == 1e-5
     ppo = settings.ppo.args

@@ -42,8 +42,8 @@ def load(overrides: Sequence[str]) -> Composed:
         UserError: an override or a file in conf/ has a misspelt key, a wrong type, a value that is not allowed or
             a field that the pipeline sets itself.
     """
-    _check_names(overrides)
-    values = _without_missing(OmegaConf.to_container(_compose(overrides)))
+    typed = _check_names(overrides)
+    values = _without_missing(OmegaConf.to_container(_compose([*_groups_of_names(typed), *overrides])))
     for stage in trl_fields.STAGES:
         trl_arguments.check(stage, values[stage]["args"])
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0])
@@ -56,20 +56,36 @@ def groups() -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def _check_names(overrides: Sequence[str]) -> None:
-    """Refuse an override of a setting that does not exist; Hydra would accept it after a `+`."""
+def _check_names(overrides: Sequence[str]) -> dict[str, Any]:
+    """Refuse an override of a setting that does not exist, which Hydra would accept after a `+`; return the values."""
     kinds, options = _kinds(_schema(Settings)), groups()
+    typed: dict[str, Any] = {}
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
             raise UserError(f"{text}: not an override; expected key=value, strings with = or , in quotes") from error
         key, value = override.key_or_group, override.value()
+        typed[key] = value
         if key in options:
             if isinstance(value, str) and value not in options[key]:
                 raise UserError(f"{key}: there is no {value!r}; {did_you_mean(value, options[key])}")
         elif not _exists(key, kinds) and key.split("/")[0].split(".")[0] != "hydra":
             raise UserError(f"{key}: there is no such setting; {did_you_mean(key, [*kinds, *options])}")
+    return typed
+
+
+def _groups_of_names(typed: Mapping[str, Any]) -> list[str]:
+    """Return the group to choose for a model or data set that is named without its group.
+
+    The default groups are the bundled ones, which bring values of their own for the stages. Those must not apply to
+    another model or data set.
+    """
+    return [
+        group
+        for group, keys in (("model=own", ("model.name",)), ("data=hh_rlhf", ("data.path", "data.name")))
+        if group.partition("=")[0] not in typed and any(typed.get(key) not in (None, "embedded") for key in keys)
+    ]
 
 
 def _exists(key: str, kinds: Mapping[str, Any]) -> bool:
