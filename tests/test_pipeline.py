@@ -228,9 +228,9 @@ def test_a_reward_model_of_shuffled_labels_stops_the_run_also_after_a_run_with_f
     forced = pipeline(tmp_path / "out", *overrides, "force=true", module="ppo")
     assert forced.returncode == 0, forced.stderr
     assert "forced: reward: the reward model is right on" in forced.stdout
-    unforced = pipeline(tmp_path / "out", *overrides, "force=false", module="ppo")
-    assert unforced.returncode == 2
-    assert re.fullmatch(rf"{fault}.* was trained with force=true; set it again to reuse that\n", unforced.stderr)
+    rerun = pipeline(tmp_path / "out", *overrides, "force=false", module="ppo")
+    assert rerun.returncode == 2
+    assert re.fullmatch(rf"{fault}.* was trained with force=true; to reuse it, set force=true again\n", rerun.stderr)
 
 
 def test_an_sft_model_that_never_ends_an_answer_is_stopped_and_named(tmp_path: Path) -> None:
