@@ -24,7 +24,7 @@ from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, tokens
 from gpt2_rlhf.ppo_trainer import checkpoints, checks, gates, heldout
 from gpt2_rlhf.ppo_trainer.reward_scores import Shaping
-from gpt2_rlhf.ppo_trainer.trainer import PPOConfig, RepairedPPOTrainer
+from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer
 from gpt2_rlhf.ppo_trainer.watch import Watch
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest, newest_whole_checkpoint
@@ -73,7 +73,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
 
     work = Stopwatch()
     watch = _watch(settings, stage, heldout, tokenizer, reward_model, judge) if heldout else None
-    trainer = RepairedPPOTrainer(
+    trainer = PPOTrainer(
         args=PPOConfig(**arguments(settings, stage)),
         processing_class=padding,
         model=loading.load_policy(sft_dir),
@@ -163,7 +163,7 @@ def _watch(
     return Watch(directory, prompts, measure, ppo.heldout.best_by, ppo.guard)
 
 
-def _kept_update(settings: Settings, trainer: RepairedPPOTrainer) -> int:
+def _kept_update(settings: Settings, trainer: PPOTrainer) -> int:
     """After which update the policy is handed on: the last, or the best where asked for or where the guard stopped."""
     wants_best = trainer.stopped is not None or settings.ppo.heldout.hand_on == "best"
     if not wants_best or trainer.best_update is None:
@@ -176,7 +176,7 @@ def _kept_update(settings: Settings, trainer: RepairedPPOTrainer) -> int:
     return trainer.best_update
 
 
-def _policy_after(update: int, trainer: RepairedPPOTrainer, sft_dir: str) -> PreTrainedModel | PeftModel:
+def _policy_after(update: int, trainer: PPOTrainer, sft_dir: str) -> PreTrainedModel | PeftModel:
     if update == 0:
         return loading.load_policy(sft_dir)
     if update != trainer.state.global_step:

@@ -19,7 +19,7 @@ from trl.experimental.ppo import ppo_trainer as stock_module
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import tokens
 from gpt2_rlhf.ppo_trainer import checks, forward, rollouts
-from gpt2_rlhf.ppo_trainer.trainer import RepairedPPOTrainer
+from gpt2_rlhf.ppo_trainer import PPOTrainer
 from helpers import ppo_tiny as tiny
 
 pytestmark = pytest.mark.usefixtures("small_overheads")
@@ -284,7 +284,7 @@ def test_adapters_are_drawn_from_the_seed(tmp_path):
     def adapters(elsewhere: int) -> str:
         parts = {"model": tiny.policy(), "reward_model": tiny.scorer(1), "value_model": tiny.scorer(2)}
         torch.manual_seed(elsewhere)  # after the parts, which seed the generator themselves
-        trainer = RepairedPPOTrainer(
+        trainer = PPOTrainer(
             args=tiny.arguments(tmp_path),
             processing_class=tiny.padding_tokenizer(),
             ref_model=None,

@@ -1,14 +1,17 @@
 """Refuse what PPO cannot train with: arguments, tokenizers and prompts on which TRL's hangs, crashes or goes wrong."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from trl.experimental.ppo import PPOConfig
 
 from gpt2_rlhf.config.errors import UserError
 
 
 def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
-    """Refuse arguments with which PPO would hang, crash late, or train something else than was asked.
+    """Refuse arguments with which PPO would hang, crash late, or ignore a setting.
 
     Raises:
         UserError: names the argument, and what to set instead.
@@ -36,29 +39,54 @@ def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
             f"ppo.args.whiten_rewards: needs mini-batches of 8 or more, not {rows // args.num_mini_batches}; "
             "raise ppo.args.gradient_accumulation_steps or lower num_mini_batches"
         )
-    if args.stop_token != "eos":
+    if args.ref_adapter_name is not None:
         raise UserError(
-            f"ppo.args.stop_token: {args.stop_token!r} would let no answer end; it must be 'eos', the token that SFT "
-            "ends answers with"
+            f"ppo.args.ref_adapter_name: {args.ref_adapter_name!r}: the reference is ref_model, or the policy without "
+            "its adapter; leave it out, and pass another reference as ref_model"
         )
-    if args.num_sample_generations:
-        raise UserError(
-            f"ppo.args.num_sample_generations: {args.num_sample_generations} would do nothing: TRL takes samples from "
-            "an evaluation set, and PPO has none; set it to 0"
-        )
-    if args.activation_checkpointing or args.gradient_checkpointing:
-        raise UserError("ppo.args.activation_checkpointing: PPO does nothing with it; set it to false")
     for name in ("logging_strategy", "save_strategy", "eval_strategy"):
         if getattr(args, name) not in ("no", "steps"):
-            raise UserError(f"ppo.args.{name}: {getattr(args, name)}: PPO counts updates; wanted steps or no")
+            raise UserError(f"ppo.args.{name}: {getattr(args, name)}: PPO counts updates; expected steps or no")
 
 
-def check_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Dataset, response_length: int, positions: int) -> None:
+def check_parts(parts: dict[str, Any], scores_by_function: bool) -> None:
+    """Refuse constructor arguments of TRL's PPOTrainer that are missing or that this trainer would not use.
+
+    parts: by name, among them train_dataset, reward_model, value_model, data_collator and eval_dataset.
+
+    Raises:
+        UserError: names the argument, and what to pass instead.
+    """
+    for name in ("train_dataset", "value_model"):
+        if parts[name] is None:
+            raise UserError(f"PPOTrainer: {name} is None; it is required (a value model may be a second reward model)")
+    if parts["reward_model"] is None and not scores_by_function:
+        raise UserError("PPOTrainer: reward_model is None; pass a reward model, or a score_function")
+    collator, samples = parts["data_collator"], parts["eval_dataset"]
+    if collator is not None and type(collator) is not DataCollatorWithPadding:
+        raise UserError(
+            f"PPOTrainer: data_collator is a {type(collator).__name__}, which would not be called: prompts are read "
+            "from input_ids without padding; apply it to the rows with train_dataset.map, and leave data_collator out"
+        )
+    if samples is not None and scores_by_function:
+        raise UserError(
+            "PPOTrainer: eval_dataset with score_function: TRL scores samples by the reward model; leave one of the "
+            "two out (watch measures the policy on held-out prompts with any score)"
+        )
+    for name in ("train_dataset", "eval_dataset"):
+        if parts[name] is not None and not (isinstance(parts[name], Dataset) and "input_ids" in parts[name].features):
+            raise UserError(
+                f"PPOTrainer: {name} has columns {getattr(parts[name], 'column_names', None)}; expected a Dataset with "
+                "input_ids: dataset.map(lambda row: {'input_ids': tokenizer(row['prompt'])['input_ids']})"
+            )
+
+
+def check_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], response_length: int, positions: int
+) -> None:
     """Refuse a tokenizer that breaks PPO's masks, and prompts that leave no room for the answer.
 
-    Args:
-        prompts: a dataset with the column `input_ids`.
-        positions: the number of positions of the smallest of the models.
+    positions: the number of positions of the smallest of the models.
 
     Raises:
         UserError: names what is wrong, and the prompt when one is too long.
@@ -68,16 +96,33 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Dataset, response_
             f"ppo: the tokenizer pads on the {tokenizer.padding_side}, so answers would follow padding; set "
             "padding_side='left' (tokens.padding_copy)"
         )
+    if tokenizer.eos_token_id is None:
+        raise UserError("ppo: the tokenizer has no EOS token, which ends answers; set tokenizer.eos_token")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(
             f"ppo: the tokenizer pads with {tokenizer.pad_token!r}, its EOS is {tokenizer.eos_token!r}; with EOS as "
-            "padding PPO never trains the EOS, so give it tokens.padding_copy of the tokenizer"
+            "padding PPO never trains the EOS; give it gpt2_rlhf.models.tokens.padding_copy(tokenizer, 'left')"
         )
-    if "input_ids" not in prompts.column_names:
-        raise UserError(f"ppo: the prompts have columns {prompts.column_names}; wanted input_ids (tokens.encode_ppo)")
-    longest_tokens, row = max((len(ids), row) for row, ids in enumerate(prompts["input_ids"]))
+    longest_tokens, row = max((len(ids), row) for row, ids in enumerate(prompts))
     if longest_tokens + response_length > positions:
         raise UserError(
             f"ppo: prompt {row} has {longest_tokens} tokens and the answer may take {response_length}, but the models "
             f"have {positions} positions; lower data.max_prompt_tokens or ppo.args.response_length"
         )
+
+
+def stop_at_eos(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Set `stop_token` to "eos", the only token that ends answers here; return a line to print if that changes it.
+
+    Raises:
+        UserError: `stop_token_id` is another token.
+    """
+    given = args.stop_token_id
+    if given is not None and given != tokenizer.eos_token_id:
+        raise UserError(
+            f"ppo.args.stop_token_id: {given} is not the tokenizer's EOS ({tokenizer.eos_token_id}), which ends "
+            "answers; set tokenizer.eos_token to the token that should end them"
+        )
+    was_unset = args.stop_token is None and given is None
+    args.stop_token, args.stop_token_id = "eos", None
+    return "ppo: stop_token is not set; answers end at EOS, as with stop_token='eos'" if was_unset else None
