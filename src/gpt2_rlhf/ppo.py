@@ -22,9 +22,8 @@ from gpt2_rlhf.evidence import curves, measured
 from gpt2_rlhf.launch import training, world
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, tokens
-from gpt2_rlhf.ppo_trainer import checkpoints, checks, gates, heldout
+from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, checkpoints, checks, gates, heldout
 from gpt2_rlhf.ppo_trainer.reward_scores import Shaping
-from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer
 from gpt2_rlhf.ppo_trainer.watch import Watch
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest, newest_whole_checkpoint

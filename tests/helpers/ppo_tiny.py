@@ -179,6 +179,7 @@ def trainer(
     callbacks: list[TrainerCallback] | None = None,
     peft_config: Any = None,
     ref_model: PreTrainedModel | None = None,
+    value_model: PreTrainedModel | None = None,
     **own: Any,
 ) -> TrlPPOTrainer:
     """A stock or a repaired trainer on the same tiny parts."""
@@ -192,7 +193,7 @@ def trainer(
             model=policy() if model is None else model,
             ref_model=ref_model,
             reward_model=scorer(1),
-            value_model=scorer(2),
+            value_model=scorer(2) if value_model is None else value_model,
             train_dataset=prompts() if train_dataset is None else train_dataset,
             callbacks=callbacks,
             peft_config=peft_config,

@@ -1,8 +1,10 @@
 """Refuse what PPO cannot train with: arguments, tokenizers and prompts on which TRL's hangs, crashes or goes wrong."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from trl.experimental.ppo import PPOConfig
@@ -45,18 +47,46 @@ def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
             "its adapter; leave it out, and pass another reference as ref_model"
         )
     for name in ("logging_strategy", "save_strategy", "eval_strategy"):
-        if getattr(args, name) not in ("no", "steps"):
-            raise UserError(f"ppo.args.{name}: {getattr(args, name)}: PPO counts updates; expected steps or no")
+        strategy = getattr(args, name).value
+        if strategy not in ("no", "steps"):
+            raise UserError(f"ppo.args.{name}: {strategy}: PPO counts updates; expected steps or no")
 
 
-def check_parts(parts: dict[str, Any], scores_by_function: bool) -> None:
-    """Refuse constructor arguments of TRL's PPOTrainer that are missing or that this trainer would not use.
+def prepare(
+    args: PPOConfig, tokenizer: PreTrainedTokenizerBase, parts: Mapping[str, Any], scores_by_function: bool
+) -> tuple[PPOConfig, list[list[int]]]:
+    """Return a copy of `args` as TRL's constructor needs them, and the prompts' token ids without padding.
 
-    parts: by name, among them train_dataset, reward_model, value_model, data_collator and eval_dataset.
+    parts: the other arguments of TRL's PPOTrainer by name.
 
     Raises:
-        UserError: names the argument, and what to pass instead.
+        UserError: names the argument or prompt with which PPO cannot train, and what to do.
     """
+    args = copy.copy(args)  # TRL writes derived sizes into it
+    _ = args.device  # starts the process group, so that the number of processes is known
+    processes = PartialState().num_processes
+    _check_parts(parts, scores_by_function)
+    check(args, len(parts["train_dataset"]), processes)
+    _check_tokenizer(tokenizer)
+    prompts = [
+        [token_id for token_id in ids if token_id != tokenizer.pad_token_id]
+        for ids in parts["train_dataset"].with_format(None)["input_ids"]
+    ]
+    models = [parts[name] for name in ("model", "reward_model", "value_model") if parts[name] is not None]
+    _check_lengths(prompts, args.response_length, min(model.config.max_position_embeddings for model in models))
+    notices = _stop_at_eos(args, tokenizer)
+    if args.bf16 and args.device.type == "cpu":
+        notices.append("ppo: bf16 is on, as PPOConfig sets it, and is slow on a CPU; bf16=False trains in float32")
+    for notice in notices if PartialState().is_main_process else []:
+        print(notice, flush=True)
+    if args.max_steps > 0:
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        args.total_episodes = args.max_steps * rows * processes
+    return args, prompts
+
+
+def _check_parts(parts: Mapping[str, Any], scores_by_function: bool) -> None:
+    """Refuse constructor arguments that are missing or that this trainer would not use."""
     for name in ("train_dataset", "value_model"):
         if parts[name] is None:
             raise UserError(f"PPOTrainer: {name} is None; it is required (a value model may be a second reward model)")
@@ -81,16 +111,8 @@ def check_parts(parts: dict[str, Any], scores_by_function: bool) -> None:
             )
 
 
-def check_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], response_length: int, positions: int
-) -> None:
-    """Refuse a tokenizer that breaks PPO's masks, and prompts that leave no room for the answer.
-
-    positions: the number of positions of the smallest of the models.
-
-    Raises:
-        UserError: names what is wrong, and the prompt when one is too long.
-    """
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that breaks PPO's masks."""
     if tokenizer.padding_side != "left":
         raise UserError(
             f"ppo: the tokenizer pads on the {tokenizer.padding_side}, so answers would follow padding; set "
@@ -103,6 +125,10 @@ def check_tokens(
             f"ppo: the tokenizer pads with {tokenizer.pad_token!r}, its EOS is {tokenizer.eos_token!r}; with EOS as "
             "padding PPO never trains the EOS; give it gpt2_rlhf.models.tokens.padding_copy(tokenizer, 'left')"
         )
+
+
+def _check_lengths(prompts: Sequence[Sequence[int]], response_length: int, positions: int) -> None:
+    """Refuse prompts that leave no room for the answer in the smallest model's positions."""
     longest_tokens, row = max((len(ids), row) for row, ids in enumerate(prompts))
     if longest_tokens + response_length > positions:
         raise UserError(
@@ -111,12 +137,8 @@ def check_tokens(
         )
 
 
-def stop_at_eos(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Set `stop_token` to "eos", the only token that ends answers here; return a line to print if that changes it.
-
-    Raises:
-        UserError: `stop_token_id` is another token.
-    """
+def _stop_at_eos(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Set `stop_token` to "eos", the only token that ends answers here; return lines to print if that changes it."""
     given = args.stop_token_id
     if given is not None and given != tokenizer.eos_token_id:
         raise UserError(
@@ -125,4 +147,4 @@ def stop_at_eos(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> str | No
         )
     was_unset = args.stop_token is None and given is None
     args.stop_token, args.stop_token_id = "eos", None
-    return "ppo: stop_token is not set; answers end at EOS, as with stop_token='eos'" if was_unset else None
+    return ["ppo: stop_token is not set; answers end at EOS, as with stop_token='eos'"] if was_unset else []

@@ -37,7 +37,7 @@ class Means:
 
 
 def explained_variance(mean_error: float, mean_square_error: float, mean: float, mean_square: float) -> float:
-    """Return 1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 or less for one no better than a constant.
+    """Return 1 - Var(return - value) / Var(return): 1 for a perfect critic, at most 0 for one worse than a constant.
 
     The arguments are means over tokens: of return - value, of its square, of the return, of its square. NaN where the
     returns do not vary.

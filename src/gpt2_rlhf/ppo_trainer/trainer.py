@@ -5,16 +5,15 @@ for each repair in which TRL's trainer fails. TRL's loop cannot be repaired from
 and speed are inside `train()`.
 """
 
-import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, patch_environment
 from datasets import Dataset
@@ -88,31 +87,16 @@ class PPOTrainer(TrlPPOTrainer):
         Raises:
             UserError: from checks.py, before anything is built.
         """
-        args = copy.copy(args)  # TRL writes derived sizes into it
-        _ = args.device  # starts the process group, so that the next line knows the number of processes
-        processes = PartialState().num_processes
-        datasets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-        models = {"reward_model": reward_model, "value_model": value_model}
-        checks.check_parts({**datasets, **models, "data_collator": data_collator}, score_function is not None)
-        checks.check(args, len(train_dataset), processes)
-        pad_token_id = processing_class.pad_token_id
-        prompts = [[i for i in ids if i != pad_token_id] for ids in train_dataset.with_format(None)["input_ids"]]
-        positions = min(part.config.max_position_embeddings for part in (model, *models.values()) if part is not None)
-        checks.check_tokens(processing_class, prompts, args.response_length, positions)
-        notice = checks.stop_at_eos(args, processing_class)
-        if notice is not None and PartialState().is_main_process:
-            print(notice, flush=True)
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        if args.max_steps > 0:
-            args.total_episodes = args.max_steps * rows * processes
-
-        set_seed(args.seed)  # adapters draw their weights from the global generator
-        # TRL builds its Accelerator without a precision, so that bf16 and fp16 would be ignored
-        AcceleratorState._reset_state()  # an earlier trainer in this process may have had another precision
-        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-        with patch_environment(accelerate_mixed_precision=precision), warnings.catch_warnings():
-            # TRL's wrapper reads a deprecated attribute of the policy (ppo_trainer.py, PolicyAndValueWrapper)
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        parts = {
+            "model": model,
+            "reward_model": reward_model,
+            "value_model": value_model,
+            "train_dataset": train_dataset,
+            "eval_dataset": eval_dataset,
+            "data_collator": data_collator,
+        }
+        args, prompts = checks.prepare(args, processing_class, parts, score_function is not None)
+        with _around_trls_constructor(args):
             super().__init__(
                 args=args,
                 processing_class=processing_class,
@@ -134,13 +118,16 @@ class PPOTrainer(TrlPPOTrainer):
         self.accelerator.gradient_accumulation_steps = 1  # the loop divides by the microbatches of a mini-batch
 
         assert args.output_dir is not None
+        assert args.local_batch_size is not None
+        assert args.batch_size is not None
         self.run_dir = Path(args.output_dir)
-        self.episodes_per_update = rows * processes
+        self.episodes_per_update = args.batch_size
         self.kl_coef = args.kl_coef
         self.forced: list[str] = []  # faults found by gates and passed with `force`
         self.best_update: int | None = None  # by the watch; its checkpoint is kept
         self.stopped: str | None = None  # why the guard ended the run
-        self.batches = PromptBatches(prompts, rows, args.seed, self.accelerator.process_index, processes)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.batches = PromptBatches(prompts, args.local_batch_size, args.seed, rank, processes)
         self._shaping, self._kl, self._watch, self._force = shaping, kl, watch, force
         self._models = rollouts.Models(
             policy=self.policy_model,
@@ -343,3 +330,16 @@ class PPOTrainer(TrlPPOTrainer):
             state=self.state,
             callbacks=self.callback_handler.callbacks,
         )
+
+
+@contextmanager
+def _around_trls_constructor(args: PPOConfig) -> Iterator[None]:
+    """Within the block, TRL's constructor uses the seed and the precision of the arguments, and does not warn."""
+    set_seed(args.seed)  # adapters draw their weights from the global generator
+    AcceleratorState._reset_state()  # an earlier trainer in this process may have had another precision
+    # TRL builds its Accelerator without a precision, which therefore comes from the environment
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    with patch_environment(accelerate_mixed_precision=precision), warnings.catch_warnings():
+        # TRL's wrapper reads a deprecated attribute of the policy (ppo_trainer.py, PolicyAndValueWrapper)
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
