@@ -50,7 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def shape() -> GPT2Config:
     """Return the size of policy and value model, about 10,000 weights each."""
     eos_token_id = len(WORDS)
-    return GPT2Config(
+    size = GPT2Config(
         vocab_size=len(WORDS) + 2,
         n_positions=32,
         n_embd=32,
@@ -58,8 +58,9 @@ def shape() -> GPT2Config:
         n_head=2,
         bos_token_id=eos_token_id,
         eos_token_id=eos_token_id,
-        num_labels=1,  # the value model gives one number at each token
     )
+    size.num_labels = 1  # the value model gives one number at each token
+    return size
 
 
 def trainer(folder: Path) -> PPOTrainer:
