@@ -68,9 +68,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_personal_setting(wheel
     assert files(wheel) == {name for name in expected if "__pycache__" not in name}
 
 
-def test_a_wheel_from_the_source_distribution_holds_the_same_files(
-    checkout: Path, wheel: Path, tmp_path: Path
-) -> None:
+def test_a_wheel_from_the_source_distribution_holds_the_same_files(checkout: Path, wheel: Path, tmp_path: Path) -> None:
     name = run(checkout, sys.executable, "-c", BUILD.format("sdist", str(tmp_path))).splitlines()[-1]
     shutil.unpack_archive(tmp_path / name, tmp_path, filter="data")
     unpacked = tmp_path / name.removesuffix(".tar.gz")
@@ -90,9 +88,7 @@ def test_the_console_script_prints_settings_and_help(installed: Path, tmp_path: 
     assert "seed: 7\n" in config
     assert "openai-community/gpt2" in config
     assert "usage: gpt2-rlhf VERB" in run(tmp_path, script, "--help", PYTHONPATH=str(installed))
-    assert "experiment=gpt2_hh | gpt2_hh_500" in run(
-        tmp_path, script, "pipeline", "--help", PYTHONPATH=str(installed)
-    )
+    assert "experiment=gpt2_hh | gpt2_hh_500" in run(tmp_path, script, "pipeline", "--help", PYTHONPATH=str(installed))
     assert list(tmp_path.iterdir()) == []
 
 
