@@ -1,4 +1,4 @@
-"""The import rule of docs/architecture.md: a module imports from lower floors and from its own room, never in a circle."""
+"""The import rule of docs/architecture.md: imports go to lower floors or stay in the room, and form no circle."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
