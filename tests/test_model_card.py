@@ -47,11 +47,11 @@ def without_figures(text: str) -> str:
 
 
 def tables(text: str) -> dict[tuple[str, ...], list[list[str]]]:
-    """The rows of each table by its header, with the header's number of columns in each."""
+    """The rows of each table by its header, each row as its cells."""
     found: dict[tuple[str, ...], list[list[str]]] = {}
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
-        header, _, *rows = ([cell.strip() for cell in line.split(" | ")] for line in block.splitlines())
-        found[tuple(header)] = rows
+        cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()]
+        found[tuple(cells[0])] = cells[2:]
     return found
 
 
@@ -79,7 +79,7 @@ def test_its_tables_have_the_columns_and_the_metrics_of_today(committed: str, to
     found, expected = tables(committed), tables(today)
     assert list(found) == list(expected)
     for header in expected:
-        if header[0] in ("| Mean per answer", "| On the same prompts"):
+        if header[0] in ("Mean per answer", "On the same prompts"):
             assert [row[0] for row in found[header]] == [row[0] for row in expected[header]]
 
 
@@ -90,7 +90,7 @@ def test_its_front_matter_is_that_of_today(committed: str, today: str) -> None:
 
 def test_the_settings_that_it_shows_are_those_of_conf(committed: str, today: str) -> None:
     def settings(text: str) -> dict[str, str]:
-        (rows,) = (rows for header, rows in tables(text).items() if header[0] == "| Stage")
+        (rows,) = (rows for header, rows in tables(text).items() if header[0] == "Stage")
         return {row[0]: row[2] for row in rows}
 
     assert settings(committed) == settings(today)
@@ -106,7 +106,7 @@ def test_the_settings_that_it_shows_are_those_of_conf(committed: str, today: str
 
 def test_it_was_made_with_the_pinned_libraries(committed: str) -> None:
     pins = dict(line.split("==") for line in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").split())
-    rows = {row[0].strip("| "): row[1].strip("| ") for row in tables(committed)["|", " |"]}
+    rows = dict(tables(committed)["", ""])
     assert f"on TRL {version('trl')}." in committed
     libraries = {name: rows[name].partition("+")[0] for name in ("trl", "torch", "transformers", "accelerate")}
     assert libraries == {name: pins[name] for name in libraries}
@@ -114,7 +114,7 @@ def test_it_was_made_with_the_pinned_libraries(committed: str) -> None:
 
 def test_the_readme_shows_its_figures(committed: str) -> None:
     def figures(text: str, columns: int) -> dict[str, list[str]]:
-        (rows,) = (rows for header, rows in tables(text).items() if header[0] == "| Mean per answer")
+        (rows,) = (rows for header, rows in tables(text).items() if header[0] == "Mean per answer")
         return {re.split(r" \(|, ", row[0])[0]: [cell for cell in row[1:columns] if "[" in cell] for row in rows}
 
     shown = figures((REPOSITORY / "README.md").read_text(encoding="utf-8"), columns=4)
