@@ -45,8 +45,8 @@ def bootstrap_above_zero(statistic: Callable[[np.ndarray], np.ndarray], n: int, 
     """Return what `bootstrap` does, for a statistic that noise can only raise, such as a sum of absolute gaps.
 
     Resampling adds the noise a second time, so the percentile interval is too high and may exclude the statistic. The
-    low end is therefore the pivotal one (Davison and Hinkley 1997, section 5.2.1), which removes that bias, and at least
-    0. The high end stays the percentile: the pivotal one is too low where the true value is small.
+    low end is therefore the pivotal one (Davison and Hinkley 1997, section 5.2.1), which removes that bias; it is never
+    below 0. The high end stays the percentile: the pivotal one is too low where the true value is small.
     """
     plain = bootstrap(statistic, n, seed)
     low = max(0.0, min(plain.mean, 2 * plain.mean - plain.high))
