@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from gpt2_rlhf.config.functions import load_utility
 from gpt2_rlhf.config.settings import Settings
@@ -102,11 +103,10 @@ def _generations(
             model = loading.load_base(settings.model, settings.seed)
         else:
             model = loading.load_policy(str(stage.needs[name].model_dir))
-        model.to(_device())  # type: ignore[arg-type]  # the stub of transformers' `to` takes no device
         draws, others = 1, {}
         if name == "sft":
-            draws, others = settings.evaluate.best_of or 1, {whose: found[whose].draws[0] for whose in found}
-        return sample_and_score(model, name, prompts, draws, others, work)
+            draws, others = settings.evaluate.best_of or 1, {whose: one.draws[0] for whose, one in found.items()}
+        return sample_and_score(_on_device(model), name, prompts, draws, others, work)
 
     for name in ("base", "ppo", "sft"):  # SFT last: it also scores the answers of the other two
         found[name] = generations_from_json(_load_or_compute(stage, name, lambda name=name: generate(name)))
@@ -119,8 +119,7 @@ def _scores(stage: Stage, name: str, prompts: EvaluationPrompts, answers: Answer
     def compute() -> RewardScores:
         pad_token_id = tokens.pad_id(tokens.padding_copy(prompts.tokenizer, "right"))
         model = loading.load_reward(str(stage.needs[name].model_dir), pad_token_id)
-        model.to(_device())  # type: ignore[arg-type]  # the stub of transformers' `to` takes no device
-        return score_answers(model, name, prompts, answers, work)
+        return score_answers(_on_device(model), name, prompts, answers, work)
 
     return RewardScores(**_load_or_compute(stage, name, compute))
 
@@ -137,8 +136,9 @@ def _load_or_compute(stage: Stage, name: str, compute: Callable[[], Generations 
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+def _on_device(model: PreTrainedModel) -> PreTrainedModel:
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return model.to(device)  # type: ignore[arg-type]  # transformers wraps `to`, and the type of `self` is lost
 
 
 def _measured(

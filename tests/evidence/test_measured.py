@@ -66,7 +66,7 @@ def test_a_line_of_the_file_holds_prompt_answer_and_figures(tmp_path: Path):
 def test_the_history_is_in_order_and_ends_at_the_given_update(tmp_path: Path):
     for update in (12, 0, 4, 1000000, 8):
         write(tmp_path, made_up(update), PROMPTS, ANSWERS)
-    (tmp_path / ".update-000004.jsonl.tmp").write_text('{"cut off')
+    (tmp_path / ".update-000004.jsonl.123").write_text('{"cut off')
     assert [one.update for one in read(tmp_path, 8)] == [0, 4, 8]
     assert [one.update for one in read(tmp_path, 2000000)] == [0, 4, 8, 12, 1000000]
     assert read(tmp_path / "none", 8) == []

@@ -47,16 +47,16 @@ def reward_report(
     subsets = np.array([row["subset"] for row in rows])
     known = np.array([row["chosen_probability"] for row in rows if row["chosen_probability"] is not None])
     return {
-        "accuracy": _accuracy(margins),
+        "accuracy": asdict(wilson_of_wins(margins)),
         "baselines": {
             "chance": 0.5,
-            "longer_answer_wins": _accuracy(longer),
+            "longer_answer_wins": asdict(wilson_of_wins(longer)),
             "best_reachable": float(np.mean(np.maximum(known, 1 - known))) if known.size == len(rows) else None,
         },
         "by_subset": {
             name: {
-                "accuracy": _accuracy(margins[subsets == name]),
-                "longer_answer_wins": _accuracy(longer[subsets == name]),
+                "accuracy": asdict(wilson_of_wins(margins[subsets == name])),
+                "longer_answer_wins": asdict(wilson_of_wins(longer[subsets == name])),
             }
             for name in sorted(set(subsets.tolist()))
         },
@@ -67,7 +67,3 @@ def reward_report(
         "score_std": float(scores.std()),
         "pairs": len(rows),
     }
-
-
-def _accuracy(differences: np.ndarray) -> dict[str, Any]:
-    return asdict(wilson_of_wins(differences))

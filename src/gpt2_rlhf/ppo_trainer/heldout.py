@@ -28,12 +28,9 @@ def by_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     Raises, when called:
         UserError: a score is not finite.
     """
-
-    def scores(prompts: Sequence[str], answers: Sequence[Answer]) -> np.ndarray:
-        sequences = scored_sequences(tokenizer, prompts, answers)
-        return finite_scores("ppo.heldout", name, model, sequences, batch_size)
-
-    return scores
+    return lambda prompts, answers: finite_scores(
+        "ppo.heldout", name, model, scored_sequences(tokenizer, prompts, answers), batch_size
+    )
 
 
 def by_function(function: ScoreFunction) -> Scorer:
