@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from gpt2_rlhf import evaluate
 from gpt2_rlhf.config import settings
@@ -51,8 +52,7 @@ POLICIES = ("base", "sft", "ppo")
 def utility_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """Return an importable module; its `count` is the number of characters of an answer."""
     module = types.ModuleType("tiny_truth")
-    module.count = lambda prompt, answer: float(len(answer))  # type: ignore[attr-defined]
-    module.nan = lambda prompt, answer: math.nan  # type: ignore[attr-defined]
+    vars(module).update(count=lambda prompt, answer: float(len(answer)), nan=lambda prompt, answer: math.nan)
     monkeypatch.setitem(sys.modules, "tiny_truth", module)
     return module
 
@@ -74,8 +74,8 @@ def needs(tmp_path: Path) -> dict[str, Stage]:
     return needs
 
 
-def save(model: torch.nn.Module, folder: Path) -> None:
-    model.save_pretrained(folder)  # type: ignore[operator]
+def save(model: PreTrainedModel, folder: Path) -> None:
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 

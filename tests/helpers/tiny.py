@@ -36,7 +36,8 @@ def tiny_tokenizer() -> GPT2Tokenizer:
     trained.train_from_iterator(_TEXTS, trainer)
     learnt = json.loads(trained.to_str())["model"]
     vocabulary = {**learnt["vocab"], EOS: len(learnt["vocab"])}
-    tokenizer = GPT2Tokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in learnt["merges"]])  # type: ignore[arg-type]
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    tokenizer = GPT2Tokenizer(vocab=vocabulary, merges=merges)  # type: ignore[arg-type]  # takes pairs, not only strings
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer

@@ -139,11 +139,11 @@ def test_a_next_turn_that_the_model_writes_stays_in_the_text(tokenizer):
 
     def forward(**inputs):
         output = original(**inputs)
-        output.logits = torch.full_like(output.logits, -1e4)  # type: ignore[arg-type]
+        output.logits = torch.full_like(output.logits, -1e4)  # type: ignore[arg-type]  # optional in the stub
         output.logits[..., next(steps)] = 0.0
         return output
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward  # type: ignore[method-assign]  # a test double
     (answer,) = draw(model, tokenizer, PROMPTS[:1], max_new_tokens=len(turn))
     assert answer == Answer(text="\n\nHuman: and?", ids=turn, ended=False)
 

@@ -94,7 +94,7 @@ def test_measuring_is_repeatable_and_leaves_random_state_and_mode_unchanged(toke
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_the_kl_of_a_lora_policy_is_to_itself_without_its_adapter(tokenizer):
     lora = LoraConfig(r=2, fan_in_fan_out=True, init_lora_weights=False, task_type="CAUSAL_LM")
-    adapted: PreTrainedModel = get_peft_model(tiny_policy(tokenizer), lora)  # type: ignore[assignment]
+    adapted: PreTrainedModel = get_peft_model(tiny_policy(tokenizer), lora)  # type: ignore[assignment]  # acts as one
     with_itself, _ = measure_tiny(tokenizer, adapted, None)
     with_base, _ = measure_tiny(tokenizer, adapted, tiny_policy(tokenizer))
     assert with_itself.kl_nats is not None
