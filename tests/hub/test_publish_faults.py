@@ -1,4 +1,4 @@
-"""Publish to a hub that fails: the result is one whole commit, or one line and no commit, and then it can be repeated."""
+"""Publish to a hub that fails: the result is one whole commit, or one line and no commit, and it can be repeated."""
 
 import signal
 import subprocess
