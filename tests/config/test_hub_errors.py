@@ -17,7 +17,7 @@ def answer(status: int) -> httpx2.Response:
         (errors.RepositoryNotFoundError("none", response=answer(404)), "the Hub has no model owner/model, or it is"),
         (
             errors.RevisionNotFoundError("none", response=answer(404)),
-            "model.revision: owner/model has no revision main",
+            "model.revision: owner/model has no revision",
         ),
         (errors.HfHubHTTPError("busy", response=answer(503)), "the Hub answered 503 for owner/model; try again later"),
         (errors.OfflineModeIsEnabled("offline"), "is not downloaded and HF_HUB_OFFLINE is set"),

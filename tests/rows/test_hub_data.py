@@ -184,7 +184,7 @@ def test_a_revision_that_moves_is_refused_and_its_commit_is_named(hub: FakeHub, 
         (
             {"name": "my pairs"},
             None,
-            r"data\.name: 'my pairs' is not the name of a data set on the Hub.*set data\.path",
+            r"data\.name: 'my pairs' is not the name of a data set.*set data\.path",
         ),
         ({"name": "./pairs.jsonl"}, None, r"data\.name: '\./pairs\.jsonl' is not the name of a data set on the Hub"),
         ({"revision": "f" * 40}, None, r"data\.revision: owner/pairs has no revision f{40}"),
