@@ -69,7 +69,7 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         (["data=hh_rlhf"], "Anthropic/hh-rlhf"),
         (["data=hh_rlhf", "data.path=/no/such/file.jsonl"], "data.path=/no/such/file.jsonl: does not exist"),
         (["data.train_pairs=null"], "data.train_pairs, data.test_pairs: null"),
-        (["publish.repo_id=nobody"], "publish.repo_id: 'nobody'; wanted <user or organisation>/<name>"),
+        (["publish.repo_id=nobody"], "publish.repo_id: 'nobody'; "),
         (["publish.repo_id=some/body"], "there is no Hub token"),
     ],
 )

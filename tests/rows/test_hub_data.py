@@ -136,8 +136,8 @@ def test_only_the_files_of_the_chosen_subsets_are_downloaded(hub: FakeHub) -> No
 
 def test_the_check_downloads_nothing_and_makes_one_request(hub: FakeHub) -> None:
     sources.check(PAIRS)
-    asked = [path for path in hub.requests if "/datasets/" in path]
-    assert asked == [f"/api/datasets/owner/pairs/revision/{COMMIT}"]
+    requested = [path for path in hub.requests if "/datasets/" in path]
+    assert requested == [f"/api/datasets/owner/pairs/revision/{COMMIT}"]
 
 
 def test_a_downloaded_data_set_is_read_without_any_request(hub: FakeHub) -> None:
@@ -207,7 +207,7 @@ def test_a_refusal_of_the_hub_is_one_line(
         hub.refusals["/api/datasets/owner/pairs"] = refusal
     for use in (sources.check, lambda data: list(sources.read(data))):
         with pytest.raises(UserError, match=message) as refused:
-            use(dataclasses.replace(PAIRS, **changes))  # type: ignore[arg-type]
+            use(dataclasses.replace(PAIRS, **changes))  # type: ignore[arg-type]  # fields of several types
         assert "\n" not in str(refused.value)
 
 
