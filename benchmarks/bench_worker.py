@@ -29,7 +29,8 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.experimental.ppo import PPOConfig
+from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
@@ -40,8 +41,8 @@ from gpt2_rlhf import data
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import loading, model_files, packing, tokens
+from gpt2_rlhf.ppo_trainer import PPOTrainer
 from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
-from gpt2_rlhf.ppo_trainer.trainer import RepairedPPOTrainer
 from gpt2_rlhf.rows import sources
 
 _SEED = 0
@@ -144,7 +145,7 @@ def _ppo(
     turns: TrainerCallback,
 ) -> Trainer:
     padding = tokens.padding_copy(tokenizer, "left")
-    kind = RepairedPPOTrainer if side == "ours" else PPOTrainer
+    kind = PPOTrainer if side == "ours" else TrlPPOTrainer
     trainer = kind(
         args=args,
         processing_class=padding,

@@ -11,7 +11,7 @@ from gpt2_rlhf.config.errors import UserError
 EXPERIMENTS = sorted(f.stem for f in (compose.CONF_DIR / "experiment").glob("*.yaml"))
 
 
-def test_the_experiments_are_there() -> None:
+def test_there_are_four_experiments() -> None:
     assert EXPERIMENTS == ["gpt2_hh", "gpt2_hh_500", "overoptimised", "quickstart"]
 
 
@@ -33,7 +33,7 @@ def test_the_defaults_are_those_of_the_classic_demo() -> None:
     assert (ppo["learning_rate"], ppo["kl_coef"], ppo["cliprange"]) == (1e-5, 0.1, 0.2)
 
 
-def test_quickstart_runs_when_nothing_is_asked_for() -> None:
+def test_quickstart_runs_without_overrides() -> None:
     assert compose.load([]).settings == compose.load(["experiment=quickstart"]).settings
     assert compose.load([]).settings.model.name == "embedded"
 
@@ -59,23 +59,10 @@ def test_lists_spaces_and_interpolations_survive() -> None:
     assert settings.sft.args["run_name"] == "embedded at 0"
 
 
-def test_show_prints_what_is_set_and_nothing_else() -> None:
+def test_the_yaml_has_what_is_set_and_nothing_else() -> None:
     text = compose.load(["seed=7"]).yaml
     assert "seed: 7\n" in text
     assert "???" not in text
-
-
-@pytest.mark.parametrize("stage", compose.STAGES_WITH_ARGS)
-def test_every_refused_argument_is_one_that_trl_has(stage: str) -> None:
-    from gpt2_rlhf.config import trl_fields
-
-    assert {*compose.REFUSED[stage], *compose.REFUSED[""]} - set(trl_fields.fields(stage)) == set()
-
-
-def test_every_argument_ppo_uses_is_one_that_trl_has() -> None:
-    from gpt2_rlhf.config import trl_fields
-
-    assert set(trl_fields.fields("ppo")) >= compose.PPO_USES
 
 
 @pytest.mark.parametrize(
@@ -90,12 +77,12 @@ def test_every_argument_ppo_uses_is_one_that_trl_has() -> None:
         ("ppo.args.kl_coef=high", "ppo.args.kl_coef: Value 'high'"),
         ("sft.peft.r=1.5", "sft.peft.r: Value '1.5'"),
         ("seed=one", "seed: Value 'one'"),
-        ("ppo.args.kl_estimator=k2", "wanted one of k1, k3"),
+        ("ppo.args.kl_estimator=k2", "expected one of k1, k3"),
         ("sft.args.lr_scheduler_type=cosin", "did you mean cosine?"),
         ("sft.args.output_dir=x", "set here: stages are named by content"),
         ("ppo.args.label_smoothing_factor=0.1", "PPO does nothing with it"),
         ("~model", "model.name: no value is set"),
-        ("ppo.args={", "not an override; wanted key=value"),
+        ("ppo.args={", "not an override; expected key=value"),
         ("sft.args.run_name=${nothing.there}", "nothing.there"),
         ("launch=accelerate", "launch.accelerate_config: no value is set"),
     ],
@@ -107,6 +94,6 @@ def test_a_faulty_override_is_refused_in_one_line(override: str, words: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_overrides_in_order_go_by_key_and_the_later_of_two_stays_the_later() -> None:
+def test_overrides_are_ordered_by_key_and_the_later_of_two_stays_the_later() -> None:
     typed = ["seed=1", "ppo.args.kl_coef=0.2", "seed=0"]
     assert list(compose.load(typed).overrides) == ["ppo.args.kl_coef=0.2", "seed=1", "seed=0"]

@@ -28,12 +28,12 @@ def test_a_scalar_field_has_the_type_of_the_imported_dataclass(stage: str) -> No
     assert read == scalars
 
 
-def test_an_enum_field_knows_the_enum_s_values() -> None:
+def test_an_enum_field_allows_the_values_of_the_enum() -> None:
     choices = trl_fields.fields("sft")["lr_scheduler_type"].choices
     assert choices == tuple(kind.value for kind in SchedulerType)
 
 
-def test_a_literal_field_knows_the_literal_s_values() -> None:
+def test_a_literal_field_allows_the_values_of_the_literal() -> None:
     field = trl_fields.fields("ppo")["kl_estimator"]
     assert (field.type, field.choices) == (str, ("k1", "k3"))
 

@@ -21,12 +21,12 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.experimental.ppo import PPOConfig
+from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
 
 from gpt2_rlhf.config.settings import Guard
 from gpt2_rlhf.models import tokens
-from gpt2_rlhf.ppo_trainer import heldout
-from gpt2_rlhf.ppo_trainer.trainer import RepairedPPOTrainer
+from gpt2_rlhf.ppo_trainer import PPOTrainer, heldout
 from gpt2_rlhf.ppo_trainer.watch import Watch
 
 EOS = "<|endoftext|>"
@@ -170,7 +170,7 @@ def arguments(directory: Path, **changes: Any) -> PPOConfig:
 
 
 def trainer(
-    kind: type[PPOTrainer],
+    kind: type[TrlPPOTrainer],
     args: PPOConfig,
     *,
     model: PreTrainedModel | None = None,
@@ -179,12 +179,13 @@ def trainer(
     callbacks: list[TrainerCallback] | None = None,
     peft_config: Any = None,
     ref_model: PreTrainedModel | None = None,
+    value_model: PreTrainedModel | None = None,
     **own: Any,
-) -> PPOTrainer:
+) -> TrlPPOTrainer:
     """A stock or a repaired trainer on the same tiny parts."""
     with warnings.catch_warnings():
         # TRL's wrapper reads a deprecated attribute of the policy; ours silences this itself
-        if kind is PPOTrainer:
+        if kind is TrlPPOTrainer:
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         return kind(
             args=args,
@@ -192,7 +193,7 @@ def trainer(
             model=policy() if model is None else model,
             ref_model=ref_model,
             reward_model=scorer(1),
-            value_model=scorer(2),
+            value_model=scorer(2) if value_model is None else value_model,
             train_dataset=prompts() if train_dataset is None else train_dataset,
             callbacks=callbacks,
             peft_config=peft_config,
@@ -200,17 +201,17 @@ def trainer(
         )
 
 
-def stock(args: PPOConfig, **parts: Any) -> PPOTrainer:
-    return trainer(PPOTrainer, args, **parts)
+def stock(args: PPOConfig, **parts: Any) -> TrlPPOTrainer:
+    return trainer(TrlPPOTrainer, args, **parts)
 
 
-def ours(args: PPOConfig, **parts: Any) -> RepairedPPOTrainer:
-    built = trainer(RepairedPPOTrainer, args, **parts)
-    assert isinstance(built, RepairedPPOTrainer)
+def ours(args: PPOConfig, **parts: Any) -> PPOTrainer:
+    built = trainer(PPOTrainer, args, **parts)
+    assert isinstance(built, PPOTrainer)
     return built
 
 
-def logged(run: PPOTrainer, name: str) -> list[float]:
+def logged(run: TrlPPOTrainer, name: str) -> list[float]:
     """The values of one metric, update by update."""
     return [entry[name] for entry in run.state.log_history]
 
@@ -225,6 +226,6 @@ def digest(module: torch.nn.Module) -> str:
     return sha.hexdigest()
 
 
-def trained_digest(run: PPOTrainer) -> str:
+def trained_digest(run: TrlPPOTrainer) -> str:
     """sha256 over the policy and the value model of a trainer."""
     return digest(run.policy_model) + digest(run.value_model)

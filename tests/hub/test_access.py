@@ -29,7 +29,7 @@ def test_an_account_that_may_write_has_no_fault(account: Account, repo_id: str) 
         (
             Account("somebody"),
             "other/demo",
-            "other is neither you nor an organisation of yours; wanted one of somebody",
+            "other is neither you nor an organisation of yours; expected one of somebody",
         ),
         (Account("somebody", organisations={"lab": "read"}), "lab/demo", "you may only read in lab"),
         (Account("somebody", "fineGrained", {}, SCOPED), "somebody/demo", "lacks repo.write on somebody"),

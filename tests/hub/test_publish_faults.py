@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 
 from gpt2_rlhf import publish
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.hub import repository
 from gpt2_rlhf.hub.tries import Patience
 from helpers import finished_run
 from helpers.finished_run import HASTE, TOKEN
@@ -33,7 +34,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def push(tmp_path: Path) -> Callable[..., None]:
     """Publishes the run with short waits; checks: what is done with the commit, never loading its random weights."""
 
-    def run(patience: Patience = HASTE, checks: Sequence[str] = ()) -> None:
+    def run(patience: Patience = HASTE, checks: publish.Checks = ()) -> None:
         publish.main(
             finished_run.planned([f"output_dir={tmp_path / 'outputs'}", f"publish.repo_id={REPO}"]), patience, checks
         )
@@ -85,7 +86,7 @@ def test_a_fault_that_passes_leaves_one_whole_commit(
     hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str], fault: Fault
 ) -> None:
     hub.fail(fault)
-    push(checks=["fetch"] if fault.call in ("storage", "resolve") else [])
+    push(checks=[repository.fetch] if fault.call in ("storage", "resolve") else [])
     assert is_whole(hub)
     assert hub.faults_left() == 0
     printed = capfd.readouterr()
@@ -145,7 +146,7 @@ def test_a_bad_card_is_named_and_tried_once(hub: Hub, push: Callable[..., None],
     assert is_whole(hub)
 
 
-def test_the_hub_s_wish_to_wait_is_honoured(
+def test_the_wait_that_the_hub_requests_is_honoured(
     hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     hub.fail(Fault("commit", "status", status=429, retry_after_s=1))
@@ -156,9 +157,9 @@ def test_the_hub_s_wish_to_wait_is_honoured(
 def test_a_download_that_is_never_what_was_pushed_is_a_failure(hub: Hub, push: Callable[..., None]) -> None:
     hub.fail(Fault("storage", "flip", times=99))
     with pytest.raises(UserError, match=r"was pushed, but the check of it failed: model\.safetensors came back"):
-        push(replace(HASTE, tries=2), ["fetch"])
+        push(replace(HASTE, tries=2), [repository.fetch])
     hub.heal()
-    push(checks=["fetch"])
+    push(checks=[repository.fetch])
     assert is_whole(hub)  # the next try made no second commit
 
 

@@ -202,7 +202,7 @@ def test_the_oldest_checkpoints_go_only_when_the_new_one_is_whole(tmp_path, monk
 
 def test_a_folder_that_is_not_a_whole_checkpoint_is_refused(tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
-    with pytest.raises(UserError, match=r"checkpoint-1 is not a whole checkpoint \(no trainer_state.json\)"):
+    with pytest.raises(UserError, match=r"checkpoint-1 is not a complete checkpoint \(no trainer_state.json\)"):
         tiny.ours(arguments(tmp_path)).train(str(tmp_path / "checkpoint-1"))
 
 

@@ -30,7 +30,7 @@ def test_a_clip_that_leaves_one_score_for_all_is_refused(clip):
 
 
 def test_a_function_that_gives_another_number_of_scores_is_refused():
-    with pytest.raises(UserError, match="gave 1 scores for 2 answers"):
+    with pytest.raises(UserError, match="returned 1 scores for 2 answers"):
         reward_scores.scores_of(lambda prompts, answers: [0.0], ["a", "b"], ["c", "d"])
 
 
@@ -71,7 +71,7 @@ def test_a_score_that_is_not_finite_stops_with_the_update_it_came_in(tmp_path):
 
 def test_another_reference_stops_before_the_first_update_and_force_goes_on(tmp_path):
     with pytest.raises(UserError, match="reference is not the SFT model"):
-        trained(tmp_path, ref_model=tiny.policy(seed=7))
+        trained(tmp_path, ref_model=tiny.policy(seed=7), force=False)
     trainer = trained(tmp_path, ref_model=tiny.policy(seed=7), force=True)
     assert trainer.state.global_step == 2
     assert len(trainer.forced) == 1
@@ -81,7 +81,7 @@ def test_a_policy_that_never_ends_stops_before_the_first_update(tmp_path):
     model = tiny.always_says(tiny.policy(), 300)
     args = tiny.arguments(tmp_path, per_device_train_batch_size=40, gradient_accumulation_steps=1, total_episodes=40)
     with pytest.raises(UserError, match="sft: 0 of 40 answers of the SFT model ended with EOS"):
-        tiny.ours(args, model=model, train_dataset=tiny.prompts(40)).train()
+        tiny.ours(args, model=model, train_dataset=tiny.prompts(40), force=False).train()
 
 
 def test_the_adaptive_coefficient_is_the_one_used_and_is_resumed(tmp_path):

@@ -1,22 +1,31 @@
-"""The one kind of error a user sees: a line that says where, what was given, what was wanted, what to do next."""
+"""The one kind of error a user sees: a line that says where, what was given, what was expected, what to do next."""
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class UserError(Exception):
-    """Something the user can mend. Printed as one line without a traceback; the process exits with 2."""
+    """An error that the user can correct. Printed as one line without a traceback; the process exits with 2."""
+
+
+def did_you_mean(given: str, known: Sequence[str]) -> str:
+    """Return the end of an error message: the closest known name, or the known names if they are few."""
+    close = difflib.get_close_matches(given, known, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"expected one of {', '.join(known)}" if len(known) < 20 else "`make config` shows what is set"
 
 
 def exit_with_one_line(action: Callable[[], None]) -> None:
-    """Run an entry point; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run an entry point; exit with 2 and one line on stderr after a UserError, with 130 after Ctrl-C."""
     try:
         action()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:

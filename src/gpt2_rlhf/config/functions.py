@@ -1,4 +1,4 @@
-"""Load a function that the user names by its import path: the data's own measure of quality, or PPO's reward."""
+"""Load a function that the user names by its import path: the utility of the data, or the score that PPO maximises."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -8,29 +8,24 @@ from gpt2_rlhf.config.errors import UserError
 
 
 def load_utility(path: str | None) -> Callable[[str, str], float] | None:
-    """The (prompt, answer) -> float that "module:function" names, or None where the truth is unknown.
+    """Import the (prompt, answer) -> float behind data.utility; None if no utility is known.
 
     Raises:
         UserError: there is no such module or function.
     """
-    return None if path is None else load_function("data.utility", path)
+    return None if path is None else _load("data.utility", path)
 
 
 def load_score_function(path: str | None) -> Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None:
-    """Load the (prompts, answers) -> scores that PPO maximises, or return None for the reward model.
+    """Import the (prompts, answers) -> scores behind ppo.reward.function; None if PPO uses the reward model.
 
     Raises:
         UserError: there is no such module or function.
     """
-    return None if path is None else load_function("ppo.reward.function", path)
+    return None if path is None else _load("ppo.reward.function", path)
 
 
-def load_function(key: str, path: str) -> Callable[..., Any]:
-    """The function that "module:function" names; `key` is the setting that names it.
-
-    Raises:
-        UserError: there is no such module or function.
-    """
+def _load(key: str, path: str) -> Callable[..., Any]:
     module, _, function = path.partition(":")
     try:
         return getattr(importlib.import_module(module), function)

@@ -1,10 +1,12 @@
-"""The run's settings as frozen records: what every stage reads, once config.py has composed and checked it.
+"""The settings of a run as frozen records; compose.py fills and checks them, and every stage reads them.
 
-Defaults live in conf/ alone; a field here has none, so that a value nobody set is an error and not a surprise.
+Defaults live in conf/ alone. A field here has none, so that a value that nobody set is an error.
 """
 
 from dataclasses import dataclass
 from typing import Any
+
+TABLES = ("sft", "reward", "judge", "ppo")  # what the training prompts are divided into, in this order
 
 
 @dataclass(frozen=True)
@@ -13,8 +15,8 @@ class Model:
 
     name: str
     revision: str | None
-    tokenizer: str | None  # where the tokenizer comes from when not from `name`
-    random: dict[str, int] | None  # GPT2Config sizes: random weights of that shape instead of trained ones
+    tokenizer: str | None  # a Hub name, folder or "embedded"; null: the tokenizer of `name`
+    random: dict[str, int] | None  # GPT2Config sizes: random weights of this shape instead of trained ones
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,20 @@ class Data:
 
     name: str
     revision: str | None
-    path: str | None  # local file or folder; wins over `name`
-    subsets: list[str] | None  # folders of the source to read; null reads every one there
+    path: str | None  # local file or folder, read instead of `name`
+    subsets: list[str] | None  # folders of the source to read; null reads all
     train_pairs: int | None  # null takes all
     test_pairs: int | None
-    shares: dict[str, float]  # of the training prompts: sft, reward, judge, ppo
+    shares: dict[str, float]  # of the training prompts, for each of TABLES
     disjoint: bool  # false: every stage gets all the training pairs, and there is no judge
     max_prompt_tokens: int
     max_answer_tokens: int
     seed: int
-    utility: str | None  # import path "module:function" of a (prompt, answer) -> float that is the truth
+    utility: str | None  # import path "module:function" of the true quality, (prompt, answer) -> float; null: unknown
 
     @property
     def has_judge(self) -> bool:
-        """Whether a second reward model is trained, on pairs that nothing else sees."""
+        """Whether a second reward model is trained, on pairs that no other stage reads."""
         return self.disjoint and self.shares.get("judge", 0) > 0
 
 
@@ -68,16 +70,16 @@ class Reward:
 
 @dataclass(frozen=True)
 class PpoReward:
-    """What PPO maximises: a score, normalised, then clipped; the penalty for a missing EOS comes after."""
+    """The score that PPO maximises: first normalised, then clipped, then lowered by the penalty for a missing EOS."""
 
     function: str | None  # import path "module:function" of (prompts, answers) -> scores; null: the reward model
-    normalise: bool  # by the mean and standard deviation that the reward stage measured on held-out answers
+    normalise: bool  # by mean and standard deviation of the reward model's scores on held-out answers
     clip: float | None  # largest absolute value; null clips nothing
 
 
 @dataclass(frozen=True)
 class PpoKl:
-    """The adaptive KL coefficient of Ziegler et al. 2019 (arXiv:1909.08593, section 2.2), from `args.kl_coef` on."""
+    """Adaptive KL coefficient (Ziegler et al. 2019, arXiv:1909.08593, section 2.2), starting at `args.kl_coef`."""
 
     target_nats: float | None  # per answer; null keeps the coefficient fixed
     horizon_episodes: int
@@ -85,16 +87,16 @@ class PpoKl:
 
 @dataclass(frozen=True)
 class Heldout:
-    """The policy measured while it trains, on prompts withheld from PPO, every `args.eval_steps` updates."""
+    """Measuring the policy while it trains, on prompts withheld from PPO, every `args.eval_steps` updates."""
 
     prompts: int
-    best_by: str | None  # "reward", "judge" or "utility", the highest is best; null: judge, or reward without a judge
-    hand_on: str  # "last" or "best": which policy the stage leaves
+    best_by: str | None  # "reward", "judge" or "utility", highest is best; null: judge if there is one, else reward
+    hand_on: str  # "last" or "best": the policy that the PPO stage saves
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What stops PPO on the held-out prompts; the best policy measured so far is then handed on."""
+    """Limits on the held-out prompts. Past one of them PPO stops and saves the best policy measured so far."""
 
     enabled: bool
     max_kl_nats: float  # to SFT, mean per answer
@@ -109,7 +111,7 @@ class Ppo:
 
     args: dict[str, Any]
     peft: Peft
-    seeds: list[int] | None  # a policy each, on the same SFT and reward model; null: one, with the run's seed
+    seeds: list[int] | None  # one policy for each, from the same SFT and reward model; null: one, with `seed`
     reward: PpoReward
     kl: PpoKl
     heldout: Heldout
@@ -117,7 +119,7 @@ class Ppo:
 
     @property
     def withheld_prompts(self) -> int:
-        """How many prompts are kept from training to measure on; none where nothing is measured."""
+        """How many prompts are withheld from training to measure on; 0 if nothing is measured."""
         return self.heldout.prompts if self.args["eval_strategy"] != "no" else 0
 
 
@@ -130,27 +132,27 @@ class Evaluate:
     temperature: float
     max_new_tokens: int
     seed: int
-    best_of: int | None  # SFT answers per prompt that the best is taken of; null or 1: no such yardstick
+    best_of: int | None  # SFT answers per prompt, of which the best counts; null or 1: no best-of-n baseline
 
 
 @dataclass(frozen=True)
 class Publish:
-    """Where the final policy and the reward model go on the Hub; null leaves them on disk."""
+    """The Hub repositories of the final policy and the reward model; null: it stays on disk."""
 
     repo_id: str | None
     reward_repo_id: str | None
     private: bool
-    revision: str | None  # branch to push to, made where there is none; null is main
-    dry_run: bool  # show what would be pushed, and push nothing
+    revision: str | None  # branch to push to, created if it does not exist; null is main
+    dry_run: bool  # show what would be pushed; push nothing
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says that no run can measure."""
+    """Facts on the model card that no run can measure."""
 
-    author: str | None  # of the citation; null: no entry for the model
-    year: int | None  # of the citation; null is the year in which the run was finished
-    license: str  # of the weights, an identifier of the Hub's list
+    author: str | None  # of the citation; null: the card has no citation entry for the model
+    year: int | None  # of the citation; null: the year in which the run finished
+    license: str  # of the weights, an identifier from the Hub's list
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything one run is made of."""
+    """All settings of one run."""
 
     seed: int
     output_dir: str
-    force: bool  # go on where a gate between two stages would stop
+    force: bool  # train PPO although a gate before it fails
     model: Model
     data: Data
     sft: Sft

@@ -1,7 +1,7 @@
 """Read the fields of TRL's config dataclasses from their source, so that no field list is copied into this project.
 
-Importing TRL and torch takes seconds; parsing the five files that define the fields takes milliseconds. That keeps
-`make config`, `make status` and every complaint about a misspelt argument quick.
+Importing TRL and torch takes seconds; parsing the five files that define the fields takes milliseconds. So
+`make config`, `make status` and the error about a misspelt argument come at once.
 """
 
 import ast
@@ -20,13 +20,14 @@ _CONFIGS = {
     "reward": ("trl", "trainer/reward_config.py", "RewardConfig"),
     "ppo": ("trl", "experimental/ppo/ppo_config.py", "PPOConfig"),
 }
+STAGES = tuple(_CONFIGS)
 _ENUM_FILES = ("trainer_utils.py", "training_args.py")
 _SCALARS: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 @dataclass(frozen=True)
 class TrlField:
-    """One argument of a TRL config: the type OmegaConf checks, and the only values allowed where TRL lists them."""
+    """One argument of a TRL config: the type that OmegaConf checks, and the allowed values if TRL lists them."""
 
     type: Any
     choices: tuple[str, ...] | None
@@ -34,7 +35,7 @@ class TrlField:
 
 @cache
 def fields(stage: str) -> dict[str, TrlField]:
-    """Every argument of the TRL config behind `stage` ("sft", "reward" or "ppo"), inherited ones included."""
+    """Return every argument of the TRL config of `stage` ("sft", "reward" or "ppo"), inherited ones included."""
     found: dict[str, TrlField] = {}
     for package, file, name in (*_BASES, _CONFIGS[stage]):
         for statement in _class_body(_package_dir(package) / file, name):
@@ -44,20 +45,20 @@ def fields(stage: str) -> dict[str, TrlField]:
 
 
 def _field(annotation: ast.expr) -> TrlField:
-    options = _union_members(annotation)
-    optional = any(isinstance(o, ast.Constant) and o.value is None for o in options)
-    kinds = [o for o in options if not (isinstance(o, ast.Constant) and o.value is None)]
-    names = [ast.unparse(k) for k in kinds]
-    choices = next((c for c in map(_choices, kinds) if c is not None), None)
-    if choices is not None and all(n == "str" or _choices(k) for n, k in zip(names, kinds, strict=True)):
+    members = {ast.unparse(member): _choices(member) for member in _union_members(annotation)}
+    is_optional = "None" in members
+    members.pop("None", None)
+    names = list(members)
+    choices = next((values for values in members.values() if values is not None), None)
+    if choices is not None and all(name == "str" or values for name, values in members.items()):
         base: Any = str
     elif len(names) == 1 and names[0] in _SCALARS:
-        base, choices = _SCALARS[names[0]], None
+        base = _SCALARS[names[0]]
     elif names == ["list[str]"]:
-        base, choices = list[str], None
+        base = list[str]
     else:
-        return TrlField(type=Any, choices=None)  # dicts, JSON strings and the like: TRL's own parsing decides
-    return TrlField(type=base | None if optional else base, choices=choices)
+        return TrlField(type=Any, choices=None)  # dicts, JSON strings and the like are left to TRL's own parsing
+    return TrlField(type=base | None if is_optional else base, choices=choices)
 
 
 def _union_members(annotation: ast.expr) -> list[ast.expr]:
@@ -67,7 +68,7 @@ def _union_members(annotation: ast.expr) -> list[ast.expr]:
 
 
 def _choices(kind: ast.expr) -> tuple[str, ...] | None:
-    """The values that a Literal of strings or one of transformers' string enums allows; None for other types."""
+    """Return the values that a Literal of strings or a string enum of transformers allows; None for other types."""
     if isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Literal":
         values = kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice]
         texts = tuple(v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str))
@@ -81,13 +82,8 @@ def _enums() -> dict[str, tuple[str, ...]]:
     for file in _ENUM_FILES:
         for node in _tree(_package_dir("transformers") / file).body:
             if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "ExplicitEnum" for b in node.bases):
-                found[node.name] = tuple(
-                    s.value.value
-                    for s in node.body
-                    if isinstance(s, ast.Assign)
-                    and isinstance(s.value, ast.Constant)
-                    and isinstance(s.value.value, str)
-                )
+                assigned = [statement.value for statement in node.body if isinstance(statement, ast.Assign)]
+                found[node.name] = tuple(str(value.value) for value in assigned if isinstance(value, ast.Constant))
     return found
 
 

@@ -14,7 +14,7 @@ from gpt2_rlhf.config.errors import exit_with_one_line
 from gpt2_rlhf.launch import runner
 from gpt2_rlhf.models.model_files import EMBEDDED_DIR
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 PAIR = {"prompt": "How do I rest?", "chosen": "Sleep well.", "rejected": "No."}
 
 
@@ -53,23 +53,23 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         (["reward.args.output_dir=here"], "reward.args.output_dir: cannot be set here"),
         (["data.shares={sft: 0.5, reward: 0.5}"], "data.shares"),
         (["data.shares.sft=0.9"], "data.shares"),
-        (["ppo.args.total_episodes=0"], "ppo.args.total_episodes: 0; wanted a number above 0"),
+        (["ppo.args.total_episodes=0"], "ppo.args.total_episodes: 0; expected a number above 0"),
         (["sft.args.per_device_train_batch_size=-1"], "sft.args.per_device_train_batch_size: -1"),
         (["evaluate.temperature=0"], "evaluate.temperature: 0"),
-        (["seed=-1"], "seed: -1; wanted a whole number from 0"),
+        (["seed=-1"], "seed: -1; expected a whole number from 0"),
         (["ppo.kl.target_nats=0"], "ppo.kl.target_nats: 0"),
         (["ppo.reward.function=no:thing"], "ppo.reward.function: 'no:thing' cannot be imported"),
         (["ppo.reward.function=math:dist", "ppo.reward.normalise=true"], "ppo.reward.normalise: it takes the mean"),
         (["reward.peft.r=-8"], "reward.peft.r: -8"),
         (["data.max_prompt_tokens=500"], "but the model has 512 positions; lower either"),
-        (["ppo.args.response_length=400"], "ppo.args.response_length: 256 tokens of prompt"),
+        (["ppo.args.response_length=400"], "ppo.args.response_length: 256 prompt tokens"),
         (["model.name=./no/such/folder"], "there is no folder no/such/folder"),
         (["model.name=not a hub name"], "neither a folder nor a Hub name"),
         (["model=gpt2"], "the Hub cannot be reached and openai-community/gpt2 is not in the cache"),
         (["data=hh_rlhf"], "Anthropic/hh-rlhf"),
         (["data=hh_rlhf", "data.path=/no/such/file.jsonl"], "data.path=/no/such/file.jsonl: nothing there"),
         (["data.train_pairs=null"], "data.train_pairs, data.test_pairs: null"),
-        (["publish.repo_id=nobody"], "publish.repo_id: 'nobody'; wanted <user or organisation>/<name>"),
+        (["publish.repo_id=nobody"], "publish.repo_id: 'nobody'; expected <user or organisation>/<name>"),
         (["publish.repo_id=some/body"], "there is no Hub token"),
     ],
 )

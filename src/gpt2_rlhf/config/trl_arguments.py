@@ -1,0 +1,77 @@
+"""Which of TRL's arguments a user may set, and with which values.
+
+TRL's trainers take more arguments than the pipeline can leave open: some it sets itself, and our PPO does nothing with
+most of what PPOConfig inherits from TrainingArguments. Setting one of these is an error, since it would have no effect.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpt2_rlhf.config import trl_fields
+from gpt2_rlhf.config.errors import UserError, did_you_mean
+
+_NAMES_BY_REASON = {
+    "the pipeline sets it": (
+        "remove_unused_columns", "label_names", "do_train", "do_eval", "do_predict", "dataset_text_field",
+        "dataset_kwargs", "model_adapter_name", "ref_adapter_name",
+    ),
+    "stages are named by content below output_dir=<folder>": ("output_dir",),
+    "set seed=<number>, which every stage uses": ("seed", "data_seed"),
+    "an unfinished stage resumes by itself": ("resume_from_checkpoint",),
+    "a resumed stage must give the same result": ("ignore_data_skip",),
+    "the pipeline prints a progress line of its own": ("disable_tqdm",),
+    "the next stage gets the weights after the last step": ("load_best_model_at_end",),
+    "publishing is a step of its own; set publish.repo_id=<user/name>": (
+        "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push",
+        "hub_revision",
+    ),
+    "code from a model's repository is never run": ("trust_remote_code",),
+    "set model.name and model.revision": ("model_init_kwargs",),
+    "the data stage limits lengths; set data.max_prompt_tokens and data.max_answer_tokens": (
+        "max_length", "truncation_mode",
+    ),
+    "the loss is on the answer only": ("completion_only_loss", "assistant_only_loss"),
+    "all stages share one tokenizer and its EOS": (
+        "chat_template_path", "eos_token", "pad_token", "stop_token", "stop_token_id",
+    ),
+    "PPO starts from this run's SFT model": ("sft_model_path",),
+    "PPO uses this run's reward model": ("reward_model_path",),
+    "samples drawn while training would change the random state and so the result": ("num_sample_generations",),
+    "TRL computes it from the batch arguments": (
+        "world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size",
+        "local_mini_batch_size", "mini_batch_size",
+    ),
+}  # fmt: skip
+
+REFUSED = {name: reason for reason, names in _NAMES_BY_REASON.items() for name in names}
+
+PPO_USES = frozenset(
+    {
+        "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs",
+        "local_rollout_forward_batch_size", "total_episodes", "num_train_epochs", "max_steps",
+        "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm",
+        "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+        "response_length", "temperature", "missing_eos_penalty", "whiten_rewards", "kl_coef", "kl_estimator",
+        "cliprange", "vf_coef", "cliprange_value", "gamma", "lam",
+        "bf16", "fp16", "activation_checkpointing", "use_cpu", "ddp_backend", "ddp_timeout",
+        "logging_strategy", "logging_steps", "logging_first_step", "report_to", "run_name", "project",
+        "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+        "save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps",
+    }
+)  # fmt: skip
+
+
+def check(stage: str, args: Mapping[str, Any]) -> None:
+    """Refuse arguments of a stage ("sft", "reward" or "ppo") that must not be set, and values that TRL does not know.
+
+    Raises:
+        UserError: names the first such argument.
+    """
+    for name, value in args.items():
+        key, choices = f"{stage}.args.{name}", trl_fields.fields(stage)[name].choices
+        if name in REFUSED:
+            raise UserError(f"{key}: cannot be set here: {REFUSED[name]}")
+        if stage == "ppo" and name not in PPO_USES:
+            raise UserError(f"{key}: PPO does nothing with it; leave it out")
+        if choices is not None and value is not None and value not in choices:
+            raise UserError(f"{key}: {value!r} is not a value TRL knows; {did_you_mean(str(value), choices)}")
