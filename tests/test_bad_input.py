@@ -11,7 +11,7 @@ import pytest
 
 from gpt2_rlhf import pipeline
 from gpt2_rlhf.config.errors import exit_with_one_line
-from gpt2_rlhf.launch import runner
+from gpt2_rlhf.launch import child
 from gpt2_rlhf.models.model_files import EMBEDDED_DIR
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def no_training(*_: object) -> None:
         raise AssertionError("a stage was started")
 
-    monkeypatch.setattr(runner, "run_in_child", no_training)
+    monkeypatch.setattr(child, "run", no_training)
     monkeypatch.setattr(pipeline, "_steps", no_training)
 
     def run(*overrides: str, output_dir: Path = tmp_path / "outputs") -> str:

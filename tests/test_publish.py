@@ -12,7 +12,7 @@ from gpt2_rlhf import pipeline, publish
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.hub import repository
-from gpt2_rlhf.launch import runner
+from gpt2_rlhf.launch import child
 from gpt2_rlhf.models import model_files
 from helpers import finished_run
 from helpers.finished_run import HASTE, RUN, TOKEN
@@ -180,7 +180,7 @@ def test_a_fault_of_publishing_stops_the_pipeline_before_training(
     def no_training(*_: object) -> None:
         raise AssertionError("a stage was started")
 
-    monkeypatch.setattr(runner, "run_in_child", no_training)
+    monkeypatch.setattr(child, "run", no_training)
     with pytest.raises(UserError, match="other is neither you"):
         pipeline.run([f"output_dir={tmp_path / 'outputs'}", "publish.repo_id=other/demo"], "evaluate")
 
