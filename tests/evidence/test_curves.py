@@ -19,7 +19,7 @@ def measure(directory: Path, update: int, reward: float) -> None:
     """Two prompts of these rewards, without judge or utility."""
     zeros = np.zeros(2)
     rewards = np.array([reward - 1, reward + 1])
-    one = Measured(update, rewards, None, None, zeros, zeros, zeros, zeros, zeros == 0, zeros)
+    one = Measured(rewards, None, None, zeros, zeros == 0, zeros, zeros, zeros, zeros, update=update)
     measured.write(directory / "heldout", one, ["p", "q"], [Answer("", [], True)] * 2)
 
 

@@ -12,7 +12,7 @@ SHARE = {"mean": 1.0, "low": 0.94, "high": 1 - 1e-16, "n": 60}
 def measured(update: int, reward: float, utility: float | None, kl: float) -> Measured:
     two = np.ones(2)
     utilities = None if utility is None else utility * two
-    return Measured(update, reward * two, None, utilities, kl * two, two, two, two, two == 1, two)
+    return Measured(reward * two, None, utilities, two, two == 1, two, two, kl * two, two, update=update)
 
 
 def points(axes, label: str) -> list[tuple[float, float]]:

@@ -86,7 +86,7 @@ def _distributions(samples: Sequence[Sample], key: str, label: str) -> Picture:
 def _against_kl(history: Sequence[Measured]) -> Picture:
     """Reward and what PPO is not paid for over the distance from SFT: where they part, it over-optimises."""
     figure, (axes,) = curves.panels(_WIDTH_IN, 1.25 * _HEIGHT_IN, 1)
-    kl = [asdict(bootstrap_mean(one.kl_nats)) for one in history]
+    kl = [asdict(bootstrap_mean(one.kl_nats)) for one in history if one.kl_nats is not None]
     series = {
         "reward": [one.rewards for one in history],
         "judge's reward": [one.judge_rewards for one in history],
