@@ -18,6 +18,7 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
     "embedded/test_build.py",
     "evidence/test_product.py",
     "evidence/test_report.py",
+    "examples/test_ppo_alone.py",
     "hub/test_publish_faults.py",
     "ppo_trainer/test_resume.py",
     "test_evaluate.py",
