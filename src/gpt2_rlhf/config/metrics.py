@@ -91,7 +91,7 @@ OF_PREFERENCES = (  # the accuracy of a reward model on held-out pairs, beside i
     ACCURACY,
     Metric("baselines/longer_answer_wins", "Longer answer wins", "share"),
     Metric("baselines/chance", "Chance", "share"),
-    Metric("baselines/best_reachable", "Best reachable", "share"),
+    Metric("baselines/best_reachable", "Reachable", "share"),
 )
 OF_REWARD_MODEL = (  # reward_model/ and judge/
     Metric("calibration/expected_error", "Calibration error", "share", "lower"),

@@ -13,8 +13,8 @@ from gpt2_rlhf.evidence.tables import text
 MOST_CHARACTERS = 600  # of one text
 SHOWN = {"base": "base", "sft": "SFT", "ppo": "PPO"}
 RULE = (
-    "The two examples that every run answers, then four of the held-out prompts by the reward of PPO's answer less that "
-    "of SFT's: the largest rise, the median, and the two lowest, which are falls where anything fell."
+    "The two examples that every run answers, then four of the held-out prompts by the difference of reward between "
+    "PPO's answer and SFT's: the largest rise, the median, and the two lowest, which are falls where any reward fell."
 )
 
 Line = Mapping[str, Any]  # of samples.jsonl

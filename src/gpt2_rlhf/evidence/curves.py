@@ -1,4 +1,4 @@
-"""Turn what a PPO run logged into one picture: reward beside judge and utility, KL, lengths, and the health of training.
+"""Turn what a PPO run logged into one picture: reward beside judge and utility, KL, lengths, and clipping.
 
 Training figures come from metrics.jsonl, held-out ones from the files of measured.py, whose points are few and marked.
 What was not measured is named in its panel: an absent line must not read as zero. The report uses the same functions.

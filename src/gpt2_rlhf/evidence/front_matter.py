@@ -1,7 +1,7 @@
 """Build the front matter of a model card, from which the Hub lists the model: licence, base model, data, metrics.
 
-huggingface_hub's ModelCardData writes the YAML, since names may hold characters that YAML interprets. Each metric's name
-has the 95 % interval and n, and its `args` have them unrounded.
+huggingface_hub's ModelCardData writes the YAML, since names may hold characters that YAML interprets. The name of each
+metric has the 95 % interval and n, and its `args` have them unrounded.
 """
 
 from collections.abc import Mapping

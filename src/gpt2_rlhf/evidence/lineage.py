@@ -17,7 +17,7 @@ _OF_ROWS = (Metric("pairs", "Pairs", "count"), Metric("prompts", "Prompts", "cou
 
 
 def rows_read(sources: Sources) -> Table:
-    """How many rows of the source were read, dropped by reason, cut and kept."""
+    """Return how many rows of the source were read, dropped by reason, cut and kept."""
     columns = {"train": "Training", "test": "Test"}
     reasons = sorted({reason for side in columns for reason in look_up(sources, f"{_DATA}/{side}/dropped")})
     counted = {

@@ -167,7 +167,7 @@ def _accuracy(rewards: Mapping[str, Mapping[str, Any]]) -> Picture:
 def _calibration(rewards: Mapping[str, Mapping[str, Any]]) -> Picture:
     figure, (axes,) = curves.panels(_WIDTH_IN, 1.15 * _HEIGHT_IN, 1)
     axes.plot([50, 100], [50, 100], color="0.35", linestyle=":", label="perfect calibration")
-    for place, (name, metrics) in enumerate(rewards.items()):
+    for place, (name, report) in enumerate(rewards.items()):
         bins = report["calibration"]["bins"]
         observed = [one["observed"] for one in bins]
         axes.errorbar(

@@ -66,7 +66,7 @@ def write(
             "verdict": verdict(summary),
             "pictures": pictures,
             "tables": tables,
-            "models": tables["results"][0].columns,
+            "models": results.model_names(sources),
             "facts": facts,
             "forced": [terminal.forced_text(fault) for fault in summary["ppo"]["forced"]],
             "samples": _shown(samples),

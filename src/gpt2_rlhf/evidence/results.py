@@ -1,4 +1,4 @@
-"""Turn what a run's stages found into tables: each is made here once, and printed by whoever shows it."""
+"""Turn what a run's stages found into tables: each is made here once, and printed wherever it is shown."""
 
 from dataclasses import replace
 
@@ -9,18 +9,21 @@ from gpt2_rlhf.evidence.tables import Row, Sources, Table, by_metric, by_place, 
 _REWARD_MODELS = {"reward_model": "Reward model", "judge": "Judge"}
 
 
+def model_names(sources: Sources) -> dict[str, str]:
+    """Return what the models of the evaluation are called, by key."""
+    return {"base": "Base", "sft": "SFT", "ppo": "PPO", BEST_OF_N: f"Best of {sources['evaluation']['best_of']}"}
+
+
 def models(sources: Sources) -> Table:
-    """The mean figures of each model's answers to the same prompts."""
-    evaluation = sources["evaluation"]
-    best = f"Best of {evaluation['best_of']}"
-    names = {"base": "Base", "sft": "SFT", "ppo": "PPO", BEST_OF_N: best}
-    columns = {name: label for name, label in names.items() if name in evaluation["models"]}
+    """Return the mean figures of each model's answers to the same prompts."""
+    names = model_names(sources)
+    columns = {name: label for name, label in names.items() if name in sources["evaluation"]["models"]}
     rows = by_metric(sources, metrics.OF_MODEL, [f"evaluation/models/{name}" for name in columns])
     return Table("models", "Mean per answer", columns, rows, "prompts")
 
 
 def paired(sources: Sources) -> Table:
-    """What changed from one model to another on the same prompts."""
+    """Return what changed from one model to another on the same prompts."""
     evaluation = sources["evaluation"]
     names = {
         "ppo_minus_sft": "PPO - SFT",  # first, since a phone shows the first two
@@ -34,14 +37,14 @@ def paired(sources: Sources) -> Table:
 
 
 def subsets(sources: Sources) -> Table:
-    """SFT and PPO by subset of the data, and by prompts of one turn and of several."""
+    """Return SFT and PPO by subset of the data, and by prompts of one turn and of several."""
     places = {f"evaluation/by_subset/{name}": name for name in sources["evaluation"]["by_subset"]}
     rows = by_place(sources, metrics.OF_SUBSET, places)
     return Table("subsets", "Subset", titles(metrics.OF_SUBSET), rows, "prompts")
 
 
 def by_seed(sources: Sources) -> Table:
-    """The policy of each PPO seed."""
+    """Return the figures of the policy of each PPO seed."""
     runs = sources["seeds"]["by_seed"]
     places = [f"seeds/by_seed/{place}" for place in range(len(runs))]
     outcomes = {"kept_update": "Update handed on", "stopped": "Stopped by the guard", "collapsed": "Collapsed"}
@@ -54,7 +57,7 @@ def by_seed(sources: Sources) -> Table:
 
 
 def over_seeds(sources: Sources) -> Table:
-    """Mean, standard deviation and range over the seeds of the policies' means."""
+    """Return mean, standard deviation and range over the seeds of the policies' means."""
     columns = {"mean": "Mean", "sd": "SD", "min": "Lowest", "max": "Highest", "n": "Seeds"}
     rows = [
         Row(one.title, [cell(sources, f"seeds/over_seeds/{one.key}/{key}", one.unit) for key in columns], one.better)
@@ -64,7 +67,7 @@ def over_seeds(sources: Sources) -> Table:
 
 
 def sft_loss(sources: Sources) -> Table:
-    """The SFT model's loss on held-out chosen answers before and after."""
+    """Return the loss on held-out chosen answers before and after SFT."""
     columns = {"heldout_loss_before": "Before", "heldout_loss_after": "After"}
     loss = metrics.SFT_LOSS
     rows = [Row(loss.title, [cell(sources, f"sft/{key}", loss.unit) for key in columns], loss.better)]
@@ -72,7 +75,7 @@ def sft_loss(sources: Sources) -> Table:
 
 
 def accuracy(sources: Sources) -> Table:
-    """The accuracy of the reward models on held-out pairs, in all and by subset, beside its baselines."""
+    """Return the accuracy of the reward models on held-out pairs, in all and by subset, beside the baselines."""
     rows = []
     for name, label in _reward_models(sources).items():
         rows += by_place(sources, metrics.OF_PREFERENCES, {name: label})
@@ -84,14 +87,14 @@ def accuracy(sources: Sources) -> Table:
 
 
 def reward_model_faults(sources: Sources) -> Table:
-    """How far the reward models' confidence is off, and how far their scores follow length."""
+    """Return how far the reward models' confidence is off, and how far their scores follow length."""
     columns = _reward_models(sources)
     rows = by_metric(sources, metrics.OF_REWARD_MODEL, list(columns))
     return Table("bias", "Calibration and length bias", columns, rows, "pairs")
 
 
 def calibration(sources: Sources) -> Table:
-    """How often the reward model is right, by the probability that it claims."""
+    """Return how often the reward model is right, by the probability that it claims."""
     bins = sources["reward_model"]["calibration"]["bins"]
     places = {
         f"reward_model/calibration/bins/{place}": f"{100 * one['from']:.0f} to {100 * one['to']:.0f} %"
@@ -103,7 +106,7 @@ def calibration(sources: Sources) -> Table:
 
 
 def heldout(sources: Sources) -> Table | None:
-    """What was measured on held-out prompts while PPO trained, None where nothing was."""
+    """Return what was measured on held-out prompts while PPO trained, None where nothing was."""
     measured = sources["ppo"]["heldout"]
     if measured is None:
         return None

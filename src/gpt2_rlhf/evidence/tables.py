@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of figures under columns, which are headers by key. n_of: what n counts, None where there are no estimates."""
+    """Rows of figures under columns, which are headers by key. n_of: what n counts, None without estimates."""
 
     name: str
     title: str
@@ -145,7 +145,8 @@ def plain(table: Table, with_n: bool = True) -> str:
     header, rows = _grid(table, with_n)
     grid = RichTable(box=box.MARKDOWN)
     for place, title in enumerate(header):
-        grid.add_column(title, justify="right" if place else "left")
+        # only labels are broken, since figures broken over two lines are hard to read
+        grid.add_column(title, justify="right" if place else "left", no_wrap=place > 0)
     for row in rows:
         grid.add_row(*row)
     lines = io.StringIO()
@@ -159,7 +160,7 @@ def plain(table: Table, with_n: bool = True) -> str:
 def _grid(table: Table, with_n: bool) -> tuple[list[str], list[list[str]]]:
     """The texts of the header and of the rows; the title heads the labels."""
     with_n = with_n and table.n_of is not None
-    header = [table.title, *table.columns.values(), *([f"n, {table.n_of}"] if with_n else [])]
+    header = [table.title, *table.columns.values(), *(["n"] if with_n else [])]
     return header, [[row.label, *(one.text for one in row.cells), *([row.n] if with_n else [])] for row in table.rows]
 
 

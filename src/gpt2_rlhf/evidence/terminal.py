@@ -16,9 +16,9 @@ from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Table, plain, text
 _NOTE = (
     "In brackets 95 % intervals: bootstrap over prompts; Wilson's for accuracies and shares of all or none. Reward and "
     "wins are by the reward model's score, and a tie is half a win. SD is the standard deviation of that score over "
-    "held-out answers. The judge is a second reward model that PPO is not trained on. Utility is the data's own measure "
-    "of quality, where it has one. Rose and fell are shares of prompts. Matched are the prompts whose two answers differ "
-    "in length by at most 2 tokens or 10 %. Perplexity is of the data's chosen answers."
+    "held-out answers. The judge is a second reward model that PPO is not trained on. Utility is the data's own "
+    "measure of quality, where it has one. Rose and fell are shares of prompts. Matched are the prompts whose two "
+    "answers differ in length by at most 2 tokens or 10 %. Perplexity is of the data's chosen answers."
 )
 
 

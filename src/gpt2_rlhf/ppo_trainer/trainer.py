@@ -207,6 +207,8 @@ class RepairedPPOTrainer(PPOTrainer):
                 self._look()
             else:
                 self._heed(seen)
+                if checkpoint is None:  # a checkpoint has the log history of its measurements, a new start has none
+                    self.log(seen.metrics)
 
     def _look(self) -> None:
         """Measure the policy on the held-out prompts, log that, and do what follows from it."""
