@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from gpt2_rlhf.config.settings import Guard
 from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config.settings import Guard
 from gpt2_rlhf.evidence.seeds import collapse, spread
 
 GUARD = Guard(enabled=True, max_kl_nats=50, min_eos_rate=0.05, min_distinct_2=0.5, max_length_ratio=3)

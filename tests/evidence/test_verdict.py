@@ -33,12 +33,13 @@ def summary(reward: Any, utility: Any = None, judge: Any = None, **ppo: Any) -> 
     ("reward", "utility", "judge", "finding"),
     [
         (ROSE, ROSE, ROSE, "PPO's answers are better: utility rose from 1.48 to 1.98"),
-        (FLAT, ROSE, None, "PPO's answers are better: utility rose from 1.48 to 1.98, though no rise of its reward shows"),
+        (FLAT, ROSE, None, "PPO's answers are better: utility rose from 1.48 to 1.98, though no rise of its reward "
+                           "shows"),
         (ROSE, None, ROSE, "PPO's answers are better: judge's reward rose from 0.25 to 0.75"),
-        (ROSE, FELL, ROSE, "PPO's answers are worse although its reward rose from 1.50 to 2.00: PPO exploited the reward "
-                           "model, and utility fell from 1.48 to 0.98"),
-        (ROSE, None, FELL, "PPO's answers are worse although its reward rose from 1.50 to 2.00: PPO exploited the reward "
-                           "model, and judge's reward fell from 0.25 to -0.25"),
+        (ROSE, FELL, ROSE, "PPO's answers are worse although its reward rose from 1.50 to 2.00: PPO exploited the "
+                           "reward model, and utility fell from 1.48 to 0.98"),
+        (ROSE, None, FELL, "PPO's answers are worse although its reward rose from 1.50 to 2.00: PPO exploited the "
+                           "reward model, and judge's reward fell from 0.25 to -0.25"),
         (ROSE, FLAT, ROSE, "PPO's reward rose from 1.50 to 2.00, but no change of its utility shows on 64 prompts: PPO "
                            "may have exploited the reward model"),
         (FELL, FELL, None, "PPO's answers are worse: utility fell from 1.48 to 0.98"),
