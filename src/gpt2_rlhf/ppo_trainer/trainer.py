@@ -222,6 +222,8 @@ class PPOTrainer(TrlPPOTrainer):
                 self._measure()
             else:
                 self._act_on(found)
+                if checkpoint is None:  # a checkpoint holds the log history of its measurements, a new start has none
+                    self.log(found.metrics)
 
     def _update(self) -> dict[str, Any]:
         """Sample one batch of rollouts, take the optimizer steps on it, and return what to log."""
