@@ -159,13 +159,13 @@ def faults(tab: Browser, page: Path, width: int, texts: Sequence[str]) -> list[s
     ]
     found += [f"it loads {url[:80]}" for url in urls if url != page.resolve().as_uri() and not url.startswith("data:")]
     if not page_state["title"].startswith("Report of run"):
-        found.append(f"its title is {seen['title']!r}: a text of the data ran")
+        found.append(f"its title is {page_state['title']!r}: a text of the data ran")
     if not page_state["visible"]:
         found.append("it is not visible: a style of the data took hold")
     if page_state["width"] > width:
-        found.append(f"it is {seen['width']} pixels wide")
+        found.append(f"it is {page_state['width']} pixels wide")
     if page_state["pictures"]:
-        found.append(f"{seen['pictures']} pictures do not show")
+        found.append(f"{page_state['pictures']} pictures do not show")
     found += [f"it does not show {text[:60]!r}" for text in texts if text not in page_state["text"]]
     expected = {
         "better": page_state["better"],
