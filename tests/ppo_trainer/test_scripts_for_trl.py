@@ -21,7 +21,7 @@ def test_a_script_in_the_usual_form_runs_with_one_import_changed(tmp_path, capsy
     tokenizer = copy.deepcopy(tiny.tokenizer())
     tokenizer.padding_side = "left"
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # its id lies outside the models' vocabulary
-    rows = tiny.prompts(8).add_column("prompt", ["some text"] * 8).select_columns(["input_ids"])  # type: ignore[call-arg]
+    rows = tiny.prompts(8)
     trainer = kind(
         args=PPOConfig(
             output_dir=str(tmp_path),
