@@ -1,10 +1,10 @@
-"""Turn one command into how many times faster, and with how much memory, ours trains than stock TRL on this machine.
+"""Compare the speed and memory of our training with stock TRL's on this machine.
 
     python -m benchmarks.bench [comparison ...] [--hh FOLDER] [--updates N] [--write FILE.md]
 
-Each side of a comparison is a process of its own, so that its peak memory is its alone. The two take turns, one update
-each, since a shared machine is faster now and slower then: a ratio of neighbours says more than two runs an hour apart.
-This process imports neither torch nor TRL: on Linux a child's peak memory is never below that of its parent.
+Each side of a comparison runs in its own process, so that its peak memory can be measured. The sides take turns, one
+update each: the speed of a shared machine changes over time, but little between neighbouring updates. This process
+imports neither torch nor TRL, because on Linux the peak memory of a child is never below that of its parent.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SIDES = ("stock", "ours")
 
 _MEDIUM = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 384, "n_layer": 6, "n_head": 6}
 _GPT2 = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
-# Below are the arguments that differ from quickstart's, which `make pipeline` trains with.
+# Arguments that differ from those of quickstart, which `make pipeline` uses.
 _PPO_MEDIUM = {
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
@@ -48,12 +48,12 @@ _PPO_GPT2 = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """One trainer on one model and one kind of rows; the two sides get the same of all three."""
+    """One trainer, one model and one kind of rows; both sides get the same three."""
 
     kind: str  # "ppo", "sft" or "reward"
-    shape: dict[str, int] | None  # GPT2Config sizes, random weights; None: the bundled model
-    prompt_tokens: tuple[int, int] | None  # random prompts, lengths uniform in this; None: the bundled data
-    reads_hh: bool  # rows of the folder given with --hh in place of random ones
+    shape: dict[str, int] | None  # GPT2Config sizes for random weights; None: the bundled model
+    prompt_tokens: tuple[int, int] | None  # range of the lengths of random prompts; None: the bundled data
+    reads_hh: bool  # with --hh, take rows from its folder instead of random ones
     args: dict[str, Any]
 
 
@@ -70,68 +70,68 @@ COMPARISONS = {
 
 @dataclass(frozen=True)
 class Side:
-    """What one side did after its warm-up update: seconds of each update, by the clock and of CPU time."""
+    """Wall and CPU seconds of each update of one side, after its warm-up update."""
 
     wall_s: list[float]
     cpu_s: list[float]
-    peak_mib: float  # of the process, or on a GPU of its memory
-    losses: list[float]  # of SFT and the reward model, from the warm-up update to the last but one
+    peak_mib: float  # of the process, or of the GPU where there is one
+    losses: list[float]  # of SFT or the reward model, from the warm-up update to the last but one; empty for PPO
 
 
 @dataclass(frozen=True)
 class Result:
-    """One comparison; ratios are stock over ours, so that above 1 ours is faster."""
+    """Both sides of one comparison. Ratios are stock over ours: above 1, ours is faster."""
 
     name: str
-    about: str
+    about: str  # sizes of model, rows and batch
     stock: Side
     ours: Side
 
     @property
     def wall_ratio(self) -> float:
-        """Ratio of the median seconds of an update."""
+        """Return the ratio of the median wall seconds of an update."""
         return statistics.median(self.stock.wall_s) / statistics.median(self.ours.wall_s)
 
     @property
     def cpu_ratio(self) -> float:
-        """Ratio of the median CPU seconds of an update, which other programs on the machine disturb less."""
+        """Return the ratio of the median CPU seconds of an update; other programs disturb it less than wall time."""
         return statistics.median(self.stock.cpu_s) / statistics.median(self.ours.cpu_s)
 
     @property
     def pair_ratios(self) -> list[float]:
-        """Ratio of each update of stock's to the update of ours that followed it."""
+        """Return the ratio of each stock update to our update that followed it."""
         return [stock / ours for stock, ours in zip(self.stock.wall_s, self.ours.wall_s, strict=True)]
 
     @property
     def loss_difference(self) -> float | None:
-        """Largest difference of the two sides' losses; None for PPO, whose sides sample other answers."""
+        """Return the largest difference between both sides' losses; None for PPO, whose sides sample other answers."""
         pairs = zip(self.stock.losses, self.ours.losses, strict=True)
         return max((abs(stock - ours) for stock, ours in pairs), default=None)
 
 
 def compare(name: str, comparison: Comparison, updates: int, hh: str | None) -> Result:
-    """Both sides, by turns, after one warm-up update each; prints a line after each turn.
+    """Return the measurements of both sides, which take turns after one warm-up update each; print each turn.
 
     Raises:
-        UserError: a side's process ended before it was done.
+        UserError: the process of a side ended early.
     """
     with ExitStack() as stack:
         workers = {
             side: stack.enter_context(_Worker(comparison, name, side, updates, hh)) for side in SIDES
-        }  # both start at once, but only one works at a time once they train
+        }  # both start at once; while they train, only one works at a time
         about = {side: worker.answer()["about"] for side, worker in workers.items()}
         turns: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         started = time.monotonic()
         for update in range(updates + 1):
             for side, worker in workers.items():
-                turns[side].append(worker.ask("update"))
+                turns[side].append(worker.request("update"))
             eta_s = (time.monotonic() - started) / (update + 1) * (updates - update)
             seconds = "  ".join(f"{side} {turns[side][-1]['wall_s']:.2f} s" for side in SIDES)
-            what = f"update {update}/{updates}" if update else "warm-up"
-            print(f"  {name} {what}  {seconds}  eta {eta_s:.0f} s", file=sys.stderr, flush=True)
+            turn = f"update {update}/{updates}" if update else "warm-up"
+            print(f"  {name} {turn}  {seconds}  eta {eta_s:.0f} s", file=sys.stderr, flush=True)
         sides = {}
         for side, worker in workers.items():
-            end = worker.ask("stop")
+            end = worker.request("stop")
             measured = turns[side][1:]
             sides[side] = Side(
                 wall_s=[turn["wall_s"] for turn in measured],
@@ -143,10 +143,10 @@ def compare(name: str, comparison: Comparison, updates: int, hh: str | None) -> 
 
 
 class _Worker:
-    """The process of one side; it does an update when asked to, and answers with one line of JSON."""
+    """The process of one side: it trains one update per request and answers with one line of JSON."""
 
     def __init__(self, comparison: Comparison, name: str, side: str, updates: int, hh: str | None) -> None:
-        self._who = f"the process of {side} in {name}"
+        self._label = f"the process of {side} in {name}"
         task = {"comparison": asdict(comparison), "side": side, "updates": updates, "hh": hh}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.bench_worker", json.dumps(task)],
@@ -162,19 +162,21 @@ class _Worker:
         self._process.kill()
         self._process.communicate()
 
-    def ask(self, what: str) -> dict[str, Any]:
+    def request(self, word: str) -> dict[str, Any]:
+        """Send one word, "update" or "stop", and return the answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.write(f"{word}\n")
         self._process.stdin.flush()
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
+        """Read the next line of JSON."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            cause = "most likely for lack of memory" if code == -9 else "see what it says above"
-            raise UserError(f"bench: {self._who} ended with code {code}, {cause}; name fewer or smaller comparisons")
+            cause = "most likely for lack of memory" if code == -9 else "see its message above"
+            raise UserError(f"bench: {self._label} ended with code {code}, {cause}; name fewer or smaller comparisons")
         answer = json.loads(line)
         if "error" in answer:
             raise UserError(f"bench: {answer['error']}")
@@ -182,7 +184,7 @@ class _Worker:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures depend on."""
+    """Return what the figures depend on: processor, cores, threads, GPU, versions and date."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     packages = ("torch", "transformers", "trl")
     return {
@@ -201,29 +203,29 @@ def _cpuinfo() -> list[str]:
 
 
 def _gpu() -> str | None:
-    look = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-    return subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.strip()
+    script = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def markdown(results: Sequence[Result], where: dict[str, str | int], command: str) -> str:
-    """The figures as a page: where they were taken, and a table with a row for each comparison."""
+    """Return the figures as a page: where they were measured, and a table with one row per comparison."""
     rows = [
         "| Comparison | Stock TRL, s | Ours, s | Faster | of each pair | CPU time | Stock, MiB | Ours, MiB | Losses |",
         "|---|---|---|---|---|---|---|---|---|",
         *(_row(result) for result in results),
     ]
-    gpu = "No GPU was at hand."
+    gpu = "Measured without a GPU."
     if where["gpu"] != "no GPU":
-        gpu = "All arguments say bfloat16, which stock PPO ignores. Memory is the GPU's."
+        gpu = "All arguments set bfloat16, which stock PPO ignores. Memory is that of the GPU."
     return f"""# Stock TRL and ours, in one run
 
 {where["cpu"]}, {where["cores"]} cores (OMP_NUM_THREADS {where["threads"]}), {where["gpu"]}; {where["versions"]}; \
 {where["date"]}; `{command}`
 
-Both sides get the same models, rows and arguments, each in a process of its own, and take turns, an update each, after
-one to warm up. Seconds are medians of an update. "Faster" is their ratio, "of each pair" the smallest and largest ratio
-of two neighbouring updates, "CPU time" the ratio of CPU seconds. MiB are the peak of the process. "Losses" is
-the largest difference of the two sides' losses; PPO's sides sample other answers. {gpu}
+Both sides get the same models, rows and arguments. Each runs in its own process. They take turns, one update each,
+after one to warm up. Seconds are the median of an update. "Faster" is the ratio of the medians, "of each pair" the
+smallest and largest ratio of two neighbouring updates, "CPU time" the ratio of CPU seconds. MiB are the peak of the
+process. "Losses" is the largest difference between the losses of the sides; in PPO they sample other answers. {gpu}
 
 {chr(10).join(rows)}
 
@@ -249,7 +251,7 @@ def _row(result: Result) -> str:
 
 
 def record(results: Sequence[Result], where: dict[str, str | int], command: str) -> dict[str, Any]:
-    """The figures for JSON."""
+    """Return the figures for JSON, with the ratios worked out."""
     return {
         "command": command,
         "machine": where,
@@ -267,28 +269,34 @@ def record(results: Sequence[Result], where: dict[str, str | int], command: str)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the comparisons named, or all; print the page, and keep it with its JSON where asked to.
+    """Run the named comparisons, or all; print the page, and write it with its JSON to --write.
 
     Raises:
-        UserError: there is no comparison of that name, the folder of --hh cannot be read, or a side failed.
+        UserError: a comparison does not exist, the folder of --hh cannot be read, or a side failed.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description="Stock TRL against ours, by turns.")
-    parser.add_argument("names", nargs="*", metavar="comparison", help=f"all of: {' '.join(COMPARISONS)}")
-    parser.add_argument("--hh", metavar="FOLDER", help="pairs as in Anthropic/hh-rlhf, for ppo-gpt2 and the -medium")
-    parser.add_argument("--updates", type=int, default=5, help="measured updates of each side")
-    parser.add_argument("--write", metavar="FILE.md", type=Path, help="where to keep the page, with its JSON beside it")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench", description="Compare the speed of stock TRL with ours."
+    )
+    parser.add_argument("names", nargs="*", metavar="comparison", help=f"default: all of {' '.join(COMPARISONS)}")
+    parser.add_argument(
+        "--hh", metavar="FOLDER", help="pairs as in Anthropic/hh-rlhf, for ppo-gpt2, sft-medium, reward-medium"
+    )
+    parser.add_argument("--updates", type=int, default=5, help="measured updates per side")
+    parser.add_argument(
+        "--write", metavar="FILE.md", type=Path, help="where to write the page, with its JSON beside it"
+    )
     options = parser.parse_args(argv)
     for name in options.names:
         if name not in COMPARISONS:
-            raise UserError(f"bench: there is no comparison {name!r}; wanted some of {' '.join(COMPARISONS)}")
+            raise UserError(f"bench: there is no comparison {name!r}; expected some of {' '.join(COMPARISONS)}")
     if options.updates < 1:
-        raise UserError(f"bench --updates: {options.updates}; wanted 1 or more")
+        raise UserError(f"bench --updates: {options.updates}; expected 1 or more")
     if options.hh is not None and not Path(options.hh).is_dir():
-        raise UserError(f"bench --hh: {options.hh} is no folder; give one with train.jsonl.gz and test.jsonl.gz")
+        raise UserError(f"bench --hh: {options.hh} is not a folder; give one with train.jsonl.gz and test.jsonl.gz")
 
     where, names = machine(), options.names or list(COMPARISONS)
     results = [compare(name, COMPARISONS[name], options.updates, options.hh) for name in names]
-    # a path says where this machine keeps things, which the page is not about
+    # the page must not name folders of this machine
     given = [word if options.hh is None else word.replace(options.hh, "FOLDER") for word in argv]
     command = shlex.join(["python", "-m", "benchmarks.bench", *given])
     page = markdown(results, where, command)

@@ -1,8 +1,8 @@
-"""One side of a comparison of bench.py: stock TRL's trainer or ours, which does an update when it is told to.
+"""Run one side of a comparison of bench.py: stock TRL's trainer or ours, one update per request.
 
-Reads "update" or "stop" from standard input, a word a line, and answers each with a line of JSON; the first line, once
-the trainer is built, says what it trains on. Both sides' trainers are TRL's classes with the same arguments; ours adds
-what the pipeline adds (sft.py, reward.py), or is the repaired PPO.
+Reads "update" or "stop" from standard input, one word per line, and answers each with one line of JSON. A first line,
+sent when the trainer is built, describes model and rows. Both sides use TRL's classes with the same arguments. Ours
+adds what the pipeline adds (sft.py, reward.py), or is the repaired PPO.
 """
 
 import json
@@ -29,7 +29,8 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.experimental.ppo import PPOConfig
+from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
@@ -40,20 +41,20 @@ from gpt2_rlhf import data
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import loading, model_files, packing, tokens
+from gpt2_rlhf.ppo_trainer import PPOTrainer
 from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
-from gpt2_rlhf.ppo_trainer.trainer import RepairedPPOTrainer
 from gpt2_rlhf.rows import sources
 
 _SEED = 0
 _ANSWER_TOKENS = (16, 128)  # of random rows
-_GPU_BATCH = 4  # times as many rows in a batch on a GPU
+_GPU_BATCH = 4  # on a GPU, batches have this many times as many rows
 
 
 class Turns(TrainerCallback):
-    """Holds the trainer at the end of each update until the next is asked for, and answers with what it took."""
+    """Stop the trainer after each update until the next is requested, and answer with the seconds it took."""
 
-    def __init__(self, asked: TextIO, answers: TextIO) -> None:
-        self._asked = asked
+    def __init__(self, requests: TextIO, answers: TextIO) -> None:
+        self._requests = requests
         self._answers = answers
         self._began = (0.0, 0.0)
 
@@ -62,29 +63,29 @@ class Turns(TrainerCallback):
         print(json.dumps(content), file=self._answers, flush=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Wait to be asked for the first update."""
+        """Wait for the request of the first update."""
         self._wait()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say what the update took and wait to be asked for the next."""
+        """Send the seconds of the update and wait for the next request."""
         _finish_on_device()
         wall_s, cpu_s = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
         self.answer({"wall_s": wall_s, "cpu_s": cpu_s})
         self._wait()
 
     def _wait(self) -> None:
-        if self._asked.readline().strip() != "update":
+        if self._requests.readline().strip() != "update":
             raise _Stopped
         self._began = (time.perf_counter(), time.process_time())
 
 
 class _Stopped(Exception):
-    """Enough updates are done. Stock PPO ends early in no other way."""
+    """Raised when enough updates are done; stock PPO cannot be ended early in another way."""
 
 
-def serve(task: dict[str, Any], asked: TextIO, answers: TextIO) -> None:
-    """Build the side's trainer and train as far as asked; the last answer is the peak memory and the losses."""
-    turns = Turns(asked, answers)
+def serve(task: dict[str, Any], requests: TextIO, answers: TextIO) -> None:
+    """Build the trainer of the side and train as requested; the last answer is the peak memory and the losses."""
+    turns = Turns(requests, answers)
     comparison = Comparison(**task["comparison"])
     with tempfile.TemporaryDirectory() as directory:
         try:
@@ -111,7 +112,7 @@ def build(
     directory: str,
     turns: TrainerCallback,
 ) -> Trainer:
-    """The trainer of a side, `rows` being `_rows` of the comparison; models are drawn with one seed for both."""
+    """Return the trainer of a side. rows: from `_rows`. Both sides draw their models with the same seed."""
     args = _arguments(comparison, updates, directory)
     dataset = Dataset.from_list(list(rows))
     if comparison.kind == "ppo":
@@ -144,7 +145,7 @@ def _ppo(
     turns: TrainerCallback,
 ) -> Trainer:
     padding = tokens.padding_copy(tokenizer, "left")
-    kind = RepairedPPOTrainer if side == "ours" else PPOTrainer
+    kind = PPOTrainer if side == "ours" else TrlPPOTrainer
     trainer = kind(
         args=args,
         processing_class=padding,
@@ -156,7 +157,7 @@ def _ppo(
         callbacks=[turns],
     )
     if side == "stock":
-        # stock shuffles with the global generator: without this its prompts would be longer or shorter than ours
+        # stock shuffles with the global generator, so its prompts would have other lengths than ours
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         batches = PromptBatches(prompts["input_ids"], rows, args.seed, rank=0, world_size=1)
         assert trainer.args.num_total_batches is not None
@@ -168,7 +169,7 @@ def _ppo(
 
 
 def _arguments(comparison: Comparison, updates: int, directory: str) -> dict[str, Any]:
-    """Quickstart's, with what the comparison changes, for that many updates."""
+    """Return the arguments of quickstart with those of the comparison, for that many updates."""
     settings = compose.load([]).settings
     chosen = {"ppo": settings.ppo, "sft": settings.sft, "reward": settings.reward}[comparison.kind].args
     on_gpu = torch.cuda.is_available()
@@ -215,20 +216,20 @@ def _scorer(comparison: Comparison, padding: PreTrainedTokenizerBase, seed: int)
 
 
 def _config(shape: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> GPT2Config:
-    # without dropout, whose masks would differ from side to side, and the losses with them
-    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    # no dropout: its masks, and so the losses, would differ between the sides
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     eos_token_id = tokens.eos_id(tokenizer)
-    return GPT2Config.from_dict({**shape, **still, "bos_token_id": eos_token_id, "eos_token_id": eos_token_id})
+    return GPT2Config.from_dict({**shape, **no_dropout, "bos_token_id": eos_token_id, "eos_token_id": eos_token_id})
 
 
 def _rows(comparison: Comparison, tokenizer: PreTrainedTokenizerBase, hh: str | None) -> list[dict[str, list[int]]]:
-    """Rows as the pipeline hands them to TRL's trainer of that kind."""
+    """Return rows as the pipeline gives them to the trainer of that kind."""
     if comparison.prompt_tokens is not None and not (comparison.reads_hh and hh is not None):
         assert comparison.shape is not None
         return _random_rows(comparison, tokenizer, comparison.shape["vocab_size"])
     source = ["data.train_pairs=1000", "data.test_pairs=1"]
     if comparison.prompt_tokens is not None:
-        # quickstart's limits are for its model of 512 positions; the shapes that read these pairs have 1024
+        # the limits of quickstart are for 512 positions; the shapes that read these pairs have 1024
         limits = ["data.max_prompt_tokens=512", "data.max_answer_tokens=256"]
         source = ["data=hh_rlhf", f"data.path={hh}", "data.train_pairs=null", *limits]
     settings = compose.load([*source, "data.disjoint=false"]).settings.data
@@ -236,7 +237,7 @@ def _rows(comparison: Comparison, tokenizer: PreTrainedTokenizerBase, hh: str | 
     def count_tokens(texts: list[str]) -> list[int]:
         return [len(tokenizer(text)["input_ids"]) for text in texts]
 
-    tables = data.prepare(settings, sources.read(settings), count_tokens, tokenizer.all_special_tokens).tables
+    tables = data.prepare(settings, sources.read(settings), count_tokens, tokenizer.all_special_tokens)[0]
     encode = {"ppo": tokens.encode_ppo, "sft": tokens.encode_sft, "reward": tokens.encode_reward}[comparison.kind]
     return [encode(tokenizer, asdict(pair)) for pair in tables[comparison.kind]]
 
@@ -268,7 +269,7 @@ def _random_rows(
 
 
 def _about(trainer: Trainer, rows: Sequence[dict[str, list[int]]]) -> str:
-    """Sizes of model, rows and batch, in words."""
+    """Describe the sizes of model, rows and batch."""
     args: Any = trainer.args
     model = getattr(trainer, "policy_model", None) or trainer.model
     assert model is not None
@@ -302,5 +303,5 @@ def _peak_mib() -> float:
 if __name__ == "__main__":
     own_output = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the trainers print their logs
-    warnings.simplefilter("ignore")  # TRL's own; the pipeline's tests see to ours
+    warnings.simplefilter("ignore")  # TRL's own warnings; the tests of the pipeline check ours
     serve(json.loads(sys.argv[1]), sys.stdin, own_output)

@@ -1,8 +1,9 @@
-"""What libraries read from the environment when they are imported, before any test imports one."""
+"""Set what libraries read from the environment when they are imported, and mark whole files as slow."""
 
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,39 @@ import gpt2_rlhf  # noqa: F401 - sets the rest of the environment
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small for two, and tests may share the machine
 
+TESTS = Path(__file__).parent
+SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; other files mark single tests
+    "benchmarks/test_bench.py",
+    "embedded/test_build.py",
+    "evidence/test_product.py",
+    "evidence/test_report.py",
+    "examples/test_ppo_alone.py",
+    "hub/test_publish_faults.py",
+    "ppo_trainer/test_resume.py",
+    "test_evaluate.py",
+    "test_publish.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of SLOW_FILES, which must exist, as slow."""
+    missing = [name for name in SLOW_FILES if not (TESTS / name).is_file()]
+    if missing:
+        raise pytest.UsageError(f"SLOW_FILES in {__file__}: {missing} do not exist; correct the list")
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix() in SLOW_FILES:
+            item.add_marker("slow")
+
 
 @pytest.fixture
 def small_overheads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """TRL collects garbage twice an update, 0.3 s to 0.1 s of training; threads wait for each other on a busy CPU."""
-    import torch  # seconds, which a test without it need not wait for
+    """Remove costs that are large beside a tiny model's training.
+
+    TRL collects garbage twice per update, which takes 0.3 s where training takes 0.1 s; threads wait for each other on
+    a busy CPU.
+    """
+    import torch  # takes seconds, which only tests that train should spend
 
     monkeypatch.setattr(gc, "collect", lambda: 0)
     threads = torch.get_num_threads()

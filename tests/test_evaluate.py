@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from gpt2_rlhf import evaluate
 from gpt2_rlhf.config import settings
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.evaluate import distinct_prompts
+from gpt2_rlhf.evaluate import distinct_prompts, prompt_groups
 from gpt2_rlhf.evidence import answers
 from gpt2_rlhf.evidence.model_reports import heldout_loss
 from gpt2_rlhf.models import loading, tokens
@@ -28,7 +29,7 @@ QUESTIONS = ["Hi", "bake bread?", "Tell me about the sea.", "What is the best wa
 
 
 def rows() -> list[dict]:
-    """Each question twice in a row, as the pairs of a prompt stand in a file."""
+    """Return two rows for each question, like a file with two pairs for each prompt."""
     return [
         {
             "prompt": f"\n\nHuman: {question}\n\nAssistant:",
@@ -49,17 +50,16 @@ POLICIES = ("base", "sft", "ppo")
 
 @pytest.fixture
 def utility_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module whose `count` makes an answer worth the number of its characters."""
+    """Return an importable module; its `count` is the number of characters of an answer."""
     module = types.ModuleType("tiny_truth")
-    module.count = lambda prompt, answer: float(len(answer))  # type: ignore[attr-defined]
-    module.nan = lambda prompt, answer: math.nan  # type: ignore[attr-defined]
+    vars(module).update(count=lambda prompt, answer: float(len(answer)), nan=lambda prompt, answer: math.nan)
     monkeypatch.setitem(sys.modules, "tiny_truth", module)
     return module
 
 
 @pytest.fixture
 def needs(tmp_path: Path) -> dict[str, Stage]:
-    """Finished stages: test rows as parquet, and tiny SFT, PPO, reward and judge models, all of different weights."""
+    """Return finished stages: test rows as parquet, and tiny models that all have different weights."""
     tokenizer = tiny_tokenizer()
     needs = {name: Stage(name, tmp_path / name, {}, {}) for name in ("data", "sft", "reward", "judge", "ppo", "base")}
     needs["data"].directory.mkdir()
@@ -74,8 +74,8 @@ def needs(tmp_path: Path) -> dict[str, Stage]:
     return needs
 
 
-def save(model: torch.nn.Module, folder: Path) -> None:
-    model.save_pretrained(folder)  # type: ignore[operator]
+def save(model: PreTrainedModel, folder: Path) -> None:
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 
@@ -84,14 +84,14 @@ def run_evaluation(
     utility: str | None = None,
     *,
     judged: bool = True,
-    asked: settings.Evaluate = EVALUATE,
+    evaluation: settings.Evaluate = EVALUATE,
     place: str = "evaluate",
 ) -> tuple[Outcome, list[dict]]:
-    """The outcome and the lines of samples.jsonl; another `place` starts from nothing."""
+    """Return the outcome and the lines of samples.jsonl; another `place` starts without kept results."""
     folder = needs["data"].directory.parent
     built_on = ("data", "sft", "reward", *(["judge"] if judged else []), "ppo")
     stage = Stage("evaluate", folder / place, {}, {name: needs[name] for name in built_on})
-    outcome = evaluate.run(replace(run_settings(str(needs["base"].model_dir), utility), evaluate=asked), stage)
+    outcome = evaluate.run(replace(run_settings(str(needs["base"].model_dir), utility), evaluate=evaluation), stage)
     lines = (stage.directory / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert sorted(path.name for path in stage.directory.iterdir()) == ["checkpoints", "samples.jsonl"]
     return outcome, [json.loads(line) for line in lines]
@@ -122,8 +122,8 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
             seed=0,
             utility=utility,
         ),
-        sft=settings.Sft({}, peft),
-        reward=settings.Reward({}, peft),
+        sft=settings.Training({}, peft),
+        reward=settings.Training({}, peft),
         ppo=settings.Ppo(
             {},
             peft,
@@ -171,7 +171,7 @@ def test_every_model_answers_the_first_distinct_prompts(needs, utility_module):
     assert outcome.work_s > 0
 
 
-def test_the_examples_lead_the_samples_and_enter_no_figure(needs, utility_module, monkeypatch):
+def test_examples_come_first_in_the_samples_and_enter_no_figure(needs, utility_module, monkeypatch):
     with_examples = run_evaluation(needs, "tiny_truth:count")
     assert [line["group"] for line in with_examples[1]] == ["example"] * 2 + ["heldout"] * 4
     assert [line["prompt"] for line in with_examples[1][:2]] == [
@@ -180,10 +180,10 @@ def test_the_examples_lead_the_samples_and_enter_no_figure(needs, utility_module
     ]
     example = with_examples[1][0]["answers"]["ppo"]
     assert isinstance(example["reward"], float)
-    assert example["utility"] is None  # it was not written for this prompt
+    assert example["utility"] is None  # the data's utility covers only its own prompts
     monkeypatch.setattr(evaluate, "EXAMPLES", ())
     without = replace(EVALUATE, best_of=None)  # further draws would be for other prompts
-    figures = run_evaluation(needs, asked=without, place="none")[0].metrics["models"]
+    figures = run_evaluation(needs, evaluation=without, place="none")[0].metrics["models"]
     for name in POLICIES:
         assert figures[name]["reward"]["mean"] == pytest.approx(
             with_examples[0].metrics["models"][name]["reward"]["mean"], abs=1e-5
@@ -203,7 +203,7 @@ def test_rewards_are_read_at_eos_whether_or_not_the_answer_ended(needs, monkeypa
             assert line["answers"]["ppo"][key] == pytest.approx(expected, abs=1e-5)
 
 
-def test_equal_models_tie_exactly_and_have_no_kl(needs):
+def test_equal_models_tie_exactly_and_have_zero_kl(needs):
     for name in ("base", "ppo"):
         save(tiny_policy(tiny_tokenizer(), 1), needs[name].model_dir)  # SFT's weights
     outcome, lines = run_evaluation(needs)
@@ -249,17 +249,17 @@ def test_perplexity_is_of_the_chosen_answers_to_the_same_prompts(needs):
     assert figures["best_of_n"]["chosen_perplexity"] is None
 
 
-def test_best_of_n_is_the_sft_answer_that_the_reward_model_likes_most(needs, monkeypatch):
+def test_best_of_n_is_the_sft_answer_with_the_highest_reward(needs, monkeypatch):
     drawn: dict[str, list[Answer]] = {}  # by prompt, every SFT answer
 
-    def watched(model, name, questions, *others):
-        said = ask_policy(model, name, questions, *others)
+    def watched(model, name, prompts, *others):
+        generations = sample_and_score(model, name, prompts, *others)
         if name == "sft":
-            drawn.update({prompt: [draw[at] for draw in said.draws] for at, prompt in enumerate(questions.prompts)})
-        return said
+            drawn.update({text: [draw[at] for draw in generations.draws] for at, text in enumerate(prompts.texts)})
+        return generations
 
-    ask_policy = answers.ask_policy
-    monkeypatch.setattr(evaluate, "ask_policy", watched)
+    sample_and_score = answers.sample_and_score
+    monkeypatch.setattr(evaluate, "sample_and_score", watched)
     outcome, lines = run_evaluation(needs)
     tokenizer, reward = tiny_tokenizer(), tiny_reward(tiny_tokenizer())
     places = []
@@ -281,21 +281,21 @@ def test_best_of_n_is_the_sft_answer_that_the_reward_model_likes_most(needs, mon
 
 
 @pytest.mark.parametrize("best_of", [None, 1])
-def test_without_best_of_there_is_no_yardstick(needs, best_of: int | None):
-    outcome, lines = run_evaluation(needs, asked=replace(EVALUATE, best_of=best_of))
+def test_without_best_of_there_is_no_best_of_n(needs, best_of: int | None):
+    outcome, lines = run_evaluation(needs, evaluation=replace(EVALUATE, best_of=best_of))
     assert set(outcome.metrics["models"]) == set(lines[0]["answers"]) == set(POLICIES)
     assert "ppo_minus_best_of_n" not in outcome.metrics["paired"]
 
 
-def test_more_draws_leave_the_other_figures_as_they_are(needs):
+def test_more_draws_do_not_change_the_other_figures(needs):
     many = run_evaluation(needs)[0].metrics["models"]
-    none = run_evaluation(needs, asked=replace(EVALUATE, best_of=None), place="none")[0].metrics["models"]
+    none = run_evaluation(needs, evaluation=replace(EVALUATE, best_of=None), place="none")[0].metrics["models"]
     for name in POLICIES:
         assert many[name]["answer_tokens"] == none[name]["answer_tokens"]
         assert many[name]["reward"]["mean"] == pytest.approx(none[name]["reward"]["mean"], abs=1e-5)
 
 
-def test_same_settings_give_the_same_evidence(needs):
+def test_same_settings_give_the_same_metrics_and_samples(needs):
     first, second = run_evaluation(needs), run_evaluation(needs, place="again")
     for metrics in (first[0].metrics, second[0].metrics):
         assert all(seconds > 0 for seconds in metrics["cost"].pop("by_part_s").values())
@@ -303,60 +303,60 @@ def test_same_settings_give_the_same_evidence(needs):
     assert first[1] == second[1]
 
 
-def test_cost_counts_every_token_written_and_read(needs, monkeypatch):
+def test_cost_counts_every_generated_and_every_scored_token(needs, monkeypatch):
     answer = Answer(text="x", ids=[5, 9, 14], ended=True)
     monkeypatch.setattr(answers, "sample", lambda model, tokenizer, prompts, **_: [answer] * len(prompts))
     cost = run_evaluation(needs)[0].metrics["cost"]
     tokenizer = tiny_tokenizer()
-    asked = [row["prompt"] for row in rows()[0:8:2]]
-    prompts = sum(len(tokenizer(prompt)["input_ids"]) for prompt in [*asked, *evaluate.EXAMPLES])
+    heldout_prompts = [row["prompt"] for row in rows()[0:8:2]]
+    prompts = sum(len(tokenizer(prompt)["input_ids"]) for prompt in [*heldout_prompts, *evaluate.EXAMPLES])
     chosen = sum(len(tokens.encode_sft(tokenizer, row)["input_ids"]) for row in rows()[0:8:2])
-    # base, PPO and thrice SFT write 4 tokens to each of 6 prompts
+    # base and PPO once, SFT three times: 4 tokens for each of 6 prompts
     assert cost["generated_tokens"] == (1 + 1 + 3) * 6 * 4
-    # read by base, by PPO, and all three models' by SFT; scored once by reward model and judge, all being equal
+    # base and PPO score their own answers, SFT those of all three; equal answers get one reward and one judge's score
     assert cost["scored_tokens"] == (1 + 1 + 3 + 1 + 1) * (prompts + 6 * 4) + 3 * chosen
     assert list(cost["by_part_s"]) == ["base", "ppo", "sft", "reward", "judge"]
 
 
-@pytest.mark.parametrize(("dies_at", "is_asked_again"), [("sft", ["sft", "reward", "judge"]), ("judge", ["judge"])])
-def test_a_killed_evaluation_asks_only_the_models_that_it_had_not_asked(
-    needs, monkeypatch, dies_at: str, is_asked_again: list[str]
+@pytest.mark.parametrize(("killed_at", "run_again"), [("sft", ["sft", "reward", "judge"]), ("judge", ["judge"])])
+def test_a_resumed_evaluation_runs_only_the_models_that_were_not_finished(
+    needs, monkeypatch, killed_at: str, run_again: list[str]
 ):
     whole = run_evaluation(needs, place="whole")
-    died: list[str] = []
-    asked: list[str] = []
+    killed: list[str] = []
+    computed: list[str] = []
 
-    def kept(stage, name, ask):
-        def ask_or_die():
-            if name == dies_at and not died:
-                died.append(name)
+    def load_or_interrupted_compute(stage, name, compute):
+        def interrupted_compute():
+            if name == killed_at and not killed:
+                killed.append(name)
                 raise KeyboardInterrupt
-            asked.append(name)
-            return ask()
+            computed.append(name)
+            return compute()
 
-        return keep(stage, name, ask_or_die)
+        return load_or_compute(stage, name, interrupted_compute)
 
-    keep = evaluate._kept
-    monkeypatch.setattr(evaluate, "_kept", kept)
+    load_or_compute = evaluate._load_or_compute
+    monkeypatch.setattr(evaluate, "_load_or_compute", load_or_interrupted_compute)
     with pytest.raises(KeyboardInterrupt):
         run_evaluation(needs)
-    asked.clear()
+    computed.clear()
     resumed = run_evaluation(needs)
-    assert asked == is_asked_again
+    assert computed == run_again
     for outcome, _ in (whole, resumed):
         del outcome.metrics["cost"]["by_part_s"]
     assert resumed[0].metrics == whole[0].metrics
     assert resumed[1] == whole[1]
 
 
-def test_without_a_judge_its_figures_are_null(needs):
+def test_without_a_judge_the_figures_of_the_judge_are_null(needs):
     outcome, lines = run_evaluation(needs, judged=False)
     assert all(figures["judge_reward"] is None for figures in outcome.metrics["models"].values())
     assert all(pair["judge_reward"] is pair["by_judge"] is None for pair in outcome.metrics["paired"].values())
     assert all(answer["judge_reward"] is None for line in lines for answer in line["answers"].values())
 
 
-def test_unknown_utility_is_null_everywhere(needs):
+def test_without_a_utility_its_figures_are_null(needs):
     outcome, lines = run_evaluation(needs)
     assert all(figures["utility"] is None for figures in outcome.metrics["models"].values())
     assert all(pair["utility"] is None for pair in outcome.metrics["paired"].values())
@@ -373,7 +373,7 @@ def test_figures_are_also_given_by_subset_and_by_turns(needs):
     assert by_subset["helpful"]["models"]["ppo"]["reward"]["n"] == 3
 
 
-def test_rewards_are_also_told_in_the_spread_that_the_reward_stage_measured(needs):
+def test_reward_differences_are_also_given_in_the_score_std_of_the_reward_stage(needs):
     pair = run_evaluation(needs)[0].metrics["paired"]["ppo_minus_base"]
     assert pair["reward_sd"]["mean"] == pytest.approx(pair["reward"]["mean"] / 2.0)
 
@@ -398,20 +398,38 @@ def test_one_model_at_a_time_is_in_memory(needs, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["reward", "judge"])
-def test_a_reward_model_that_diverged_is_named_in_one_line(needs, name: str):
+def test_a_diverged_reward_model_is_named_in_the_error(needs, name: str):
     broken = tiny_reward(tiny_tokenizer())
     with torch.no_grad():
         broken.score.weight.fill_(math.nan)
     save(broken, needs[name].model_dir)
-    with pytest.raises(UserError, match=rf"the {name} model gives .* not finite; .* reward\.args\.learning_rate"):
+    with pytest.raises(
+        UserError, match=rf"evaluate: the {name} model gave .* not finite; .* reward\.args\.learning_rate"
+    ):
         run_evaluation(needs)
 
 
-def test_a_utility_that_gives_no_number_is_named(needs, utility_module):
-    with pytest.raises(UserError, match=r"data\.utility: it gave no finite number for the answer"):
+def test_a_utility_that_is_not_finite_is_named_in_the_error(needs, utility_module):
+    with pytest.raises(UserError, match=r"data\.utility: the function gave nan for the answer"):
         run_evaluation(needs, "tiny_truth:nan")
 
 
 def test_distinct_prompts_keep_file_order_and_the_first_row():
     kept = distinct_prompts([{"prompt": p, "row": i} for i, p in enumerate("abacb")], 10)
     assert [(row["prompt"], row["row"]) for row in kept] == [("a", 0), ("b", 1), ("c", 3)]
+
+
+def test_groups_are_the_subsets_and_the_turns_that_have_prompts():
+    prompts = ["\n\nHuman: a", "\n\nHuman: b\n\nAssistant: c\n\nHuman: d", "\n\nHuman: e"]
+    rows = [
+        {"prompt": prompt, "subset": subset}
+        for prompt, subset in zip(prompts, ("helpful", "harmless", "helpful"), strict=True)
+    ]
+    groups = prompt_groups(rows)
+    assert {name: mask.tolist() for name, mask in groups.items()} == {
+        "harmless": [False, True, False],
+        "helpful": [True, False, True],
+        "single-turn": [True, False, True],
+        "multi-turn": [False, True, False],
+    }
+    assert list(prompt_groups(rows[:1])) == ["helpful", "single-turn"]

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.slow
 
 
 def pipeline(output_dir: Path, *overrides: str, module: str = "pipeline") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"gpt2_rlhf.{module}", f"output_dir={output_dir}", *SMALL, *overrides]
+    command = [sys.executable, "-m", "gpt2_rlhf", module, f"output_dir={output_dir}", *SMALL, *overrides]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -126,7 +126,7 @@ def test_a_second_run_trains_nothing_and_shows_the_same_figures(finished: Path) 
         assert after[part] == before[part]
 
 
-def test_another_kl_coefficient_trains_ppo_only_and_leaves_a_plot_and_a_trackers_events(finished: Path) -> None:
+def test_another_kl_coefficient_trains_only_ppo_and_leaves_a_plot_and_tensorboard_events(finished: Path) -> None:
     done = pipeline(finished, "ppo.args.kl_coef=0.2", "ppo.args.report_to=tensorboard")
     assert done.returncode == 0, done.stderr
     assert list((finished / "latest" / "ppo" / "tensorboard").glob("events.out.tfevents.*"))
@@ -148,7 +148,7 @@ def test_a_guard_that_stops_ppo_hands_on_the_best_policy_and_says_so(finished: P
     assert pipeline(finished).returncode == 0
 
 
-def test_a_run_is_published_as_one_commit_each_with_its_name_in_the_card_whose_snippet_runs(
+def test_both_models_are_published_in_one_commit_each_and_the_snippet_of_the_card_runs(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repositories = ("publish.repo_id=somebody/demo", "publish.reward_repo_id=somebody/demo-reward")
@@ -205,7 +205,7 @@ def test_several_seeds_of_ppo_share_all_that_comes_before_and_report_their_sprea
     assert summary(finished)["seeds"] is None
 
 
-def test_a_reward_model_of_shuffled_labels_is_stopped_and_named_also_once_force_went_past_it(tmp_path: Path) -> None:
+def test_a_reward_model_of_shuffled_labels_stops_the_run_also_after_a_run_with_force(tmp_path: Path) -> None:
     coin = random.Random(0)
     rows = generator.pairs(1500, seed=1)
     for row in rows:
@@ -228,9 +228,9 @@ def test_a_reward_model_of_shuffled_labels_is_stopped_and_named_also_once_force_
     forced = pipeline(tmp_path / "out", *overrides, "force=true", module="ppo")
     assert forced.returncode == 0, forced.stderr
     assert "forced: reward: the reward model is right on" in forced.stdout
-    taken_up = pipeline(tmp_path / "out", *overrides, "force=false", module="ppo")
-    assert taken_up.returncode == 2
-    assert re.fullmatch(rf"{fault}.* was trained all the same; to take it up, set force=true\n", taken_up.stderr)
+    rerun = pipeline(tmp_path / "out", *overrides, "force=false", module="ppo")
+    assert rerun.returncode == 2
+    assert re.fullmatch(rf"{fault}.* was trained with force=true; to reuse it, set force=true again\n", rerun.stderr)
 
 
 def test_an_sft_model_that_never_ends_an_answer_is_stopped_and_named(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_the_usage_snippet_of_the_card_runs_and_writes_an_answer(finished: Path,
     assert len(output.strip()) > len("Human: How can I improve my communication skills?\n\nAssistant:")
 
 
-def test_the_usage_snippet_of_the_reward_model_s_card_gives_the_scores_that_training_saw(finished: Path) -> None:
+def test_the_usage_snippet_of_the_reward_models_card_gives_the_scores_of_training(finished: Path) -> None:
     from gpt2_rlhf.models import loading, tokens
     from gpt2_rlhf.models.scoring import score
 

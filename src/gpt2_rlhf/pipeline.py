@@ -17,7 +17,8 @@ from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import product, report, summary, terminal
-from gpt2_rlhf.launch import relaunch, runner, world
+from gpt2_rlhf.launch import child, relaunch, world
+from gpt2_rlhf.launch.build import build as build_stage
 from gpt2_rlhf.models import model_files
 from gpt2_rlhf.rows import sources
 from gpt2_rlhf.store import locks
@@ -92,7 +93,9 @@ def refuse_forced(planned: Run, missing: Sequence[Stage]) -> None:
     for stage in planned.stages:
         if stage not in missing:
             for fault in manifest(stage)["metrics"].get("forced", []):
-                raise UserError(f"{fault}; {stage.directory} was trained all the same; to reuse it, set force=true")
+                raise UserError(
+                    f"{fault}; {stage.directory} was trained with force=true; to reuse it, set force=true again"
+                )
 
 
 def build(settings: Settings, missing: Sequence[Stage]) -> None:
@@ -119,7 +122,7 @@ def build(settings: Settings, missing: Sequence[Stage]) -> None:
             elif not is_first:
                 world.wait_for(partial(is_done, stage))
                 continue
-            _run_in_child(stage, partial(runner.build, steps[stage.name].run, settings, stage))
+            _run_in_child(stage, partial(build_stage, steps[stage.name].run, settings, stage))
             if is_first:
                 _show_found(stage)
 
@@ -168,15 +171,15 @@ def _steps() -> dict[str, ModuleType]:
 
 
 def _run_in_child(stage: Stage, action: Callable[[], None]) -> None:
-    runner.run_in_child(stage.name, stage.directory, action)
+    child.run(stage.name, stage.directory, action)
 
 
 def _show_found(stage: Stage) -> None:
     record = manifest(stage)
     if stage.name == "data":
-        from gpt2_rlhf.rows import preview  # as in _steps
+        from gpt2_rlhf.rows import row_report  # as in _steps
 
-        print(f"{preview.report_text(preview.read_report(stage.directory))}\n", flush=True)
+        print(f"{row_report.text(row_report.read(stage.directory))}\n", flush=True)
     elif stage.name != LAST:
         print(
             f"{stage.name} done in {record['wall_s']:.0f} s: {terminal.found(stage.name, record['metrics'])}",

@@ -1,7 +1,11 @@
 """Stage 2, the reward model: the SFT model with one score as its head learns which of two answers people prefer.
 
-The score is read at EOS, which is where PPO reads it (token contract). Accuracy is computed here over every held-out
-pair: RewardTrainer's own `eval_accuracy` is a mean of batch means.
+The score is read at EOS, where PPO reads it too (token contract). Accuracy is computed here over every held-out pair,
+since RewardTrainer's own `eval_accuracy` is a mean of batch means.
+
+The judge is a second reward model, trained by the same recipe on rows that nothing else uses and with another seed. PPO
+is never trained on it. Two reward models share what the data say and differ in their errors (Coste et al. 2023,
+arXiv:2310.02743), so a policy that gains with one and loses with the other exploits errors.
 """
 
 import runpy
@@ -32,7 +36,7 @@ def check(settings: Settings, stage: Stage) -> None:
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
-    """Train on the stage's own rows (`reward` or `judge`); leave the model in `stage.model_dir`, with its accuracy."""
+    """Train on the stage's own rows, save the model in `stage.model_dir`, and return its held-out accuracy."""
     prepared = stage.needs["data"].directory
     train_rows, test_rows = tables.load(prepared, stage.name), tables.load(prepared, "test")
     tokenizer = loading.load_base_tokenizer(settings.model)

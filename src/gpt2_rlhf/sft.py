@@ -1,7 +1,7 @@
 """Stage 1, supervised fine-tuning: the base model learns to give the chosen answers and to end them.
 
-The loss is on the answer and its EOS only. TRL is handed tokens, not text, so what `make data` shows is what it
-trains on, and no row is cut or dropped behind our back.
+The loss is on the answer and its EOS only. TRL gets tokens, not text: it trains on exactly the rows that `make data`
+shows, and cuts or drops none.
 """
 
 import copy
@@ -34,7 +34,7 @@ def check(settings: Settings, stage: Stage) -> None:
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
-    """Train on the `sft` rows and leave the model in `stage.model_dir`, with the held-out loss before and after."""
+    """Train on the `sft` rows, save the model in `stage.model_dir`, and return the held-out loss before and after."""
     prepared = stage.needs["data"].directory
     train_rows, test_rows = tables.load(prepared, "sft"), tables.load(prepared, "test")
     tokenizer = loading.load_base_tokenizer(settings.model)
@@ -61,7 +61,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     if not trainer.is_world_process_zero():
         return Outcome({}, work.seconds)
     loading.save(trainer.model, tokenizer, stage.model_dir)
-    # read back from disk: what is measured is what the next stage gets
+    # read back from disk, so that the model that the next stage gets is the one measured
     saved = loading.load_policy(str(stage.model_dir))
     with work.running():
         after = model_reports.heldout_loss(saved, tokenizer, test_rows, batch_size)

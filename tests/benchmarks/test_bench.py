@@ -1,4 +1,4 @@
-"""The figures worked out by hand, the two sides' trainers in this process, and once all of it in its own processes."""
+"""The benchmark: figures worked out by hand, the trainers of both sides in this process, and once in processes."""
 
 import io
 import json
@@ -53,11 +53,11 @@ def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def served(kind: str, side: str, words: list[str]) -> list[dict[str, Any]]:
-    """The worker's answers when it is told these words."""
+    """The answers of the worker to these requests."""
     answers = io.StringIO()
     task = {"comparison": vars(TINY[kind]), "side": side, "updates": len(words) - 2, "hh": None}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # stock's own
+        warnings.simplefilter("ignore")  # of stock TRL
         bench_worker.serve(task, io.StringIO("\n".join(words)), answers)
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 
@@ -74,18 +74,18 @@ def test_ppo_has_no_losses_to_compare() -> None:
     assert Result("ppo-small", "prompts", *silent).loss_difference is None
 
 
-def test_the_page_has_a_row_for_each_comparison_and_says_that_there_was_no_gpu() -> None:
+def test_the_page_has_a_row_for_each_comparison_and_states_that_there_was_no_gpu() -> None:
     page = bench.markdown([RESULT], WHERE, "python -m benchmarks.bench")
     assert "| sft-small | 6 | 2 | 3.00x | 2.00 to 4.00 | 4.00x | 300 | 200 | 0.1 |" in page
-    assert "No GPU was at hand." in page
+    assert "Measured without a GPU." in page
     assert "A chip, 2 cores" in page
     assert "`python -m benchmarks.bench`" in page
 
 
-def test_the_page_says_which_gpu() -> None:
+def test_the_page_names_the_gpu() -> None:
     page = bench.markdown([RESULT], {**WHERE, "gpu": "NVIDIA H100"}, "")
     assert "NVIDIA H100;" in page
-    assert "No GPU" not in page
+    assert "without a GPU" not in page
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward"])
@@ -97,7 +97,7 @@ def test_both_sides_have_equal_losses(kind: str) -> None:
 
 
 @pytest.mark.parametrize("side", bench.SIDES)
-def test_each_update_is_answered_with_its_seconds_and_the_end_with_the_peak(side: str) -> None:
+def test_the_worker_answers_an_update_with_its_seconds_and_the_end_with_the_peak_memory(side: str) -> None:
     about, *updates, end = served("ppo", side, ["update", "update", "stop"])
     assert "prompts of 3 to 9 tokens" in about["about"]
     assert [set(update) for update in updates] == [{"wall_s", "cpu_s"}] * 2
@@ -144,25 +144,24 @@ def test_both_sides_start_from_the_same_weights_and_only_ours_is_changed(tmp_pat
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["ppo-large"], "there is no comparison 'ppo-large'; wanted some of ppo-small"),
-        (["--updates", "0"], "--updates: 0; wanted 1 or more"),
-        (["--hh", "/nowhere"], "--hh: /nowhere is no folder"),
+        (["ppo-large"], "there is no comparison 'ppo-large'; expected some of ppo-small"),
+        (["--updates", "0"], "--updates: 0; expected 1 or more"),
+        (["--hh", "/nowhere"], "--hh: /nowhere is not a folder"),
     ],
 )
-def test_a_wrong_word_is_refused_before_anything_starts(argv: list[str], words: str) -> None:
+def test_a_wrong_argument_is_refused_before_anything_starts(argv: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         bench.main(argv)
 
 
-def test_a_folder_without_rows_is_named_by_the_worker(tmp_path: Path) -> None:
+def test_the_worker_names_a_folder_without_rows(tmp_path: Path) -> None:
     answers = io.StringIO()
     task = {"comparison": vars(COMPARISONS["sft-medium"]), "side": "ours", "updates": 1, "hh": str(tmp_path)}
     bench_worker.serve(task, io.StringIO(), answers)
     assert str(tmp_path) in json.loads(answers.getvalue())["error"]
 
 
-@pytest.mark.slow
-def test_the_page_and_its_json_are_kept(
+def test_the_page_and_its_json_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "COMPARISONS", {"tiny": replace(TINY["sft"], prompt_tokens=None, shape=None)})
@@ -177,8 +176,7 @@ def test_the_page_and_its_json_are_kept(
     assert min(comparison["pair_ratios"]) <= comparison["wall_ratio"] <= max(comparison["pair_ratios"])
 
 
-@pytest.mark.slow
-def test_a_side_that_dies_is_one_line() -> None:
+def test_a_side_that_ends_early_gives_an_error_of_one_line() -> None:
     broken = replace(TINY["sft"], args={"no_such_argument": 1})
     with pytest.raises(UserError, match="the process of stock in tiny ended with code 1"):
         bench.compare("tiny", broken, 1, None)

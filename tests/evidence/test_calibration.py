@@ -12,7 +12,7 @@ def log_odds(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-def test_a_bin_holds_the_mean_claim_and_how_often_the_preferred_side_was_chosen():
+def test_a_bin_has_the_mean_claim_and_the_share_of_right_choices():
     # claims 0.72 and 0.76 that chosen wins, 0.74 that rejected does: two of three are right
     report = calibration(np.array([log_odds(0.72), log_odds(0.76), -log_odds(0.74)]), seed=0)
     (only,) = report["bins"]
@@ -23,7 +23,7 @@ def test_a_bin_holds_the_mean_claim_and_how_often_the_preferred_side_was_chosen(
     assert report["expected_error"]["mean"] == pytest.approx(0.74 - 2 / 3)
 
 
-def test_expected_error_weighs_each_bin_by_its_pairs():
+def test_expected_error_weights_each_bin_by_its_pairs():
     claims = [(0.91, 1), (0.89, -1), (0.65, 1), (0.65, 1), *[(0.75, 1)] * 3, (0.75, -1)]
     report = calibration(np.array([sign * log_odds(claim) for claim, sign in claims]), seed=0)
     # bins: 0.8-0.9 holds one wrong of claim 0.89, 0.9-1 one right of 0.91, 0.6-0.7 two right of 0.65, 0.7-0.8 exact
@@ -33,36 +33,36 @@ def test_expected_error_weighs_each_bin_by_its_pairs():
     assert report["expected_error"]["n"] == 8
 
 
-def test_no_margin_is_a_claim_of_one_half_and_right_by_half():
+def test_a_margin_of_zero_claims_one_half_and_counts_one_half():
     report = calibration(np.zeros(4), seed=0)
     assert report["bins"][0]["predicted"] == report["bins"][0]["observed"]["mean"] == 0.5
     assert report["expected_error"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 4}
 
 
-def test_margins_beyond_all_doubt_fall_into_the_last_bin():
+def test_very_large_margins_fall_into_the_last_bin():
     report = calibration(np.array([1e6, -1e6]), seed=0)
     (last,) = report["bins"]
     assert (last["to"], last["predicted"], last["observed"]["mean"]) == (1.0, 1.0, 0.5)
 
 
 def calibrated_margins(seed: int, pairs: int) -> np.ndarray:
-    """Margins of a model that is as often right as it is sure."""
+    """Return margins of a model whose share of right choices equals its claims."""
     generator = np.random.default_rng(seed)
     confidence = np.abs(generator.normal(0, 1.5, pairs))
     wins = generator.random(pairs) < 1 / (1 + np.exp(-confidence))
     return np.where(wins, confidence, -confidence)
 
 
-def test_a_calibrated_model_is_told_from_an_overconfident_one():
+def test_the_expected_error_separates_calibrated_from_overconfident_models():
     models = [calibrated_margins(seed, 300) for seed in range(9)]
     calibrated = [calibration(margins, seed=0)["expected_error"] for margins in models]
-    assert np.median([one["low"] for one in calibrated]) == 0.0  # though chance keeps every mean above it
+    assert np.median([one["low"] for one in calibrated]) == 0.0  # although noise keeps every mean above 0
     assert min(one["mean"] for one in calibrated) > 0.01
     overconfident = [calibration(5 * margins, seed=0)["expected_error"] for margins in models]
     assert min(one["low"] for one in overconfident) > 0.05
 
 
-def test_length_bias_is_the_correlation_of_differences_and_accuracy_on_either_side():
+def test_length_bias_is_the_correlation_of_differences_and_the_accuracy_by_longer_answer():
     margins, extra_tokens = np.array([2.0, 1.0, -1.0, 0.0]), np.array([4, -2, -2, 0])
     bias = length_bias(margins, extra_tokens, seed=0)
     # deviations 1.5, 0.5, -1.5, -0.5 and 4, -2, -2, 0: products 6 - 1 + 3 - 0 = 8, squares 5 and 24
@@ -74,7 +74,7 @@ def test_length_bias_is_the_correlation_of_differences_and_accuracy_on_either_si
     assert bias["accuracy_chosen_shorter"]["high"] == wilson(1, 2).high
 
 
-def test_the_interval_of_the_correlation_is_near_fishers():
+def test_the_interval_of_the_correlation_is_near_the_one_by_fisher():
     generator = np.random.default_rng(0)
     length = generator.normal(size=500)
     margins = 0.5 * length + math.sqrt(0.75) * generator.normal(size=500)
@@ -91,6 +91,6 @@ def test_a_score_or_length_without_spread_has_no_correlation():
     json.dumps(bias, allow_nan=False)
 
 
-def test_resamples_without_spread_do_not_spoil_the_interval():
+def test_resamples_without_spread_are_left_out_of_the_interval():
     found = length_bias(np.array([1.0, 2.0, 4.0]), np.array([1, 2, 3]), seed=0)["correlation"]
     assert -1 <= found["low"] <= found["mean"] <= found["high"] <= 1 + 1e-9

@@ -4,14 +4,13 @@ import math
 import numpy as np
 import pytest
 
-from gpt2_rlhf.evaluate import prompt_groups
 from gpt2_rlhf.evidence.comparison import (
-    Measured,
     best_of,
     best_of_kl_bound_nats,
     compare,
     paired_figures,
 )
+from gpt2_rlhf.evidence.measured import Measured
 
 
 def measured(
@@ -29,7 +28,7 @@ def measured(
         answer_tokens=np.array([10] * count if answer_tokens is None else answer_tokens),
         ended=np.ones(count),
         distinct_2=np.ones(count),
-        kl_to_sft_nats=np.zeros(count),
+        kl_k1=np.zeros(count),
         chosen_nll_nats=None if nll is None else np.array(nll),
         chosen_tokens=None if nll is None else np.array([2] * count),
     )
@@ -39,7 +38,7 @@ def means(figures: dict) -> dict[str, float]:
     return {key: value["mean"] for key, value in figures.items() if isinstance(value, dict) and "mean" in value}
 
 
-def test_win_rates_are_paired_by_prompt_with_ties_one_half():
+def test_win_rates_are_paired_by_prompt_and_count_a_tie_as_one_half():
     by_model = {"base": measured([1, 1, 1, 5]), "sft": measured([2, 1, 3, 1]), "ppo": measured([9] * 4)}
     figures = compare(by_model, {}, 1.0, seed=0)["models"]
     assert figures["sft"]["win_rate_vs_base"]["mean"] == 2.5 / 4  # won, tied, won, lost
@@ -52,7 +51,7 @@ def test_win_rates_are_paired_by_prompt_with_ties_one_half():
     assert figures["sft"]["win_rate_vs_sft"] is None
 
 
-def test_outcomes_are_shares_of_prompts_by_each_scorer():
+def test_outcomes_are_shares_of_prompts_for_reward_model_and_judge():
     later = measured([2, 1, 3, 1, 0], judge_rewards=[0, 0, 0, 0, 1])
     earlier = measured([1, 1, 1, 5, 1], judge_rewards=[1, 1, 0, 0, 0])
     pair = paired_figures(later, earlier, 1.0, seed=0)
@@ -63,14 +62,14 @@ def test_outcomes_are_shares_of_prompts_by_each_scorer():
     assert pair["judge_reward"]["mean"] == pytest.approx(-1 / 5)
 
 
-def test_reward_is_also_told_in_standard_deviations_of_the_reward_model():
+def test_the_reward_difference_is_also_given_in_standard_deviations_of_the_scores():
     pair = paired_figures(measured([3, 4, 8]), measured([1, 2, 6]), 4.0, seed=0)
     assert pair["reward"]["mean"] == 2
     assert pair["reward_sd"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 3}
     assert paired_figures(measured([1]), measured([1]), 0.0, seed=0)["reward_sd"] is None
 
 
-def test_a_mean_may_rise_while_most_prompts_get_worse():
+def test_the_mean_may_rise_while_most_prompts_get_worse():
     pair = paired_figures(measured([10, -1, -1, -1]), measured([0, 0, 0, 0]), 1.0, seed=0)
     assert pair["reward"]["mean"] == 7 / 4
     assert pair["got_worse"]["mean"] == 3 / 4
@@ -114,7 +113,7 @@ def test_paired_difference_has_a_smaller_interval_than_the_means():
     assert gain["high"] - gain["low"] < 0.01 < reward["high"] - reward["low"]
 
 
-def test_best_of_n_is_compared_with_ppo_where_it_was_asked_for():
+def test_ppo_is_compared_with_best_of_n_where_best_of_n_was_measured():
     by_model = {name: measured([place]) for place, name in enumerate(("base", "sft", "ppo", "best_of_n"))}
     paired = compare(by_model, {}, 1.0, seed=0)["paired"]
     assert list(paired) == ["sft_minus_base", "ppo_minus_sft", "ppo_minus_base", "ppo_minus_best_of_n"]
@@ -130,19 +129,7 @@ def test_perplexity_is_per_token_over_all_rows():
     assert figures["chosen_perplexity"]["n"] == 2
 
 
-def test_groups_are_the_subsets_and_the_turns_that_have_prompts():
-    prompts = ["\n\nHuman: a", "\n\nHuman: b\n\nAssistant: c\n\nHuman: d", "\n\nHuman: e"]
-    groups = prompt_groups(prompts, ["helpful", "harmless", "helpful"])
-    assert {name: mask.tolist() for name, mask in groups.items()} == {
-        "harmless": [False, True, False],
-        "helpful": [True, False, True],
-        "single-turn": [True, False, True],
-        "multi-turn": [False, True, False],
-    }
-    assert list(prompt_groups(prompts[:1], ["helpful"])) == ["helpful", "single-turn"]
-
-
-def test_figures_by_subset_are_those_of_its_prompts():
+def test_figures_of_a_subset_are_those_of_its_prompts():
     by_model = {"base": measured([0, 0, 0]), "sft": measured([1, 2, 6]), "ppo": measured([2, 2, 4])}
     found = compare(by_model, {"few": np.array([True, False, True])}, 2.0, seed=0)["by_subset"]["few"]
     assert found["prompts"] == 2
@@ -152,7 +139,7 @@ def test_figures_by_subset_are_those_of_its_prompts():
     assert found["ppo_minus_sft"]["got_worse"] == {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}
 
 
-def test_what_is_unknown_is_null_and_the_rest_is_json():
+def test_unknown_figures_are_null_and_the_metrics_are_json():
     one = measured([1.0, 2.0])
     metrics = compare(dict.fromkeys(("base", "sft", "ppo"), one), {}, 1.0, seed=0)
     json.dumps(metrics, allow_nan=False)
@@ -163,12 +150,12 @@ def test_what_is_unknown_is_null_and_the_rest_is_json():
     assert pair["judge_reward"] is pair["utility"] is pair["by_judge"] is None
 
 
-def test_the_best_draw_is_the_first_with_the_highest_score():
+def test_the_best_draw_is_the_first_with_the_highest_reward():
     rewards = np.array([[1, 5, 2], [3, 5, 0], [2, 4, 1]])  # three draws for each of three prompts
     assert best_of(rewards).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(("n", "nats"), [(1, 0.0), (2, 0.1931), (4, 0.6363)])
-def test_kl_of_best_of_n_is_bounded_by_its_formula(n: int, nats: float):
+def test_the_kl_bound_of_best_of_n_is_log_n_less_n_minus_1_over_n(n: int, nats: float):
     # log 2 = 0.6931, less 1/2; log 4 = 1.3863, less 3/4
     assert best_of_kl_bound_nats(n) == pytest.approx(nats, abs=5e-5)

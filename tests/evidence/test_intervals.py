@@ -46,7 +46,7 @@ def test_wilson_refuses_impossible_counts(successes: float, n: int):
         wilson(successes, n)
 
 
-def test_bootstrap_interval_of_many_normal_items_is_the_textbook_one():
+def test_bootstrap_interval_of_many_normal_items_is_the_normal_interval():
     values = np.random.default_rng(3).normal(5.0, 2.0, size=4000)
     estimate = bootstrap_mean(values)
     half_width = 1.96 * values.std() / math.sqrt(4000)
@@ -56,7 +56,7 @@ def test_bootstrap_interval_of_many_normal_items_is_the_textbook_one():
     assert estimate.high == pytest.approx(values.mean() + half_width, abs=0.06 * half_width)
 
 
-def test_bootstrap_interval_covers_the_truth_in_about_95_of_100_samples():
+def test_bootstrap_interval_covers_the_true_mean_in_about_95_of_100_samples():
     generator = np.random.default_rng(0)
     estimates = [bootstrap_mean(generator.exponential(1.0, size=60), seed=trial) for trial in range(200)]
     covered = sum(estimate.low <= 1.0 <= estimate.high for estimate in estimates)
@@ -70,14 +70,14 @@ def test_same_seed_gives_the_same_interval_and_another_seed_another():
     assert bootstrap_mean(values, seed=4) != bootstrap_mean(values, seed=5)
 
 
-def test_interval_does_not_depend_on_how_resamples_are_chunked(monkeypatch: pytest.MonkeyPatch):
+def test_interval_does_not_depend_on_the_size_of_blocks_of_resamples(monkeypatch: pytest.MonkeyPatch):
     values = np.random.default_rng(1).normal(size=50)
     whole = bootstrap_mean(values)
     monkeypatch.setattr(intervals, "_INDICES_AT_ONCE", 70)  # one resample at a time
     assert bootstrap_mean(values) == whole
 
 
-def test_equal_items_have_an_interval_without_width():
+def test_equal_items_have_an_interval_of_zero_width():
     estimate = bootstrap_mean([0.25] * 7)
     assert estimate == Estimate(0.25, 0.25, 0.25, 7)
 
@@ -96,8 +96,8 @@ def test_ratio_over_ones_is_the_mean():
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [[1.0]]])
-def test_no_interval_without_finite_items(values: list):
-    with pytest.raises(ValueError, match=r"needs a row of items|not finite"):
+def test_missing_or_not_finite_items_are_refused(values: list):
+    with pytest.raises(ValueError, match=r"expected at least one item|not finite"):
         bootstrap_mean(values)
 
 
@@ -106,7 +106,7 @@ def test_ratio_refuses_unequal_lengths():
         bootstrap_ratio([1.0, 2.0], [1.0])
 
 
-def test_any_statistic_has_the_interval_of_its_resamples():
+def test_bootstrap_gives_any_statistic_the_interval_of_its_resamples():
     array = np.array([1.0, 2.0, 6.0, 7.0])
     assert bootstrap(lambda index: array[index].mean(axis=1), 4, seed=3) == bootstrap_mean(array, seed=3)
     largest = bootstrap(lambda index: array[index].max(axis=1), 4, seed=3)
@@ -120,7 +120,7 @@ def test_resamples_where_the_statistic_is_undefined_are_left_out():
     assert spread == Estimate(2.0, 2.0, 2.0, 2)
 
 
-def test_the_interval_of_an_absolute_mean_reaches_zero_where_noise_explains_it():
+def test_the_interval_of_an_absolute_mean_reaches_zero_where_noise_explains_the_mean():
     signed = np.repeat([-1.0, 1.0], 50)  # the mean of 100 has a standard error of 0.1
 
     def estimate(shift: float) -> Estimate:
@@ -134,7 +134,7 @@ def test_the_interval_of_an_absolute_mean_reaches_zero_where_noise_explains_it()
     assert (large.low, large.high) == pytest.approx((0.5 - 1.96 * 0.1, 0.5 + 1.96 * 0.1), abs=0.02)
 
 
-def test_a_share_of_all_or_none_has_wilson_s_interval_and_any_other_the_bootstrap_s():
+def test_a_share_of_all_or_none_has_the_interval_of_wilson_and_any_other_a_bootstrap_interval():
     assert bootstrap_share([1, 1, 1, 1]) == wilson(4, 4)
     assert bootstrap_share([False] * 9) == wilson(0, 9)
     for mixed in ([1, 0, 1, 1], [0.5, 0.5, 0.5], [1, 0.5]):

@@ -10,8 +10,9 @@ import numpy as np
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.evidence import card
 from gpt2_rlhf.evidence.calibration import calibration, length_bias
-from gpt2_rlhf.evidence.comparison import BEST_OF_N, Measured, best_of_kl_bound_nats, compare
+from gpt2_rlhf.evidence.comparison import BEST_OF_N, best_of_kl_bound_nats, compare
 from gpt2_rlhf.evidence.intervals import wilson
+from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.store.stage import Stage
 
 PROMPTS, PAIRS = 40, 50
@@ -88,7 +89,7 @@ def evaluation() -> dict[str, Any]:
             answer_tokens=random.integers(10, 16, PROMPTS),
             ended=random.random(PROMPTS) < 0.8,
             distinct_2=random.uniform(0.7, 1, PROMPTS),
-            kl_to_sft_nats=random.normal(2 + shift, 1, PROMPTS) if is_policy else None,
+            kl_k1=random.normal(2 + shift, 1, PROMPTS) if is_policy else None,
             chosen_nll_nats=random.uniform(20, 40, PROMPTS) if is_policy else None,
             chosen_tokens=random.integers(10, 20, PROMPTS) if is_policy else None,
         )
@@ -127,8 +128,8 @@ def samples() -> list[dict[str, Any]]:
     return [*examples, *(line("heldout", f"change {change:+d}", change) for change in (0, -3, 2, -1, 1))]
 
 
-def run(found: dict[str, Any] | None = None) -> card.Run:
-    return card.Run("make pipeline seed=3", found or records(), None, samples(), [])
+def run(found: dict[str, Any] | None = None) -> card.CardSources:
+    return card.CardSources("make pipeline seed=3", found or records(), None, samples(), [])
 
 
 def stages(root: Path, found: dict[str, Any]) -> dict[str, Stage]:

@@ -21,12 +21,12 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.experimental.ppo import PPOConfig
+from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
 
 from gpt2_rlhf.config.settings import Guard
 from gpt2_rlhf.models import tokens
-from gpt2_rlhf.ppo_trainer import heldout
-from gpt2_rlhf.ppo_trainer.trainer import RepairedPPOTrainer
+from gpt2_rlhf.ppo_trainer import PPOTrainer, heldout
 from gpt2_rlhf.ppo_trainer.watch import Watch
 
 EOS = "<|endoftext|>"
@@ -57,7 +57,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def padding_tokenizer():
-    """The tokenizer as PPO gets it: left padding with the token that no text produces."""
+    """Return the tokenizer that PPO gets: left padding with a token that no text produces."""
     return tokens.padding_copy(tokenizer(), "left")
 
 
@@ -74,7 +74,7 @@ def _shape(pad_token_id: int) -> GPT2Config:
         bos_token_id=EOS_ID,
         eos_token_id=EOS_ID,
         pad_token_id=pad_token_id,
-        initializer_range=0.1,  # the default leaves a 64-wide model nearly uniform, where many a bug does not show
+        initializer_range=0.1,  # with the default a 64-wide model is nearly uniform, which hides bugs
     )
 
 
@@ -94,7 +94,7 @@ def scorer(seed: int) -> GPT2ForSequenceClassification:
 
 
 def always_says(model: GPT2LMHeadModel, token_id: int) -> GPT2LMHeadModel:
-    """The policy with one token at a probability of nearly 1, whatever came before."""
+    """Return the policy with a probability of nearly 1 for one token after any text."""
     with torch.no_grad():
         model.transformer.ln_f.bias.add_(10 * torch.sign(model.transformer.wte.weight[token_id]))
         model.transformer.wte.weight[token_id] = torch.sign(model.transformer.wte.weight[token_id])
@@ -102,7 +102,7 @@ def always_says(model: GPT2LMHeadModel, token_id: int) -> GPT2LMHeadModel:
 
 
 def often_stopping_policy() -> GPT2LMHeadModel:
-    """A policy that stops with a probability of about 0.3 at each token."""
+    """Return a policy that stops with a probability of about 0.3 at each token."""
     model = policy().eval()
     with torch.no_grad():
         ids = torch.tensor([prompt[-4:] for prompt in prompts()["input_ids"]])
@@ -121,7 +121,7 @@ NO_LIMITS = Guard(enabled=True, max_kl_nats=1e9, min_eos_rate=0, min_distinct_2=
 
 
 def watch(directory: Path, guard: Guard = NO_LIMITS) -> Watch:
-    """Measures the policy for real on two prompts; the answer's length stands for the judge's opinion."""
+    """Return a watch that measures the policy on two prompts; the judge's score is the length of the answer."""
     texts = ["\n\nHuman: how?\n\nAssistant:", "\n\nHuman: my bike please?\n\nAssistant:"]
     measure = functools.partial(
         heldout.measure,
@@ -139,7 +139,7 @@ def watch(directory: Path, guard: Guard = NO_LIMITS) -> Watch:
 
 
 def arguments(directory: Path, **changes: Any) -> PPOConfig:
-    """PPO on CPU: 4 prompts per update in 2 microbatches, 2 PPO epochs, 2 updates."""
+    """PPO on a CPU: 4 prompts per update in 2 microbatches, 2 PPO epochs, 2 updates."""
     settings: dict[str, Any] = {
         "output_dir": str(directory),
         "use_cpu": True,
@@ -170,7 +170,7 @@ def arguments(directory: Path, **changes: Any) -> PPOConfig:
 
 
 def trainer(
-    kind: type[PPOTrainer],
+    kind: type[TrlPPOTrainer],
     args: PPOConfig,
     *,
     model: PreTrainedModel | None = None,
@@ -179,12 +179,13 @@ def trainer(
     callbacks: list[TrainerCallback] | None = None,
     peft_config: Any = None,
     ref_model: PreTrainedModel | None = None,
+    value_model: PreTrainedModel | None = None,
     **own: Any,
-) -> PPOTrainer:
-    """A stock or a repaired trainer on the same tiny parts."""
+) -> TrlPPOTrainer:
+    """Build a trainer of TRL or ours from the same tiny parts."""
     with warnings.catch_warnings():
         # TRL's wrapper reads a deprecated attribute of the policy; ours silences this itself
-        if kind is PPOTrainer:
+        if kind is TrlPPOTrainer:
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         return kind(
             args=args,
@@ -192,7 +193,7 @@ def trainer(
             model=policy() if model is None else model,
             ref_model=ref_model,
             reward_model=scorer(1),
-            value_model=scorer(2),
+            value_model=scorer(2) if value_model is None else value_model,
             train_dataset=prompts() if train_dataset is None else train_dataset,
             callbacks=callbacks,
             peft_config=peft_config,
@@ -200,23 +201,23 @@ def trainer(
         )
 
 
-def stock(args: PPOConfig, **parts: Any) -> PPOTrainer:
-    return trainer(PPOTrainer, args, **parts)
+def stock(args: PPOConfig, **parts: Any) -> TrlPPOTrainer:
+    return trainer(TrlPPOTrainer, args, **parts)
 
 
-def ours(args: PPOConfig, **parts: Any) -> RepairedPPOTrainer:
-    built = trainer(RepairedPPOTrainer, args, **parts)
-    assert isinstance(built, RepairedPPOTrainer)
+def ours(args: PPOConfig, **parts: Any) -> PPOTrainer:
+    built = trainer(PPOTrainer, args, **parts)
+    assert isinstance(built, PPOTrainer)
     return built
 
 
-def logged(run: PPOTrainer, name: str) -> list[float]:
-    """The values of one metric, update by update."""
+def logged(run: TrlPPOTrainer, name: str) -> list[float]:
+    """Return the values of one metric, one for each update."""
     return [entry[name] for entry in run.state.log_history]
 
 
 def digest(module: torch.nn.Module) -> str:
-    """sha256 over all weights: equal when every bit is."""
+    """Return the sha256 of all weights."""
     state = module.state_dict()
     sha = hashlib.sha256()
     for name in sorted(state):
@@ -225,6 +226,6 @@ def digest(module: torch.nn.Module) -> str:
     return sha.hexdigest()
 
 
-def trained_digest(run: PPOTrainer) -> str:
-    """sha256 over the policy and the value model of a trainer."""
+def trained_digest(run: TrlPPOTrainer) -> str:
+    """Return the sha256 of the policy and of the value model of a trainer, one after the other."""
     return digest(run.policy_model) + digest(run.value_model)

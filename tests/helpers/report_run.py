@@ -8,8 +8,9 @@ import numpy as np
 
 from gpt2_rlhf.evidence import measured as heldout
 from gpt2_rlhf.evidence.calibration import calibration, length_bias
-from gpt2_rlhf.evidence.comparison import Measured, compare
+from gpt2_rlhf.evidence.comparison import compare
 from gpt2_rlhf.evidence.intervals import bootstrap_mean, wilson
+from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.models.sampling import Answer
 
 HOSTILE = (
@@ -44,8 +45,17 @@ def write(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         (run_dir / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for update in (0, 2):
         zeros = np.zeros(3)
-        at = heldout.Measured(
-            update, zeros + update, zeros + 1, None, zeros + update / 2, zeros, zeros, zeros + 9, zeros == 0, zeros + 1
+        at = Measured(
+            zeros + update,
+            zeros + 1,
+            None,
+            zeros + 9,
+            zeros == 0,
+            zeros + 1,
+            zeros,
+            zeros + update / 2,
+            zeros,
+            update=update,
         )
         heldout.write(run_dir / "ppo" / "heldout", at, ["p"] * 3, [Answer("", [], True)] * 3)
     _write_samples(run_dir / "samples.jsonl", measured)
@@ -61,7 +71,7 @@ def _measured(draws: np.random.Generator, gain: float) -> Measured:
         answer_tokens=tokens,
         ended=draws.integers(0, 2, PROMPTS),
         distinct_2=draws.uniform(0.5, 1, PROMPTS),
-        kl_to_sft_nats=draws.normal(gain, 1, PROMPTS),
+        kl_k1=draws.normal(gain, 1, PROMPTS),
         chosen_nll_nats=draws.uniform(10, 20, PROMPTS),
         chosen_tokens=tokens,
     )

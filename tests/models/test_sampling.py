@@ -6,7 +6,7 @@ from transformers import GenerationConfig, GPT2LMHeadModel, GPT2Tokenizer
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import sampling, tokens
 from gpt2_rlhf.models.sampling import Answer, sample
-from helpers.tiny import POSITIONS, tiny_policy, tiny_tokenizer
+from helpers.tiny import POSITIONS, eos_prone, fixed_next_token, tiny_policy, tiny_tokenizer
 
 PROMPTS = [
     "\n\nHuman: Tell me about the sea.\n\nAssistant:",
@@ -47,45 +47,29 @@ def draw(
     )
 
 
-def fixed_next_token(tokenizer: GPT2Tokenizer, probabilities: dict[int, float]) -> GPT2LMHeadModel:
-    """A policy that gives these next-token probabilities whatever came before."""
-    model = tiny_policy(tokenizer)
-    logits = torch.full((len(tokenizer),), -1e4)
-    for token, probability in probabilities.items():
-        logits[token] = np.log(probability)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-    model.lm_head.bias = torch.nn.Parameter(logits)
-    return model
-
-
-def test_answers_do_not_depend_on_batch_size_or_on_the_other_prompts(policy, tokenizer):
-    # likely enough that rows leave the batch midway
-    eos_prone = tiny_policy(tokenizer)
-    eos_prone.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tokenizer)))
-    with torch.no_grad():
-        eos_prone.lm_head.bias[tokens.eos_id(tokenizer)] = 2.5
-    together = draw(eos_prone, tokenizer, PROMPTS, batch_size=5)
+def test_answers_do_not_depend_on_batch_size_or_on_the_other_prompts(tokenizer):
+    model = eos_prone(tokenizer, eos_bias=2.5)  # some rows leave the batch before the last token
+    together = draw(model, tokenizer, PROMPTS, batch_size=5)
     assert any(answer.ended for answer in together)
     assert not all(answer.ended for answer in together)
-    assert draw(eos_prone, tokenizer, PROMPTS, batch_size=1) == together
-    assert draw(eos_prone, tokenizer, PROMPTS[:2]) == together[:2]
+    assert draw(model, tokenizer, PROMPTS, batch_size=1) == together
+    assert draw(model, tokenizer, PROMPTS[:2]) == together[:2]
 
 
-def test_same_seed_same_answers_and_another_seed_others(policy, tokenizer):
+def test_same_seed_gives_the_same_answers_and_another_seed_gives_others(policy, tokenizer):
     first = draw(policy, tokenizer, PROMPTS, seed=3)
     assert draw(policy, tokenizer, PROMPTS, seed=3) == first
     assert draw(policy, tokenizer, PROMPTS, seed=4) != first
 
 
-def test_global_random_state_is_left_alone(policy, tokenizer):
+def test_sampling_leaves_the_global_random_state_unchanged(policy, tokenizer):
     torch.manual_seed(11)
     before = torch.get_rng_state()
     draw(policy, tokenizer, PROMPTS)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_cold_sampling_is_the_greedy_answer_of_generate(policy, tokenizer):
+def test_sampling_near_temperature_zero_gives_the_greedy_answer_of_generate(policy, tokenizer):
     answers = draw(policy, tokenizer, PROMPTS, temperature=1e-4, max_new_tokens=20)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")
@@ -94,7 +78,7 @@ def test_cold_sampling_is_the_greedy_answer_of_generate(policy, tokenizer):
         assert answer.ids == [token for token in expected if token != tokens.eos_id(tokenizer)]
 
 
-def test_tokens_come_with_their_probability_at_the_temperature(tokenizer):
+def test_token_frequencies_are_their_probabilities_at_the_temperature(tokenizer):
     model = fixed_next_token(tokenizer, {7: 0.5, 8: 0.3, 9: 0.2})
     for temperature in (1.0, 0.5):
         answers = draw(model, tokenizer, PROMPTS[:1] * 400, max_new_tokens=5, temperature=temperature, batch_size=400)
@@ -106,7 +90,7 @@ def test_tokens_come_with_their_probability_at_the_temperature(tokenizer):
         assert counts.sum() == counts[7:10].sum() == 2000
 
 
-def test_each_token_has_a_draw_of_its_own(tokenizer):
+def test_draws_of_different_tokens_and_prompts_are_independent(tokenizer):
     model = fixed_next_token(tokenizer, {7: 0.5, 8: 0.5})
     first, second = np.array([answer.ids for answer in draw(model, tokenizer, PROMPTS[:1] * 400, max_new_tokens=2)]).T
     # 400 fair coins agree with 400 others in half of the cases, with a standard deviation of 0.025
@@ -114,22 +98,22 @@ def test_each_token_has_a_draw_of_its_own(tokenizer):
     assert np.mean(first[:-1] == first[1:]) == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_draw_on_the_edge_takes_the_next_token_that_can_occur():
+def test_a_draw_on_a_boundary_takes_the_next_token_of_nonzero_probability():
     logits = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log().expand(4, -1)
     draws = torch.tensor([0.0, 0.2499, 0.25, 1 - 2**-53], dtype=torch.float64)
     assert sampling._invert_cdf(logits.softmax(-1), draws).tolist() == [1, 1, 3, 3]
 
 
-def test_the_models_own_generation_config_has_no_say(tokenizer):
+def test_the_generation_config_of_the_model_is_ignored(tokenizer):
     model = tiny_policy(tokenizer)
-    free = draw(model, tokenizer, PROMPTS)
+    before = draw(model, tokenizer, PROMPTS)
     model.generation_config.update(
         repetition_penalty=50.0, top_k=1, suppress_tokens=list(range(100)), max_new_tokens=2, temperature=0.01
     )
-    assert draw(model, tokenizer, PROMPTS) == free
+    assert draw(model, tokenizer, PROMPTS) == before
 
 
-def test_answer_stops_before_eos_and_says_that_it_ended(tokenizer):
+def test_an_answer_excludes_eos_and_records_that_it_ended(tokenizer):
     model = fixed_next_token(tokenizer, {tokens.eos_id(tokenizer): 0.5, 64: 0.5})
     answers = draw(model, tokenizer, PROMPTS[:1] * 64, max_new_tokens=4, batch_size=64)
     for answer in answers:
@@ -141,12 +125,12 @@ def test_answer_stops_before_eos_and_says_that_it_ended(tokenizer):
     assert max(lengths) == 4
 
 
-def test_eos_at_the_very_last_place_counts_as_ended(tokenizer):
+def test_eos_as_the_last_allowed_token_counts_as_ended(tokenizer):
     model = fixed_next_token(tokenizer, {tokens.eos_id(tokenizer): 1.0})
     assert draw(model, tokenizer, PROMPTS[:1], max_new_tokens=1) == [Answer(text="", ids=[], ended=True)]
 
 
-def test_an_invented_next_turn_stays_in_the_text(tokenizer):
+def test_a_next_turn_that_the_model_writes_stays_in_the_text(tokenizer):
     turn = tokenizer("\n\nHuman: and?")["input_ids"]
     model = tiny_policy(tokenizer)
 
@@ -155,20 +139,20 @@ def test_an_invented_next_turn_stays_in_the_text(tokenizer):
 
     def forward(**inputs):
         output = original(**inputs)
-        output.logits = torch.full_like(output.logits, -1e4)  # type: ignore[arg-type]
+        output.logits = torch.full_like(output.logits, -1e4)  # type: ignore[arg-type]  # optional in the stub
         output.logits[..., next(steps)] = 0.0
         return output
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward  # type: ignore[method-assign]  # a test double
     (answer,) = draw(model, tokenizer, PROMPTS[:1], max_new_tokens=len(turn))
     assert answer == Answer(text="\n\nHuman: and?", ids=turn, ended=False)
 
 
-def test_dropout_is_off_while_sampling_and_the_mode_restored(tokenizer):
+def test_dropout_is_off_while_sampling_and_the_mode_is_restored(tokenizer):
     model = tiny_policy(tokenizer)
-    quiet = draw(model, tokenizer, PROMPTS)
+    without_dropout = draw(model, tokenizer, PROMPTS)
     model.train()
-    assert draw(model, tokenizer, PROMPTS) == quiet
+    assert draw(model, tokenizer, PROMPTS) == without_dropout
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -12,7 +12,7 @@ def report(right: int, longer_wins: float, pairs: int = 500) -> dict[str, Any]:
     return {"accuracy": asdict(wilson(right, pairs)), "baselines": {"longer_answer_wins": {"mean": longer_wins}}}
 
 
-def test_a_reward_model_like_chance_is_at_fault():
+def test_a_reward_model_no_better_than_chance_is_a_fault():
     # 262 of 500 is 52.4 %, but its interval reaches down to 48.0 %
     fault = gates.reward_model_fault(report(262, longer_wins=0.5))
     assert fault is not None
@@ -21,7 +21,7 @@ def test_a_reward_model_like_chance_is_at_fault():
 
 
 @pytest.mark.parametrize(("longer_wins", "rule"), [(0.7, "longer"), (0.3, "shorter")])
-def test_a_reward_model_no_better_than_length_is_at_fault(longer_wins, rule):
+def test_a_reward_model_no_better_than_length_is_a_fault(longer_wins, rule):
     fault = gates.reward_model_fault(report(350, longer_wins))
     assert fault is not None
     assert f"taking the {rule} answer is right on 70.0 %" in fault
@@ -31,7 +31,7 @@ def test_a_reward_model_above_its_baselines_passes():
     assert gates.reward_model_fault(report(375, longer_wins=0.7)) is None
 
 
-def test_an_sft_model_that_never_ends_is_at_fault_and_one_that_seldom_does_is_not():
+def test_an_sft_model_that_never_ends_its_answers_is_a_fault_and_one_that_seldom_does_is_not():
     # Wilson: 0 of 64 reaches up to 5.7 %, 2 of 64 to 10.7 %
     fault = gates.sft_fault(0, 64)
     assert fault is not None
@@ -40,14 +40,14 @@ def test_an_sft_model_that_never_ends_is_at_fault_and_one_that_seldom_does_is_no
     assert gates.sft_fault(0, 4) is None  # too few to say
 
 
-def test_a_reference_apart_from_the_policy_is_at_fault():
+def test_a_reference_that_differs_from_the_policy_is_a_fault():
     assert gates.reference_fault(1e-4) is None
     fault = gates.reference_fault(0.3)
     assert fault is not None
     assert "0.3 nats before the first update" in fault
 
 
-def test_the_first_fault_stops_and_force_goes_past_all(capsys):
+def test_the_first_fault_is_raised_and_force_ignores_all(capsys):
     with pytest.raises(UserError, match="one; or go on with force=true"):
         gates.pass_or_stop([None, "one", "two"], force=False)
     assert gates.pass_or_stop([None, "one", "two"], force=True) == ["one", "two"]

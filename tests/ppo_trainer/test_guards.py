@@ -23,7 +23,7 @@ def measured(
     ended: int = 16,
     distinct: float = 0.9,
 ) -> Measured:
-    """Sixteen prompts with these means; `ended` of them end."""
+    """Return figures of sixteen prompts with these means; `ended` of their answers ended."""
     return Measured(
         update=update,
         rewards=reward + NOISE,
@@ -41,7 +41,7 @@ def measured(
 START = measured(0)
 
 
-def test_a_sound_policy_goes_on():
+def test_a_policy_within_all_limits_trains_on():
     assert verdict([START], LIMITS) is None
     assert verdict([START, measured(4, reward=2, kl=49, tokens=30, ended=4, distinct=0.5)], LIMITS) is None
 
@@ -60,13 +60,13 @@ def test_a_sound_policy_goes_on():
         (measured(12, kl=np.nan), "update 12: mean KL nan: training has diverged"),
     ],
 )
-def test_a_limit_passed_gives_its_reason_and_only_the_newest_counts(newest: Measured, reason: str):
+def test_a_passed_limit_is_the_reason_to_stop_if_the_newest_measurement_passed_it(newest: Measured, reason: str):
     assert verdict([START, measured(8), newest], LIMITS) == reason
     assert verdict([START, newest, measured(16)], LIMITS) is None
     assert verdict([START, newest], OFF) is None
 
 
-def test_what_sft_already_lacked_is_not_held_against_ppo():
+def test_a_limit_that_the_sft_model_already_passed_does_not_stop_ppo():
     poor = measured(0, ended=2, distinct=0.4)
     assert verdict([poor], LIMITS) is None
     assert verdict([poor, measured(4, ended=1, distinct=0.3)], LIMITS) is None
@@ -76,11 +76,11 @@ def test_reward_up_while_the_judge_falls_beyond_chance_is_over_optimisation():
     history = [measured(0, 0, 0), measured(4, 1, 1), measured(8, 1.2, 0.8), measured(12, 1.35, 0.59)]
     # paired judge differences to update 4: -0.41 at every prompt, so the interval has no width
     reason = "update 12: judge reward -0.41 [-0.41, -0.41] against update 4's while the reward rose by 0.35: "
-    assert verdict(history, LIMITS) == reason + "the policy is fooling the reward model"
+    assert verdict(history, LIMITS) == reason + "the policy is exploiting the reward model"
     assert verdict(history[:2], LIMITS) is None
 
 
-def test_the_judges_fall_within_its_interval_is_no_reason_to_stop():
+def test_a_fall_of_the_judge_within_chance_is_no_reason_to_stop():
     noisy = measured(8, 1.2, 1.0)
     falls = np.array([-1.0, 0.9] * 8)  # mean -0.05, standard error about 0.24
     noisy = dataclasses.replace(noisy, judge_rewards=1 + NOISE[::-1] + falls)
@@ -91,34 +91,34 @@ def test_a_judge_that_falls_with_the_reward_is_not_over_optimisation():
     assert verdict([measured(0, 0, 0), measured(4, 1, 1), measured(8, 0.9, 0.2)], LIMITS) is None
 
 
-def test_the_best_update_has_the_highest_mean_of_what_is_asked_for():
+def test_the_best_update_has_the_highest_mean_of_best_by():
     history = [measured(0, 0, 0, 0), measured(4, 1, 3, 1), measured(8, 2, 2, 5), measured(12, 3, 2.99, 4)]
     assert best(history, "reward", OFF) == 12
     assert best(history, "judge", OFF) == 4
     assert best(history, "utility", OFF) == 8
 
 
-def test_by_default_the_judge_chooses_and_without_one_the_reward():
+def test_by_default_the_best_is_chosen_by_the_judge_or_without_one_by_the_reward():
     assert best([measured(0, 0, 0), measured(4, 1, 2), measured(8, 2, 1)], None, OFF) == 4
     assert best([measured(0, 0), measured(4, 1), measured(8, 2)], None, OFF) == 8
 
 
-def test_the_earlier_of_equals_is_best():
+def test_the_earlier_of_equal_updates_is_the_best():
     assert best([measured(0, 0), measured(4, 1), measured(8, 1)], "reward", LIMITS) == 4
 
 
-def test_an_update_over_a_limit_is_never_best():
+def test_an_update_over_a_limit_is_never_the_best():
     history = [measured(0, 0), measured(4, 1), measured(8, 9, kl=60)]
     assert best(history, "reward", LIMITS) == 4
     assert best(history, "reward", OFF) == 8
 
 
-def test_the_sft_model_is_best_where_all_else_is_worse_or_over_a_limit():
+def test_the_sft_model_is_the_best_if_all_updates_are_worse_or_over_a_limit():
     assert best([measured(0, 0), measured(4, -1), measured(8, 3, kl=60)], None, LIMITS) == 0
     assert best([measured(0, np.nan)], None, LIMITS) == 0
 
 
 @pytest.mark.parametrize("by", ["judge", "utility"])
-def test_what_was_not_measured_cannot_choose(by: str):
+def test_best_by_a_figure_that_was_not_measured_is_refused(by: str):
     with pytest.raises(UserError, match=rf"ppo\.heldout\.best_by: {by}, which was not measured"):
         best([START], by, LIMITS)

@@ -23,13 +23,13 @@ PROMPTS = ["one", "two"]
 
 
 def watch(directory: Path, rewards: dict[int, float], kl_nats: float = 0.0, guard: Guard = GUARD) -> Watch:
-    """Measures these mean rewards by update, whatever the policy; one prompt is 1 above, the other 1 below."""
+    """Return a watch with these mean rewards by update for any policy; the two prompts are 1 below and above."""
 
     def measure(update: int, *models: Any) -> tuple[Measured, list[Answer]]:
         noise = np.array([-1.0, 1.0])
         ones = np.ones(2)
         kl = (kl_nats if update else 0.0) * ones
-        measured = Measured(update, rewards[update] + noise, None, None, kl, kl, kl, 4 * ones, ones == 1, ones)
+        measured = Measured(rewards[update] + noise, None, None, 4 * ones, ones == 1, ones, kl, kl, kl, update=update)
         return measured, [Answer(" a", [1], True)] * 2
 
     return Watch(directory, PROMPTS, measure, None, guard)
@@ -38,30 +38,30 @@ def watch(directory: Path, rewards: dict[int, float], kl_nats: float = 0.0, guar
 MODEL = tiny.policy()
 
 
-def test_each_look_is_kept_on_disk_and_gives_the_best_so_far(tmp_path: Path):
+def test_each_measurement_is_kept_on_disk_and_gives_the_best_update_so_far(tmp_path: Path):
     one = watch(tmp_path, {0: 0.0, 4: 2.0, 8: 1.0})
     assert [one.look(update, MODEL, None).best_update for update in (0, 4, 8)] == [0, 4, 4]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"update-00000{n}.jsonl" for n in (0, 4, 8)]
 
 
-def test_a_resumed_watch_knows_what_was_measured_up_to_its_checkpoint_and_no_more(tmp_path: Path):
+def test_a_resumed_watch_reads_the_measurements_up_to_its_checkpoint_only(tmp_path: Path):
     first = watch(tmp_path, {0: 0.0, 4: 1.0, 8: 2.0})
     for update in (0, 4, 8):
         first.look(update, MODEL, None)
     resumed = watch(tmp_path, {8: 0.5})
-    seen = resumed.resume(6)
-    assert seen is not None
-    assert seen.best_update == 4
+    result = resumed.resume(6)
+    assert result is not None
+    assert result.best_update == 4
     assert resumed.look(8, MODEL, None).best_update == 4  # not what the first run found at update 8
     assert watch(tmp_path / "none", {}).resume(6) is None
 
 
-def test_a_limit_that_is_passed_stops_and_the_best_stays_what_it_was(tmp_path: Path):
+def test_a_passed_limit_stops_the_run_and_its_update_is_not_the_best(tmp_path: Path):
     one = watch(tmp_path, {0: 0.0, 4: 9.0}, kl_nats=6)
     assert one.look(0, MODEL, None).stop is None
-    seen = one.look(4, MODEL, None)
-    assert seen.stop == "update 4: KL to SFT 6.0 nats per answer, over ppo.guard.max_kl_nats 5"
-    assert seen.best_update == 0
+    result = one.look(4, MODEL, None)
+    assert result.stop == "update 4: KL to SFT 6.0 nats per answer, over ppo.guard.max_kl_nats 5"
+    assert result.best_update == 0
 
 
 def test_the_report_has_the_first_the_last_and_the_kept_measurement(tmp_path: Path):
@@ -77,11 +77,8 @@ def test_the_report_has_the_first_the_last_and_the_kept_measurement(tmp_path: Pa
     assert one.report(kept_update=6)["kept"] is None
 
 
-# --- in the trainer
-
-
 def arguments(directory: Path, **changes: Any) -> Any:
-    """5 updates, measured after every second and at the end."""
+    """Return arguments for 5 updates, measured after every second one and at the end."""
     defaults = {"total_episodes": 20, "eval_strategy": "steps", "eval_steps": 2}
     return tiny.arguments(directory, **{**defaults, **changes})
 
@@ -90,7 +87,7 @@ def measured_at(trainer: Any) -> list[int]:
     return [entry["step"] for entry in trainer.state.log_history if "eval/reward" in entry]
 
 
-def test_stock_never_evaluates_and_ours_measures_before_the_first_update_every_eval_steps_and_at_the_end(tmp_path):
+def test_ours_measures_before_the_first_update_every_eval_steps_and_at_the_end_and_stock_never_does(tmp_path):
     stock = tiny.stock(arguments(tmp_path))
     stock.train()
     assert measured_at(stock) == []
@@ -101,7 +98,7 @@ def test_stock_never_evaluates_and_ours_measures_before_the_first_update_every_e
     assert measured_at(ours) == [0, 2, 4, 5]
 
 
-def test_measuring_changes_nothing_of_what_is_trained(tmp_path):
+def test_measuring_does_not_change_the_trained_weights(tmp_path):
     watched = tiny.ours(arguments(tmp_path), watch=tiny.watch(tmp_path / "heldout"))
     alone = tiny.ours(tiny.arguments(tmp_path, total_episodes=20))
     for trainer in (watched, alone):
@@ -109,7 +106,7 @@ def test_measuring_changes_nothing_of_what_is_trained(tmp_path):
     assert tiny.trained_digest(watched) == tiny.trained_digest(alone)
 
 
-def test_the_checkpoint_of_the_best_policy_outlives_newer_ones(tmp_path):
+def test_the_checkpoint_of_the_best_policy_is_kept_beside_newer_ones(tmp_path):
     rewards = {0: 0.0, 2: 9.0, 4: 1.0, 5: 2.0}
     args = arguments(tmp_path, save_strategy="steps", save_steps=1, save_total_limit=1)
     trainer = tiny.ours(args, watch=watch(tmp_path / "heldout", rewards))
@@ -118,7 +115,7 @@ def test_the_checkpoint_of_the_best_policy_outlives_newer_ones(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-5"]
 
 
-def test_the_best_policy_is_kept_also_where_no_checkpoints_are_asked_for(tmp_path):
+def test_the_best_policy_is_kept_also_without_save_strategy(tmp_path):
     trainer = tiny.ours(arguments(tmp_path), watch=watch(tmp_path / "heldout", {0: 0.0, 2: 9.0, 4: 1.0, 5: 2.0}))
     trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
@@ -128,7 +125,7 @@ def test_the_best_policy_is_kept_also_where_no_checkpoints_are_asked_for(tmp_pat
     assert tiny.digest(GPT2LMHeadModel.from_pretrained(tmp_path / "checkpoint-2")) == tiny.digest(trainer.policy_model)
 
 
-def test_a_limit_that_is_passed_ends_training_there(tmp_path):
+def test_a_passed_limit_ends_training_at_that_update(tmp_path):
     rewards = {0: 0.0, 2: 1.0, 4: 2.0}
     trainer = tiny.ours(arguments(tmp_path), watch=watch(tmp_path / "heldout", rewards, kl_nats=6))
     trainer.train()
@@ -138,7 +135,7 @@ def test_a_limit_that_is_passed_ends_training_there(tmp_path):
 
 
 def diverging(after: int) -> Any:
-    """Scores that are not a number once `after` batches have been scored."""
+    """Return a score function that gives NaN once it has scored `after` batches."""
     calls = 0
 
     def score(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -149,7 +146,7 @@ def diverging(after: int) -> Any:
     return score
 
 
-def test_scores_that_are_not_finite_stop_a_guarded_run_at_its_last_good_policy_and_fail_an_unguarded_one(tmp_path):
+def test_scores_that_are_not_finite_stop_a_guarded_run_and_fail_an_unguarded_one(tmp_path):
     rewards = {0: 0.0, 2: 1.0}
     guarded = tiny.ours(
         arguments(tmp_path), watch=watch(tmp_path / "heldout", rewards), score_function=diverging(after=3)
@@ -175,7 +172,7 @@ def without_speed(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in entry.items() if not re.match("time/|.*_per_s", name)} for entry in history]
 
 
-def test_a_resumed_run_measures_and_decides_as_an_uninterrupted_one(tmp_path):
+def test_a_resumed_run_measures_and_decides_like_an_uninterrupted_one(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 3}
     straight = tiny.ours(arguments(tmp_path / "straight", **saving), watch=tiny.watch(tmp_path / "straight-heldout"))
     straight.train()
@@ -191,7 +188,7 @@ def test_a_resumed_run_measures_and_decides_as_an_uninterrupted_one(tmp_path):
         assert file.read_bytes() == (heldout / file.name).read_bytes()
 
 
-def test_a_run_that_the_guard_stopped_stays_stopped_when_it_is_taken_up_again(tmp_path):
+def test_a_run_that_the_guard_stopped_stays_stopped_when_resumed(tmp_path):
     args = arguments(tmp_path, save_strategy="steps", save_steps=2)
     for checkpoint in (None, str(tmp_path / "checkpoint-2")):
         trainer = tiny.ours(args, watch=watch(tmp_path / "heldout", {0: 0.0, 2: 1.0}, kl_nats=6))

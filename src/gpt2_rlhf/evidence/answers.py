@@ -1,45 +1,41 @@
-"""Ask one model everything that the evaluation wants of it, while it is in memory; what it said can be kept as JSON.
+"""Sample and score answers for the evaluation, one model in memory at a time; what a model gave can be kept as JSON.
 
-A policy writes answers and reads texts: its own answers and other models' (for KL), and the data's chosen ones (for
-perplexity). A reward model scores answers with EOS after them, the only place where it was trained to be read; whether
-the answer wrote that EOS itself is the EOS rate.
+A policy samples answers and gives log-probabilities of texts: its own and other models' answers (for the KL), and the
+data's chosen answers (for the perplexity). A reward model scores each answer at an EOS after it, sampled or not, since
+it was trained to be read at EOS.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Evaluate
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import tokens
-from gpt2_rlhf.models.sampling import Answer, sample
+from gpt2_rlhf.models.sampling import Answer, encode_prompts, sample
 from gpt2_rlhf.models.scoring import answer_nll, score, sequence_logprobs
 
 
 @dataclass(frozen=True, eq=False)
-class Questions:
-    """What every model is asked: the prompts, and the rows whose chosen answers it reads."""
+class EvaluationPrompts:
+    """The prompts that every model answers, the held-out ones first, and the held-out rows."""
 
-    evaluate: Evaluate
+    settings: Evaluate
     tokenizer: PreTrainedTokenizerBase  # the saved one
-    prompts: list[str]
+    texts: list[str]
     rows: list[Mapping[str, Any]]
-
-    @property
-    def prompt_ids(self) -> list[list[int]]:
-        """Token ids by prompt."""
-        return [tokens.encode_ppo(self.tokenizer, {"prompt": prompt})["input_ids"] for prompt in self.prompts]
 
 
 @dataclass(frozen=True)
-class PolicySaid:
-    """What a policy wrote and read; lists by prompt or by row, log-probabilities in nats summed over an answer."""
+class Generations:
+    """A policy's answers and log-probabilities; lists by prompt or by row, nats summed over an answer."""
 
-    draws: list[list[Answer]]  # several answers per prompt, by draw, where best-of-n is asked for
-    logps: dict[str, list[float]]  # of the first draw of each model read, at the sampling temperature, EOS included
+    draws: list[list[Answer]]  # by draw, then by prompt; several draws only for best-of-n
+    logps: dict[str, list[float]]  # of each model's first draw, at the sampling temperature, EOS included
     chosen_nll_nats: list[float]
     chosen_tokens: list[int]
     generated_tokens: int
@@ -48,7 +44,7 @@ class PolicySaid:
 
 
 @dataclass(frozen=True)
-class Scores:
+class RewardScores:
     """A reward model's scores by name of the answers, then by prompt."""
 
     scores: dict[str, list[float]]
@@ -56,78 +52,131 @@ class Scores:
     seconds: float
 
 
-def ask_policy(
+def sample_and_score(
     model: PreTrainedModel,
     name: str,
-    questions: Questions,
+    prompts: EvaluationPrompts,
     draws: int,
     others: Mapping[str, Sequence[Answer]],
     work: Stopwatch,
-) -> PolicySaid:
-    """Sample `draws` answers per prompt, and read them, the other models' answers and the chosen ones.
+) -> Generations:
+    """Sample `draws` answers per prompt; score the first draw, the other models' answers and the chosen ones.
 
-    The first draw depends on `evaluate.seed` alone, so that asking for more changes nothing in it and models that are
-    asked for different numbers of draws share their luck there.
+    The first draw depends on `evaluate.seed` alone, so more draws do not change it and all models share its random
+    numbers.
     """
-    evaluate, seconds_before = questions.evaluate, work.seconds
-    eos_token_id = tokens.eos_id(questions.tokenizer)
+    settings, tokenizer, count = prompts.settings, prompts.tokenizer, len(prompts.texts)
+    seconds_before, prompt_ids = work.seconds, encode_prompts(tokenizer, prompts.texts)
+    chosen = [tokens.encode_sft(tokenizer, row) for row in prompts.rows]
 
-    def write(prompts: list[str], seed: int) -> list[Answer]:
+    def answers_to(texts: list[str], seed: int) -> list[Answer]:
         return sample(
             model,
-            questions.tokenizer,
-            prompts,
+            tokenizer,
+            texts,
             seed=seed,
-            max_new_tokens=evaluate.max_new_tokens,
-            temperature=evaluate.temperature,
-            batch_size=evaluate.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            batch_size=settings.batch_size,
         )
 
-    def read(answers: Sequence[Answer]) -> tuple[list[float], int]:
-        sampled = [[*a.ids, eos_token_id] if a.ended else a.ids for a in answers]
-        prompt_ids = questions.prompt_ids
-        by_token = sequence_logprobs(model, prompt_ids, sampled, evaluate.temperature, evaluate.batch_size)
-        return [float(row.sum()) for row in by_token], sum(map(len, prompt_ids)) + sum(map(len, sampled))
-
-    chosen = [tokens.encode_sft(questions.tokenizer, row) for row in questions.rows]
-    count = len(questions.prompts)
     with work.running():
-        first = write(questions.prompts, evaluate.seed)
-        more = write(questions.prompts * (draws - 1), evaluate.seed + 1)
-        by_model = {whose: read(answers) for whose, answers in {name: first, **others}.items()}
-        nll_nats, chosen_tokens = answer_nll(model, chosen, evaluate.batch_size)
-    return PolicySaid(
+        first = answers_to(prompts.texts, settings.seed)
+        more = answers_to(prompts.texts * (draws - 1), settings.seed + 1)
+        sampled_ids = {
+            whose: [answer.sampled_ids(tokens.eos_id(tokenizer)) for answer in answers]
+            for whose, answers in {name: first, **others}.items()
+        }
+        logps = {
+            whose: sequence_logprobs(model, prompt_ids, ids, settings.temperature, settings.batch_size)
+            for whose, ids in sampled_ids.items()
+        }
+        nll_nats, chosen_tokens = answer_nll(model, chosen, settings.batch_size)
+    scored = [*prompt_ids * len(sampled_ids), *(row for ids in sampled_ids.values() for row in ids)]
+    return Generations(
         draws=[first, *(more[start : start + count] for start in range(0, len(more), count))],
-        logps={whose: logps for whose, (logps, _) in by_model.items()},
+        logps={whose: [float(row.sum()) for row in by_token] for whose, by_token in logps.items()},
         chosen_nll_nats=nll_nats.tolist(),
         chosen_tokens=chosen_tokens.tolist(),
         generated_tokens=sum(len(answer.ids) + answer.ended for answer in [*first, *more]),
-        scored_tokens=sum(seen for _, seen in by_model.values()) + sum(len(row["input_ids"]) for row in chosen),
+        scored_tokens=sum(map(len, scored)) + sum(len(row["input_ids"]) for row in chosen),
         seconds=work.seconds - seconds_before,
     )
 
 
-def ask_reward(
-    model: PreTrainedModel, questions: Questions, answers: Mapping[str, Sequence[Answer]], work: Stopwatch
-) -> Scores:
-    """Score the answers of each name. Equal answers to a prompt are scored once: batches round, and a tie is a tie."""
-    seconds_before, prompt_ids = work.seconds, questions.prompt_ids
-    eos_token_id = tokens.eos_id(questions.tokenizer)
-    sequences = {
-        name: [(*prompt, *answer.ids, eos_token_id) for prompt, answer in zip(prompt_ids, given, strict=True)]
-        for name, given in answers.items()
-    }
-    distinct = list(dict.fromkeys(one for of_name in sequences.values() for one in of_name))
+def score_answers(
+    model: PreTrainedModel,
+    name: str,
+    prompts: EvaluationPrompts,
+    answers: Mapping[str, Sequence[Answer]],
+    work: Stopwatch,
+) -> RewardScores:
+    """Score every model's answers with reward model `name` ("reward" or "judge").
+
+    Equal answers to a prompt are scored once: batches round differently, and equal answers must tie.
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    seconds_before = work.seconds
+    sequences = {whose: scored_sequences(prompts.tokenizer, prompts.texts, given) for whose, given in answers.items()}
+    distinct = list(dict.fromkeys(one for by_prompt in sequences.values() for one in by_prompt))
     with work.running():
-        scores = score(model, model.config.pad_token_id, distinct, questions.evaluate.batch_size)
-    by_sequence: dict[tuple[int, ...], float] = dict(zip(distinct, np.asarray(scores).tolist(), strict=True))
-    return Scores(
-        scores={name: [by_sequence[one] for one in of_name] for name, of_name in sequences.items()},
+        scores = finite_scores("evaluate", name, model, distinct, prompts.settings.batch_size)
+    by_sequence = dict(zip(distinct, scores.tolist(), strict=True))
+    return RewardScores(
+        scores={whose: [by_sequence[one] for one in by_prompt] for whose, by_prompt in sequences.items()},
         scored_tokens=sum(map(len, distinct)),
         seconds=work.seconds - seconds_before,
     )
 
 
-def policy_said(kept: Mapping[str, Any]) -> PolicySaid:
-    """A PolicySaid from its JSON (dataclasses.asdict)."""
-    return PolicySaid(**{**kept, "draws": [[Answer(**answer) for answer in draw] for draw in kept["draws"]]})
+def generations_from_json(kept: Mapping[str, Any]) -> Generations:
+    """Return the Generations that dataclasses.asdict turned into this mapping."""
+    return Generations(**{**kept, "draws": [[Answer(**answer) for answer in draw] for draw in kept["draws"]]})
+
+
+def scored_sequences(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[Answer]
+) -> list[tuple[int, ...]]:
+    """Return the token ids that a reward model reads: prompt, answer and EOS."""
+    eos, prompt_ids = tokens.eos_id(tokenizer), encode_prompts(tokenizer, prompts)
+    return [(*ids, *answer.ids, eos) for ids, answer in zip(prompt_ids, answers, strict=True)]
+
+
+def finite_scores(
+    where: str, name: str, model: PreTrainedModel, sequences: Sequence[Sequence[int]], batch_size: int
+) -> np.ndarray:
+    """Return the scores of reward model `name`, shape (sequences,); `where` is the part of the run for the error.
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    scores = score(model, model.config.pad_token_id, sequences, batch_size)
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"{where}: the {name} model gave {(~np.isfinite(scores)).sum()} of {scores.size} answers scores that are "
+            "not finite; expected finite numbers; its training diverged: lower reward.args.learning_rate"
+        )
+    return scores
+
+
+def utilities(utility: Callable[[str, str], float], prompts: Sequence[str], answers: Sequence[Answer]) -> np.ndarray:
+    """Return the data's utility of each answer, shape (answers,).
+
+    Raises:
+        UserError: a utility is not finite.
+    """
+    values = np.array([float(utility(prompt, answer.text)) for prompt, answer in zip(prompts, answers, strict=True)])
+    refuse_not_finite("data.utility", values, [answer.text for answer in answers])
+    return values
+
+
+def refuse_not_finite(key: str, values: np.ndarray, texts: Sequence[str]) -> None:
+    """Raise a UserError that names the first text whose value is not finite; `key` is the function's setting."""
+    if not np.isfinite(values).all():
+        bad = int(np.argmin(np.isfinite(values)))
+        raise UserError(
+            f"{key}: the function gave {values[bad]} for the answer {texts[bad][:60]!r}; expected a finite number; "
+            "correct the function"
+        )

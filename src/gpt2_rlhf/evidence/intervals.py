@@ -1,4 +1,4 @@
-"""Turn per-item figures into a mean with its 95 % interval, so that no number is stated without its uncertainty.
+"""Estimate a mean, a ratio or a share from per-item figures, with its 95 % interval.
 
 Means and ratios: percentile bootstrap over items (Efron 1979, "Bootstrap methods: another look at the jackknife").
 Shares of a count: Wilson's score interval (Wilson 1927, "Probable inference, the law of succession, and statistical
@@ -6,20 +6,20 @@ inference"), which stays sensible at 0 and 1, where a bootstrap of equal items h
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 2000
+_RESAMPLES = 2000
 _QUANTILES = (0.025, 0.975)
 _Z95 = 1.959963984540054  # the standard normal's 97.5 % point
-_INDICES_AT_ONCE = 1_000_000  # 8 MB of int64 at a time, whatever n is
+_INDICES_AT_ONCE = 1_000_000  # 8 MB of int64, whatever n is
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n items and the ends of its 95 % interval; `dataclasses.asdict` makes it JSON."""
+    """A mean over n items and the ends of its 95 % interval. `dataclasses.asdict` gives the record for JSON."""
 
     mean: float
     low: float
@@ -28,29 +28,33 @@ class Estimate:
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> Estimate:
-    """A statistic of n items and its percentile-bootstrap interval over items.
+    """Return a statistic of n items with its percentile-bootstrap interval over items.
 
-    `statistic` maps item numbers of shape (resamples, n) to values of shape (resamples,). Resamples where it is not
-    defined (NaN: no spread for a correlation, say) are left out; over the items themselves it has to be finite.
+    `statistic` maps item numbers of shape (resamples, n) to values of shape (resamples,). It must be finite for the
+    items themselves; resamples where it is NaN (a correlation without spread, for example) are left out.
     """
-    value, resampled = _bootstrapped(statistic, n, seed)
-    return _estimate(value, resampled, n)
+    generator = np.random.default_rng(seed)
+    block = max(1, _INDICES_AT_ONCE // n)
+    sizes = [min(block, _RESAMPLES - start) for start in range(0, _RESAMPLES, block)]
+    resampled = np.concatenate([statistic(generator.integers(0, n, size=(size, n))) for size in sizes])
+    low, high = np.quantile(resampled[~np.isnan(resampled)], _QUANTILES)
+    return Estimate(float(statistic(np.arange(n)[None])[0]), float(low), float(high), n)
 
 
 def bootstrap_above_zero(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> Estimate:
-    """As `bootstrap`, for a statistic that noise can only raise, such as a sum of absolute gaps; never below 0.
+    """Return what `bootstrap` does, for a statistic that noise can only raise, such as a sum of absolute gaps.
 
-    Resampling adds the noise once more, so the percentile interval lies too high, at times above the statistic itself.
-    The low end is therefore the pivotal one (Davison and Hinkley 1997, section 5.2.1), which takes that bias off; the
-    high end stays the percentile, since the pivotal one falls short where the truth is small. On the cautious side.
+    Resampling adds the noise a second time, so the percentile interval is too high and may exclude the statistic. The
+    low end is therefore the pivotal one (Davison and Hinkley 1997, section 5.2.1), which removes that bias; it is never
+    below 0. The high end stays the percentile: the pivotal one is too low where the true value is small.
     """
-    value, resampled = _bootstrapped(statistic, n, seed)
-    high = float(np.quantile(resampled, _QUANTILES[1]))
-    return Estimate(value, max(0.0, min(value, 2 * value - high)), max(value, high), n)
+    plain = bootstrap(statistic, n, seed)
+    low = max(0.0, min(plain.mean, 2 * plain.mean - plain.high))
+    return Estimate(plain.mean, low, max(plain.mean, plain.high), n)
 
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
-    """The mean of the items and its percentile-bootstrap interval over items.
+    """Return the mean of the items with its percentile-bootstrap interval over items.
 
     Raises:
         ValueError: there are no items, or one of them is not finite.
@@ -60,9 +64,9 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estim
 
 
 def bootstrap_share(outcomes: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
-    """The mean of items that are 0 (no), 1 (yes) or one half (a tie), with its interval over items.
+    """Return the mean of items that are 0 (no), 1 (yes) or one half (a tie), with its interval over items.
 
-    Where all items are 0, or all 1, resampling gives no width, as if n did not matter: there it is Wilson's.
+    The interval is Wilson's where all items are 0 or all are 1, since resampling them gives no width for any n.
 
     Raises:
         ValueError: there are no items.
@@ -76,56 +80,44 @@ def bootstrap_share(outcomes: Sequence[float] | np.ndarray, seed: int = 0) -> Es
 def bootstrap_ratio(
     numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, seed: int = 0
 ) -> Estimate:
-    """Sum of the numerators over sum of the denominators, resampling items as a whole: a mean per token, say.
+    """Return the sum of the numerators over the sum of the denominators (a mean per token, for example).
+
+    Each resampled item brings both its numerator and its denominator.
 
     Raises:
         ValueError: there are no items, one is not finite, or the two differ in length.
     """
     above, below = _checked(numerators), _checked(denominators)
     if above.size != below.size:
-        raise ValueError(f"{above.size} numerators for {below.size} denominators")
+        raise ValueError(f"{above.size} numerators for {below.size} denominators; expected as many")
     return bootstrap(lambda index: above[index].sum(axis=1) / below[index].sum(axis=1), above.size, seed)
 
 
 def wilson(successes: float, n: int) -> Estimate:
-    """The share of successes among n trials with Wilson's interval; a tie may count one half.
+    """Return the share of successes among n trials with Wilson's interval; a tie may count one half.
 
     Raises:
         ValueError: no trials, or a number of successes outside 0..n.
     """
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes among {n} trials")
+        raise ValueError(f"{successes} successes among {n} trials; expected at least 1 trial and 0 to n successes")
     share = successes / n
     scale = 1 + _Z95**2 / n
     centre = (share + _Z95**2 / (2 * n)) / scale
     half_width = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n**2)) / scale
-    # at 0 and n successes the bound is 0 or 1 but for rounding
+    # at 0 and n successes, rounding alone would put the end outside 0 to 1
     return Estimate(share, max(0.0, centre - half_width), min(1.0, centre + half_width), n)
+
+
+def wilson_of_wins(differences: np.ndarray) -> Estimate:
+    """Return the share of differences above 0 with Wilson's interval; a difference of 0 counts one half."""
+    return wilson(float((0.5 + 0.5 * np.sign(differences)).sum()), differences.size)
 
 
 def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"an interval needs a row of items, not an array of shape {array.shape}")
+        raise ValueError(f"an array of shape {array.shape}; expected at least one item and one dimension")
     if not np.isfinite(array).all():
-        raise ValueError(f"{(~np.isfinite(array)).sum()} of {array.size} items are not finite")
+        raise ValueError(f"{(~np.isfinite(array)).sum()} of {array.size} items are not finite; expected finite numbers")
     return array
-
-
-def _resampled(n: int, seed: int) -> Iterator[np.ndarray]:
-    """Item indices of all resamples, in blocks of shape (resamples, n)."""
-    generator = np.random.default_rng(seed)
-    block = max(1, _INDICES_AT_ONCE // n)
-    for start in range(0, RESAMPLES, block):
-        yield generator.integers(0, n, size=(min(block, RESAMPLES - start), n))
-
-
-def _bootstrapped(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> tuple[float, np.ndarray]:
-    """The statistic of the items themselves, and of the resamples where it is defined."""
-    resampled = np.concatenate([statistic(index) for index in _resampled(n, seed)])
-    return float(statistic(np.arange(n)[None])[0]), resampled[~np.isnan(resampled)]
-
-
-def _estimate(mean: float, resampled: np.ndarray, n: int) -> Estimate:
-    low, high = np.quantile(resampled, _QUANTILES)
-    return Estimate(float(mean), float(low), float(high), n)

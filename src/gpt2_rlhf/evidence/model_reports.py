@@ -1,4 +1,4 @@
-"""Report how good a trained model is on held-out rows: the loss of the SFT model, the accuracy of a reward model."""
+"""Measure a trained model on held-out rows: the loss of the SFT model, the accuracy of a reward model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_rlhf.evidence.calibration import calibration, length_bias
-from gpt2_rlhf.evidence.intervals import Estimate, bootstrap_mean, bootstrap_ratio, wilson
+from gpt2_rlhf.evidence.intervals import Estimate, bootstrap_mean, bootstrap_ratio, wilson_of_wins
 from gpt2_rlhf.models import tokens
 from gpt2_rlhf.models.scoring import answer_nll, score
 
@@ -19,7 +19,7 @@ def heldout_loss(
     rows: Sequence[Mapping[str, Any]],
     batch_size: int,
 ) -> Estimate:
-    """Mean negative log-likelihood per token of `chosen` and its EOS, in nats; the interval resamples whole rows."""
+    """Return the mean negative log-likelihood per token of `chosen` and its EOS, in nats; rows are resampled whole."""
     encoded = [tokens.encode_sft(tokenizer, row) for row in rows]
     return bootstrap_ratio(*answer_nll(model, encoded, batch_size))
 
@@ -31,13 +31,12 @@ def reward_report(
     batch_size: int,
     seed: int,
 ) -> dict[str, Any]:
-    """How often the reward model prefers `chosen`, over every pair, beside what it has to beat; ready for JSON.
+    """Return how often the reward model prefers `chosen`, with the baselines to beat; ready for JSON.
 
-    `tokenizer` is the saved one. Accuracies are shares with Wilson's interval, a tie counting one half;
-    "longer answer wins" compares lengths in tokens. `best_reachable` is the accuracy of the labels' own probabilities,
-    null unless every pair has one. `margin` is the mean score difference with a bootstrap interval from `seed`;
-    `score_mean` and `score_std` (population) are over both answers of all pairs, to normalise rewards with.
-    `calibration` and `length_bias` are explained where they are computed (calibration.py).
+    `tokenizer` is the saved one. Accuracies are shares of pairs with Wilson's interval; a tie counts one half.
+    `longer_answer_wins` compares lengths in tokens. `best_reachable` is the accuracy of the labels' own probabilities,
+    null unless every pair has one. `margin` is the mean score difference with a bootstrap interval from `seed`.
+    `score_mean` and `score_std` (population) are over both answers of all pairs; PPO normalises rewards with them.
     """
     encoded = [tokens.encode_reward(tokenizer, row) for row in rows]
     pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
@@ -46,18 +45,18 @@ def reward_report(
     margins = scores[: len(rows)] - scores[len(rows) :]
     longer = np.array([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in encoded])
     subsets = np.array([row["subset"] for row in rows])
-    known = [row["chosen_probability"] for row in rows if row["chosen_probability"] is not None]
+    known = np.array([row["chosen_probability"] for row in rows if row["chosen_probability"] is not None])
     return {
-        "accuracy": _positive_share(margins),
+        "accuracy": asdict(wilson_of_wins(margins)),
         "baselines": {
             "chance": 0.5,
-            "longer_answer_wins": _positive_share(longer),
-            "best_reachable": _best_share(known) if len(known) == len(rows) else None,
+            "longer_answer_wins": asdict(wilson_of_wins(longer)),
+            "best_reachable": float(np.mean(np.maximum(known, 1 - known))) if known.size == len(rows) else None,
         },
         "by_subset": {
             name: {
-                "accuracy": _positive_share(margins[subsets == name]),
-                "longer_answer_wins": _positive_share(longer[subsets == name]),
+                "accuracy": asdict(wilson_of_wins(margins[subsets == name])),
+                "longer_answer_wins": asdict(wilson_of_wins(longer[subsets == name])),
             }
             for name in sorted(set(subsets.tolist()))
         },
@@ -68,12 +67,3 @@ def reward_report(
         "score_std": float(scores.std()),
         "pairs": len(rows),
     }
-
-
-def _best_share(chosen_probabilities: Sequence[float]) -> float:
-    return float(np.mean([max(p, 1 - p) for p in chosen_probabilities]))
-
-
-def _positive_share(differences: np.ndarray) -> dict[str, float]:
-    wins = float((differences > 0).sum() + 0.5 * (differences == 0).sum())
-    return asdict(wilson(wins, differences.size))

@@ -20,7 +20,7 @@ def is_needed(launch: Launch) -> bool:
 
 
 def relaunch(launch: Launch, verb: str, overrides: Sequence[str]) -> NoReturn:
-    """Run this same command in `launch.processes` processes, and exit as the first of them that failed did."""
+    """Run the same command in `launch.processes` processes, and exit with the code of the first that failed."""
     count = launch.processes
     threads = max(1, (os.cpu_count() or 1) // count)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -29,7 +29,7 @@ def relaunch(launch: Launch, verb: str, overrides: Sequence[str]) -> NoReturn:
         options = ["--config_file", launch.accelerate_config, "--num_processes", str(count)]
         os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *options, *module])
 
-    # torchrun as a library: its report on a failed process would bury our one line
+    # the library behind torchrun, since the command prints a long report around our one line
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

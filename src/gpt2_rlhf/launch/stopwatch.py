@@ -13,7 +13,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count the time spent inside, also when it ends in an error."""
+        """Add the time spent inside the block, also if it raises."""
         started = time.perf_counter()
         try:
             yield

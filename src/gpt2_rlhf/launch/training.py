@@ -1,4 +1,4 @@
-"""What the three training stages share: the arguments the pipeline sets, the callbacks, the hand-over on disk."""
+"""What SFT, the reward model and PPO share: arguments that the pipeline sets, their check, callbacks, resuming."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,15 +15,15 @@ from gpt2_rlhf.store.stage import Stage
 
 
 def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a stage's TRL config: what the user chose, and what is the pipeline's to set (REFUSED).
+    """Return the fields of a stage's TRL config: the user's choice, and those that only the pipeline sets (REFUSED).
 
-    On a machine without an accelerator training is in float32, whatever was chosen: settings made for a GPU run there.
+    Without an accelerator training is in float32 whatever was chosen, so that settings for a GPU also run on a CPU.
     """
     no_accelerator = _no_accelerator()
     defaults = {
-        "dataloader_pin_memory": not no_accelerator,  # pinning for no device warns
-        "ddp_find_unused_parameters": False,  # every weight is used; looking for others costs time and warns
-        "use_cpu": no_accelerator,  # without it, several processes on CPUs would each train alone
+        "dataloader_pin_memory": not no_accelerator,  # torch warns if there is no device to pin for
+        "ddp_find_unused_parameters": False,  # every weight is used; a search for others costs time and warns
+        "use_cpu": no_accelerator,  # otherwise several processes on CPUs would each train alone
     }
     own = {
         "output_dir": str(stage.checkpoints_dir),
@@ -40,12 +40,12 @@ def _no_accelerator() -> bool:
 
 
 def check(name: str, kind: Callable[..., TrainingArguments], given: Mapping[str, Any]) -> None:
-    """Refuse what TRL or a tracker would refuse of a stage's arguments, before anything trains.
+    """Refuse arguments of the stage `name` that TRL or a tracker would refuse, before anything trains.
 
-    It may look for a GPU: call it in a process of its own. kind: the TRL config class of the stage `name`.
+    It may initialise a GPU: call it in a process of its own. kind: the stage's config class.
 
     Raises:
-        UserError: names the stage and what its config or its trackers do not allow.
+        UserError: names the stage and what its config or its tracker does not allow.
     """
     try:
         config = kind(**given)
@@ -59,21 +59,21 @@ def check(name: str, kind: Callable[..., TrainingArguments], given: Mapping[str,
 
 
 def say_if_float32(settings: Settings) -> None:
-    """Print a line if half precision is asked for on a machine that trains in float32."""
+    """Print a line if half precision is set on a machine that trains in float32."""
     stages = (settings.sft.args, settings.reward.args, settings.ppo.args)
-    asked = [name for name in ("bf16", "fp16") if any(chosen.get(name) for chosen in stages)]
-    if asked and _no_accelerator():
-        print(f"{' and '.join(asked)}: this machine has no GPU, so training runs in float32", flush=True)
+    half = [name for name in ("bf16", "fp16") if any(chosen.get(name) for chosen in stages)]
+    if half and _no_accelerator():
+        print(f"{' and '.join(half)}: this machine has no GPU, so training runs in float32", flush=True)
 
 
 def callbacks(stage: Stage) -> list[TrainerCallback]:
-    """Progress and metrics, then stopping on a signal."""
+    """Return the callbacks of a stage: progress and metrics, then stopping on a signal."""
     return [Progress(stage.name, stage.directory / "metrics.jsonl"), StopOnSignal()]
 
 
 def train(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train to the end, from a checkpoint where there is one."""
-    trainer.remove_callback(PrinterCallback)  # transformers adds it where its own progress bar is off
+    """Train to the end, from the checkpoint if there is one."""
+    trainer.remove_callback(PrinterCallback)  # transformers adds it if its own progress bar is off
     if checkpoint is not None and trainer.is_world_process_zero():
         print(f"  resuming from {checkpoint}", flush=True)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -8,12 +8,12 @@ _POLL_S = 0.5
 
 
 def rank() -> int:
-    """This process's number, 0 where there is one."""
+    """Return the number of this process, 0 for the first or only one."""
     return int(os.environ.get("RANK", "0"))
 
 
 def size(asked: int) -> int:
-    """How many processes train: what a launcher has started, or else the number that the settings ask for."""
+    """Return how many processes train: those that a launcher started, or else the number in the settings."""
     return int(os.environ.get("WORLD_SIZE", asked))
 
 
@@ -23,14 +23,14 @@ def is_started_by_launcher() -> bool:
 
 
 def use_next_port() -> None:
-    """Give a stage's process group a store of its own: keys of an earlier stage's group would mislead it."""
+    """Give the process group of the next stage a store of its own, apart from the keys of earlier groups."""
     if "MASTER_PORT" in os.environ:
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
 
 
 def leave() -> None:
-    """Make this process one that works alone, whatever started it."""
+    """Make this process work alone, also if a launcher started it."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
 

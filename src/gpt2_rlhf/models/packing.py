@@ -1,8 +1,8 @@
-"""Let the rows of a batch go through a model as one sequence without padding, each attending to itself alone.
+"""Compute the rows of a batch as one sequence without padding, each row attending to itself only.
 
-A padded batch costs rows x longest row; this costs the tokens there are, and gives the same numbers at them. The
-attention is an ordinary one of transformers' (AttentionInterface), called row by row. PPO packs its rows itself;
-`without_padding` lets TRL's trainers of SFT and the reward model do without padding, who know nothing of it.
+A padded batch costs rows x longest row; a packed one costs its real tokens, with the same numbers at them. Attention is
+registered with transformers (AttentionInterface) and computed row by row. PPO packs its rows itself. For SFT and the
+reward model, hooks pack rows inside the model (`without_padding`), since TRL pads them.
 """
 
 import copy
@@ -22,7 +22,7 @@ _NEEDED = {"input_ids", "attention_mask", "use_cache"}
 
 
 def use_fused_activations(*models: nn.Module) -> None:
-    """Compute GPT-2's GELU in one kernel instead of eight, to the same values but for rounding."""
+    """Compute GPT-2's GELU in one kernel instead of eight, with the same values up to rounding."""
     for model in models:
         for module in model.modules():
             for name, child in module.named_children():
@@ -31,38 +31,38 @@ def use_fused_activations(*models: nn.Module) -> None:
 
 
 def without_padding(model: PreTrainedModel) -> None:
-    """From now on GPT-2 computes padded batches without their padding; other families stay as they are.
+    """Make a GPT-2 model compute padded batches without their padding; change nothing for other families.
 
-    Meant is a batch of ids with a mask of shape (rows, columns) and no cache, padded on either side: its real tokens
-    go through as one sequence, and `last_hidden_state` comes back as (rows, columns, width), 0 at padding. Every other
-    call, such as a step of generation, goes the ordinary way. Positions that are not given count from a row's first
-    token. Weights, their names and the config stay what they were; dropout draws other masks.
+    Applies to token ids with a mask of shape (rows, columns), padded on either side, without a cache: the real tokens
+    go through the model as one sequence, and `last_hidden_state` has shape (rows, columns, width), 0 at padding. Other
+    calls, such as a step of generation, are unchanged. Positions count from a row's first token unless they are given.
+    Weights, their names and the config stay the same; dropout draws other masks.
     """
     backbone = model.base_model
     if not isinstance(backbone, GPT2Model) or backbone.config._attn_implementation != "sdpa":
-        return  # flash attention leaves padding out itself
+        return  # flash attention removes padding itself
     backbone.register_forward_pre_hook(_pack, with_kwargs=True)
     backbone.register_forward_hook(_unpack, with_kwargs=True)
-    own = copy.copy(backbone.config)  # the model's is saved, and decides which masks are made
+    own = copy.copy(backbone.config)  # the model's own is saved, and decides which masks are made
     own._attn_implementation = _ROWS_APART
     for module in backbone.modules():
         if isinstance(module, GPT2Attention):
-            module.config = own  # for good: activation checkpointing calls it again in the backward pass
+            module.config = own  # permanently: activation checkpointing calls it again in the backward pass
 
 
 def _pack(_backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
-    """The call without its padding, with `padded_mask` for `_unpack`; None, which changes nothing, at other calls."""
+    """Return the call without padding, with `padded_mask` for `_unpack`; None leaves any other call unchanged."""
     named = {**inputs, "input_ids": args[0]} if len(args) == 1 else inputs
     given = {name: value for name, value in named.items() if value is not None}
-    is_ours = len(args) < 2 and _NEEDED <= given.keys() <= _NEEDED | {"position_ids"} and not given["use_cache"]
-    if not is_ours or given["attention_mask"].shape != given["input_ids"].shape or given["attention_mask"].all():
+    is_packable = len(args) < 2 and _NEEDED <= given.keys() <= _NEEDED | {"position_ids"} and not given["use_cache"]
+    if not is_packable or given["attention_mask"].shape != given["input_ids"].shape or given["attention_mask"].all():
         return None
     ids, is_token = given["input_ids"], given["attention_mask"].bool()
     positions = given.get("position_ids", is_token.cumsum(1) - 1)
     packed_ids = ids[is_token][None]
     return (), {
         "input_ids": packed_ids,
-        "attention_mask": torch.ones_like(packed_ids),  # none makes transformers warn of padding
+        "attention_mask": torch.ones_like(packed_ids),  # without a mask transformers warns of padding
         "position_ids": positions.expand_as(ids)[is_token][None],
         "use_cache": False,
         "row_tokens": is_token.sum(1).tolist(),
@@ -71,7 +71,7 @@ def _pack(_backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -
 
 
 def _unpack(_backbone: nn.Module, _args: tuple[Any, ...], inputs: dict[str, Any], output: Any) -> Any:
-    """The output in the shape of the call that `_pack` changed."""
+    """Return the output with the padding that `_pack` removed."""
     is_token = inputs.get("padded_mask")
     if is_token is None:
         return None
@@ -83,7 +83,7 @@ def _unpack(_backbone: nn.Module, _args: tuple[Any, ...], inputs: dict[str, Any]
 
 @contextmanager
 def rows_apart(backbone: PreTrainedModel) -> Iterator[None]:
-    """Within the block, the tokens of one input attend within the rows given as `row_tokens`, their lengths."""
+    """Within the block, tokens attend only within their row; the call's `row_tokens` are the lengths of the rows."""
     config = backbone.config
     own = config._attn_implementation
     config._attn_implementation = _ROWS_APART
@@ -105,9 +105,9 @@ def _attend_within_rows(
     scaling: float,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each row to itself, or without `row_tokens` transformers' own.
+    """Compute causal attention within each row, or transformers' own attention if `row_tokens` is None.
 
-    Shapes: (1, heads, tokens, head width), the result with heads third.
+    Shapes: query, key and value (1, heads, tokens, head width); the result (1, tokens, heads, head width).
     """
     if row_tokens is None:
         return sdpa_attention_forward(
@@ -121,5 +121,5 @@ def _attend_within_rows(
     return torch.cat(attended, 2).transpose(1, 2), None
 
 
-# Not in the registry of masks, so that transformers makes none
+# Not registered for masks too, so that transformers makes none
 AttentionInterface.register(_ROWS_APART, _attend_within_rows)

@@ -1,10 +1,9 @@
-"""Turn prompts into sampled answers, the same for the same seed whatever the batch size and whatever runs beside it.
+"""Sample answers to prompts, the same for the same seed whatever the batch size.
 
-Plain ancestral sampling at a temperature. `model.generate` is not used: it fills what its caller leaves open from the
-model's own generation config (top-k, repetition penalty), draws from the global generator, and computes rows that have
-ended until the last one has. Here each prompt owns a row of uniform numbers drawn from `seed`, which the inverse of
-the cumulative distribution turns into tokens; so models sampled with one seed also share their luck, and differences
-between them have less noise.
+Plain ancestral sampling at a temperature. `model.generate` is not used: it takes unset options from the model's own
+generation config (top-k, repetition penalty), draws from the global generator, and computes finished rows until the
+last row has finished. Each prompt has its own uniform draws; inverse-CDF sampling gives common random numbers across
+models, so paired differences have less variance.
 """
 
 from collections.abc import Sequence
@@ -20,11 +19,20 @@ from gpt2_rlhf.models.scoring import by_length, inference
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled answer: text without special tokens, token ids without EOS, and whether EOS was reached."""
+    """One sampled answer: text without special tokens, token ids without EOS, and whether EOS was sampled."""
 
     text: str
     ids: list[int]
     ended: bool
+
+    def sampled_ids(self, eos_token_id: int) -> list[int]:
+        """Return the token ids with EOS where it was sampled."""
+        return [*self.ids, eos_token_id] if self.ended else self.ids
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each prompt."""
+    return [tokens.encode_ppo(tokenizer, {"prompt": prompt})["input_ids"] for prompt in prompts]
 
 
 def sample(
@@ -37,21 +45,21 @@ def sample(
     temperature: float,
     batch_size: int,
 ) -> list[Answer]:
-    """One answer per prompt, in the order given, drawn from the whole vocabulary up to EOS or `max_new_tokens`.
+    """Return one answer per prompt, in the order given, sampled from the whole vocabulary.
 
-    `tokenizer` is the saved one. The text is kept as sampled: an answer that goes on to write the next turn shows it.
-    No global random state is read or changed.
+    An answer ends with EOS or after `max_new_tokens`. Its text is not cut, even where the model writes the next turn.
+    `tokenizer` is the saved one. No global random state is read or changed.
 
     Raises:
         UserError: a prompt and its answer need more positions than the model has.
     """
-    prompt_ids = [tokens.encode_ppo(tokenizer, {"prompt": prompt})["input_ids"] for prompt in prompts]
+    prompt_ids = encode_prompts(tokenizer, prompts)
     longest = max((len(ids) for ids in prompt_ids), default=0)
     positions = model.config.max_position_embeddings
     if longest + max_new_tokens > positions:
         raise UserError(
-            f"max_new_tokens: {max_new_tokens} after a prompt of {longest} tokens; the model has {positions} "
-            f"positions; give at most {positions - longest}, or a smaller data.max_prompt_tokens"
+            f"max_new_tokens: {max_new_tokens} after a prompt of {longest} tokens; expected at most {positions} tokens "
+            f"together (the model's positions); give at most {positions - longest}, or lower data.max_prompt_tokens"
         )
     draws = torch.rand(len(prompts), max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     answers, _ = sample_ids(
@@ -76,14 +84,14 @@ def sample_ids(
     never_token_id: int | None,
     batch_size: int,
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Token ids by prompt, with EOS where it was reached, and each one's log-probability in nats.
+    """Return the sampled token ids of each prompt, with EOS where it was sampled, and their log-probabilities in nats.
 
-    Shapes: `draws` is (prompts, most new tokens), uniform in [0, 1). `never_token_id` gets probability 0.
+    `draws`: shape (prompts, most new tokens), uniform in [0, 1). `never_token_id` gets probability 0.
     """
     answers: list[list[int]] = [[] for _ in prompt_ids]
     logprobs: list[list[float]] = [[] for _ in prompt_ids]
     with inference(model) as device:
-        # a float32 sum over 50,257 probabilities loses the rarest tokens, but Apple's GPUs have nothing finer
+        # a float32 sum over 50,257 probabilities loses the rarest tokens, but Apple's GPUs have no float64
         draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
         for batch in by_length([len(ids) for ids in prompt_ids], batch_size):
             sampled, sampled_logprobs = _sample_batch(
@@ -105,7 +113,7 @@ def _sample_batch(
     eos_token_id: int,
     never_token_id: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sampled ids, all EOS after the first, and their log-probabilities; both (rows, most new tokens), as `draws`."""
+    """Return sampled ids (EOS after the first EOS) and their log-probabilities, both of the shape of `draws`."""
     longest = max(len(ids) for ids in prompt_ids)
     padding = [longest - len(ids) for ids in prompt_ids]
     device = draws.device
@@ -114,7 +122,7 @@ def _sample_batch(
     )
     mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    rows = torch.arange(len(prompt_ids), device=device)  # those still going; the cache holds no others
+    rows = torch.arange(len(prompt_ids), device=device)  # those not finished; the cache holds no others
     sampled = torch.full(draws.shape, eos_token_id, device=device)
     logprobs = torch.zeros_like(draws)
     cache = None
@@ -135,12 +143,13 @@ def _sample_batch(
         chosen = _invert_cdf(probabilities, draws[rows, step])
         sampled[rows, step] = chosen
         logprobs[rows, step] = probabilities.gather(1, chosen[:, None])[:, 0].log()
-        going = (chosen != eos_token_id).nonzero()[:, 0]
-        if going.numel() == 0:
+        unfinished = (chosen != eos_token_id).nonzero()[:, 0]
+        if unfinished.numel() == 0:
             break
-        if going.numel() < rows.numel():
-            rows, chosen, mask, positions = rows[going], chosen[going], mask[going], positions[going]
-            cache.batch_select_indices(going)
+        if unfinished.numel() < rows.numel():
+            rows, chosen = rows[unfinished], chosen[unfinished]
+            mask, positions = mask[unfinished], positions[unfinished]
+            cache.batch_select_indices(unfinished)
         ids = chosen[:, None]
         mask = torch.cat((mask, mask.new_ones(len(rows), 1)), dim=1)
         positions = positions[:, -1:] + 1
@@ -148,12 +157,12 @@ def _sample_batch(
 
 
 def _invert_cdf(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """The token at which each row's cumulative probability first exceeds its draw, shape (rows,).
+    """Return the token at which each row's cumulative probability first exceeds its draw, shape (rows,).
 
     Shapes: probabilities (rows, vocabulary), draws (rows,), uniform in [0, 1).
     """
     cumulative = probabilities.cumsum(-1)
-    # the last sum differs from 1 by rounding: scaled, every draw falls inside
+    # rounding may leave the last sum below 1; scaling the draws keeps every one inside
     targets = draws[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=probabilities.shape[-1] - 1)
 
@@ -161,6 +170,6 @@ def _invert_cdf(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tenso
 def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Answer:
     ended = bool(ids) and ids[-1] == tokens.eos_id(tokenizer)
     content = ids[:-1] if ended else ids
-    # clean-up would move spaces, and the text would no longer be what the model wrote
+    # clean-up would change spaces that the model wrote
     text = tokenizer.decode(content, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return Answer(text=str(text), ids=content, ended=ended)

@@ -1,8 +1,8 @@
-"""Turn token sequences into figures: reward-model scores, log-probabilities, KL, held-out loss, the reward report.
+"""Score token sequences: reward-model scores, log-probabilities, KL, and the loss on given answers.
 
-Everything here runs in batches of similar length, without gradients and without dropout, and gives back the results
-in the order of the input. Rows are padded on the right, where causal attention keeps padding out of every real
-token's sight, so a batch gives what one row at a time would.
+Everything runs in batches of similar length, without gradients or dropout, and returns results in the order of the
+input. Rows are padded on the right, where causal attention hides padding from every real token, so a batch gives the
+results of single rows.
 """
 
 import itertools
@@ -20,7 +20,7 @@ _LOGITS_AT_ONCE = 2**26  # 256 MiB of float32; with GPT-2's vocabulary 8 rows of
 
 @contextmanager
 def inference(model: torch.nn.Module) -> Iterator[torch.device]:
-    """Dropout and gradients off inside, the model's mode restored after; gives the device that its weights are on."""
+    """Switch dropout and gradients off inside, and restore the mode after; yield the device of the weights."""
     was_training = model.training
     model.eval()
     try:
@@ -31,19 +31,19 @@ def inference(model: torch.nn.Module) -> Iterator[torch.device]:
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches of similar length, longest first: memory runs out at once or not at all."""
+    """Return row numbers in batches of similar length, longest first, so that memory fails at once or never."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def score(model: PreTrainedModel, pad_token_id: int, sequences: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
-    """The reward model's score of each sequence (prompt + answer + EOS), shape (sequences,), float64.
+    """Return the reward model's score of each sequence (prompt + answer + EOS), shape (sequences,), float64.
 
     Raises:
-        ValueError: the model takes another token for padding, and would read its scores at the wrong place.
+        ValueError: the model pads with another token, so it would read its scores at the wrong position.
     """
     if model.config.pad_token_id != pad_token_id:
-        raise ValueError(f"padding with {pad_token_id}, but the model looks for {model.config.pad_token_id}")
+        raise ValueError(f"pad_token_id: {pad_token_id}; expected {model.config.pad_token_id}, the model's own")
     scores = np.empty(len(sequences))
     with inference(model) as device:
         for batch in by_length([len(ids) for ids in sequences], batch_size):
@@ -60,10 +60,12 @@ def sequence_logprobs(
     temperature: float,
     batch_size: int,
 ) -> list[np.ndarray]:
-    """Log-probability in nats of each answer token given all before it, at the sampling temperature.
+    """Return the log-probability in nats of each answer token given all tokens before it, at the temperature.
 
-    An answer that ended carries its EOS as last token. Gives one array of shape (answer tokens,) per row; a prompt
-    needs at least one token, for the first answer token has nothing to be predicted from otherwise.
+    One array of shape (answer tokens,) per row. An answer that ended has EOS as its last token.
+
+    Raises:
+        ValueError: a prompt has no tokens, so nothing predicts the first token of its answer.
     """
     logprobs: list[np.ndarray] = [np.empty(0)] * len(answer_ids)
     with inference(model) as device:
@@ -80,9 +82,9 @@ def sequence_logprobs(
 class Divergence:
     """KL(policy || reference) of answers sampled from the policy, in nats per answer; arrays of shape (answers,).
 
-    Three estimates with one expectation (http://joschu.net/blog/kl-approx.html). `exact` sums over the vocabulary at
-    each token of the answer and has the least noise; k1 = sum of log p - log q of the sampled tokens may be negative;
-    k3 = sum of exp(d) - 1 - d, where d = log q - log p, may not.
+    Three estimates with the same expectation (http://joschu.net/blog/kl-approx.html). `exact` sums over the vocabulary
+    at each token of the answer and has the least variance. k1, the sum of log p - log q of the sampled tokens, may be
+    negative. k3, the sum of exp(d) - 1 - d with d = log q - log p, may not.
     """
 
     exact: np.ndarray
@@ -98,9 +100,9 @@ def kl_by_row(
     temperature: float,
     batch_size: int,
 ) -> Divergence:
-    """How far the policy is from the reference on each answer (EOS included where sampled), at the temperature.
+    """Return the KL of the policy to the reference on each answer (EOS included where sampled), at the temperature.
 
-    reference: None where it is the policy itself with its LoRA adapter switched off. Both are on one device.
+    reference: None means the policy with its LoRA adapter switched off. Both models must be on one device.
     """
     kl = Divergence(*(np.zeros(len(answer_ids)) for _ in range(3)))
     vocabulary = 2 * policy.config.vocab_size  # the logits of both models are held at once
@@ -126,11 +128,11 @@ def kl_by_row(
 def answer_nll(
     model: PreTrainedModel, rows: Sequence[Mapping[str, Sequence[int]]], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Negative log-likelihood of the labelled tokens in nats, summed by row, and the number of those tokens.
+    """Return the negative log-likelihood of the labelled tokens, summed by row in nats, and the number of those tokens.
 
     Rows are `tokens.encode_sft` output: `input_ids` and `labels`, -100 up to the answer. Both results: shape (rows,).
     """
-    starts = [_answer_start(row["labels"]) for row in rows]
+    starts = [next(place for place, label in enumerate(row["labels"]) if label != -100) for row in rows]
     prompts = [row["input_ids"][:start] for row, start in zip(rows, starts, strict=True)]
     answers = [row["input_ids"][start:] for row, start in zip(rows, starts, strict=True)]
     logprobs = sequence_logprobs(model, prompts, answers, temperature=1.0, batch_size=batch_size)
@@ -138,9 +140,9 @@ def answer_nll(
 
 
 def distinct_2(ids: Sequence[int]) -> float:
-    """Distinct bigrams over all bigrams of one answer (Li et al. 2016, arXiv:1510.03055); 1 where nothing repeats.
+    """Return distinct bigrams over all bigrams of one answer (Li et al. 2016, arXiv:1510.03055).
 
-    An answer of fewer than two tokens has no bigram, repeats nothing, and counts 1.
+    1 where nothing repeats, and for an answer of fewer than two tokens, which has no bigram.
     """
     bigrams = list(itertools.pairwise(ids))
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
@@ -158,7 +160,7 @@ class _AnswerBatch:
     first: int
 
     def of_answers(self, values: torch.Tensor) -> Iterator[tuple[int, np.ndarray]]:
-        """Row number and float64 values at its answer's tokens; `values` has shape (rows, columns from `first`)."""
+        """Yield each row's number and the values at its answer's tokens; `values`: (rows, columns from `first`)."""
         on_cpu = values.cpu().numpy().astype(np.float64)
         for row, start, end, of_row in zip(self.rows, self.starts, self.ends, on_cpu, strict=True):
             yield row, of_row[start - self.first : end - self.first]
@@ -170,11 +172,11 @@ def _answer_batches(
     logits_per_token: int,
     batch_size: int,
 ) -> Iterator[_AnswerBatch]:
-    """The rows in batches whose logits stay within _LOGITS_AT_ONCE, but at least one row each."""
+    """Yield the rows in batches whose logits stay within _LOGITS_AT_ONCE, with at least one row each."""
     sequences = [[*prompt, *answer] for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
     starts, lengths = [len(prompt) for prompt in prompt_ids], [len(ids) for ids in sequences]
     if min(starts, default=1) < 1:
-        raise ValueError("an empty prompt: nothing predicts the first answer token")
+        raise ValueError("an empty prompt; expected at least one token, which predicts the first token of the answer")
     most_rows = max(1, _LOGITS_AT_ONCE // (logits_per_token * max(lengths, default=1)))
     for rows in by_length(lengths, min(batch_size, most_rows)):
         ids, mask = _right_padded([sequences[row] for row in rows], 0)
@@ -183,20 +185,16 @@ def _answer_batches(
 
 
 def _answer_logits(model: PreTrainedModel, batch: _AnswerBatch, temperature: float) -> torch.Tensor:
-    """Float32 logits over the temperature, of the tokens in columns `batch.first` onwards."""
+    """Return float32 logits over the temperature, of the tokens in columns `batch.first` onwards."""
     ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
-    # the logits that predict columns first.. are those at the columns before
+    # the logits at a column predict the next one
     predicting = torch.arange(batch.first - 1, ids.shape[1] - 1, device=model.device)
     output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=predicting)
     return output.logits.float().div_(temperature)
 
 
-def _answer_start(labels: Sequence[int]) -> int:
-    return next(place for place, label in enumerate(labels) if label != -100)
-
-
 def _right_padded(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both of shape (sequences, longest)."""
+    """Return token ids and attention mask, both of shape (sequences, longest)."""
     longest = max(len(ids) for ids in sequences)
     ids = torch.tensor([[*row, *[pad_token_id] * (longest - len(row))] for row in sequences])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in sequences])

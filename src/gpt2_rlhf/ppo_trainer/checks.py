@@ -1,14 +1,19 @@
 """Refuse what PPO cannot train with: arguments, tokenizers and prompts on which TRL's hangs, crashes or goes wrong."""
 
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from trl.experimental.ppo import PPOConfig
 
 from gpt2_rlhf.config.errors import UserError
 
 
 def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
-    """Refuse arguments with which PPO would hang, crash late, or train something else than was asked.
+    """Refuse arguments with which PPO would hang, crash late, or ignore a setting.
 
     Raises:
         UserError: names the argument, and what to set instead.
@@ -36,48 +41,110 @@ def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
             f"ppo.args.whiten_rewards: needs mini-batches of 8 or more, not {rows // args.num_mini_batches}; "
             "raise ppo.args.gradient_accumulation_steps or lower num_mini_batches"
         )
-    if args.stop_token != "eos":
+    if args.ref_adapter_name is not None:
         raise UserError(
-            f"ppo.args.stop_token: {args.stop_token!r} would let no answer end; it must be 'eos', the token that SFT "
-            "ends answers with"
+            f"ppo.args.ref_adapter_name: {args.ref_adapter_name!r}: the reference is ref_model, or the policy without "
+            "its adapter; leave it out, and pass another reference as ref_model"
         )
-    if args.num_sample_generations:
-        raise UserError(
-            f"ppo.args.num_sample_generations: {args.num_sample_generations} would do nothing: TRL takes samples from "
-            "an evaluation set, and PPO has none; set it to 0"
-        )
-    if args.activation_checkpointing or args.gradient_checkpointing:
-        raise UserError("ppo.args.activation_checkpointing: PPO does nothing with it; set it to false")
     for name in ("logging_strategy", "save_strategy", "eval_strategy"):
-        if getattr(args, name) not in ("no", "steps"):
-            raise UserError(f"ppo.args.{name}: {getattr(args, name)}: PPO counts updates; wanted steps or no")
+        strategy = getattr(args, name).value
+        if strategy not in ("no", "steps"):
+            raise UserError(f"ppo.args.{name}: {strategy}: PPO counts updates; expected steps or no")
 
 
-def check_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Dataset, response_length: int, positions: int) -> None:
-    """Refuse a tokenizer that breaks PPO's masks, and prompts that leave no room for the answer.
+def prepare(
+    args: PPOConfig, tokenizer: PreTrainedTokenizerBase, parts: Mapping[str, Any], scores_by_function: bool
+) -> tuple[PPOConfig, list[list[int]]]:
+    """Return a copy of `args` as TRL's constructor needs them, and the prompts' token ids without padding.
 
-    Args:
-        prompts: a dataset with the column `input_ids`.
-        positions: the number of positions of the smallest of the models.
+    parts: the other arguments of TRL's PPOTrainer by name.
 
     Raises:
-        UserError: names what is wrong, and the prompt when one is too long.
+        UserError: names the argument or prompt with which PPO cannot train, and what to do.
     """
+    args = copy.copy(args)  # TRL writes derived sizes into it
+    _ = args.device  # starts the process group, so that the number of processes is known
+    processes = PartialState().num_processes
+    _check_parts(parts, scores_by_function)
+    check(args, len(parts["train_dataset"]), processes)
+    _check_tokenizer(tokenizer)
+    prompts = [
+        [token_id for token_id in ids if token_id != tokenizer.pad_token_id]
+        for ids in parts["train_dataset"].with_format(None)["input_ids"]
+    ]
+    models = [parts[name] for name in ("model", "reward_model", "value_model") if parts[name] is not None]
+    _check_lengths(prompts, args.response_length, min(model.config.max_position_embeddings for model in models))
+    notices = _stop_at_eos(args, tokenizer)
+    if args.bf16 and args.device.type == "cpu":
+        notices.append("ppo: bf16 is on, as PPOConfig sets it, and is slow on a CPU; bf16=False trains in float32")
+    for notice in notices if PartialState().is_main_process else []:
+        print(notice, flush=True)
+    if args.max_steps > 0:
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        args.total_episodes = args.max_steps * rows * processes
+    return args, prompts
+
+
+def _check_parts(parts: Mapping[str, Any], scores_by_function: bool) -> None:
+    """Refuse constructor arguments that are missing or that this trainer would not use."""
+    for name in ("train_dataset", "value_model"):
+        if parts[name] is None:
+            raise UserError(f"PPOTrainer: {name} is None; it is required (a value model may be a second reward model)")
+    if parts["reward_model"] is None and not scores_by_function:
+        raise UserError("PPOTrainer: reward_model is None; pass a reward model, or a score_function")
+    collator, samples = parts["data_collator"], parts["eval_dataset"]
+    if collator is not None and type(collator) is not DataCollatorWithPadding:
+        raise UserError(
+            f"PPOTrainer: data_collator is a {type(collator).__name__}, which would not be called: prompts are read "
+            "from input_ids without padding; apply it to the rows with train_dataset.map, and leave data_collator out"
+        )
+    if samples is not None and scores_by_function:
+        raise UserError(
+            "PPOTrainer: eval_dataset with score_function: TRL scores samples by the reward model; leave one of the "
+            "two out (watch measures the policy on held-out prompts with any score)"
+        )
+    for name in ("train_dataset", "eval_dataset"):
+        if parts[name] is not None and not (isinstance(parts[name], Dataset) and "input_ids" in parts[name].features):
+            raise UserError(
+                f"PPOTrainer: {name} has columns {getattr(parts[name], 'column_names', None)}; expected a Dataset with "
+                "input_ids: dataset.map(lambda row: {'input_ids': tokenizer(row['prompt'])['input_ids']})"
+            )
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that breaks PPO's masks."""
     if tokenizer.padding_side != "left":
         raise UserError(
             f"ppo: the tokenizer pads on the {tokenizer.padding_side}, so answers would follow padding; set "
             "padding_side='left' (tokens.padding_copy)"
         )
+    if tokenizer.eos_token_id is None:
+        raise UserError("ppo: the tokenizer has no EOS token, which ends answers; set tokenizer.eos_token")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(
             f"ppo: the tokenizer pads with {tokenizer.pad_token!r}, its EOS is {tokenizer.eos_token!r}; with EOS as "
-            "padding PPO never trains the EOS, so give it tokens.padding_copy of the tokenizer"
+            "padding PPO never trains the EOS; give it gpt2_rlhf.models.tokens.padding_copy(tokenizer, 'left')"
         )
-    if "input_ids" not in prompts.column_names:
-        raise UserError(f"ppo: the prompts have columns {prompts.column_names}; wanted input_ids (tokens.encode_ppo)")
-    longest_tokens, row = max((len(ids), row) for row, ids in enumerate(prompts["input_ids"]))
+
+
+def _check_lengths(prompts: Sequence[Sequence[int]], response_length: int, positions: int) -> None:
+    """Refuse prompts that leave no room for the answer in the smallest model's positions."""
+    longest_tokens, row = max((len(ids), row) for row, ids in enumerate(prompts))
     if longest_tokens + response_length > positions:
         raise UserError(
             f"ppo: prompt {row} has {longest_tokens} tokens and the answer may take {response_length}, but the models "
             f"have {positions} positions; lower data.max_prompt_tokens or ppo.args.response_length"
         )
+
+
+def _stop_at_eos(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Set `stop_token` to "eos", the only token that ends answers here; return lines to print if that changes it."""
+    given = args.stop_token_id
+    if given is not None and given != tokenizer.eos_token_id:
+        raise UserError(
+            f"ppo.args.stop_token_id: {given} is not the tokenizer's EOS ({tokenizer.eos_token_id}), which ends "
+            "answers; set tokenizer.eos_token to the token that should end them"
+        )
+    was_unset = args.stop_token is None and given is None
+    args.stop_token, args.stop_token_id = "eos", None
+    return ["ppo: stop_token is not set; answers end at EOS, as with stop_token='eos'"] if was_unset else []

@@ -1,10 +1,9 @@
-"""Pass rows of prompt and answer through a model for what PPO uses of them: log-probabilities, values, scores.
+"""Compute what PPO needs of a model for rows of prompt and answer: log-probabilities, values, scores.
 
-TRL 1.12 pads every row to the longest prompt and the longest answer of the rollout, computes logits over the
-vocabulary for each token of the prompts and throws them away, and goes over the logits of the answers a dozen times.
-Here the rows of a microbatch go through the model as one sequence without padding, the vocabulary is met at the
-tokens of answers alone, and one pass over its logits gives log-probability, entropy and gradient. The numbers are the
-same, to rounding.
+TRL 1.12 pads every row to the longest prompt and the longest answer of the rollout, computes logits for every token of
+the prompts and discards them, and makes a dozen passes over the logits of the answers. Here the rows of a microbatch
+go through the model as one sequence without padding, logits are computed for the tokens of answers only, and one pass
+over them gives log-probability, entropy and gradient. The numbers are the same up to rounding.
 """
 
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
-from trl.experimental.ppo import ppo_trainer as stock
 
 from gpt2_rlhf.models.packing import rows_apart
 
@@ -27,7 +25,7 @@ _LOGITS_IN_CACHE = 2**18  # 1 MiB of float32
 
 @dataclass(frozen=True)
 class Rows:
-    """Left padding and prompt, `prompt_tokens` together, then answer and right padding; shape (rows, all of it)."""
+    """Token ids of shape (rows, columns): `prompt_tokens` columns of left padding and prompt, then the answers."""
 
     token_ids: Tensor
     prompt_tokens: int
@@ -35,36 +33,42 @@ class Rows:
 
     @property
     def answers(self) -> Tensor:
-        """Token ids of shape (rows, answer)."""
+        """Token ids of shape (rows, answer), padded on the right."""
         return self.token_ids[:, self.prompt_tokens :]
 
     @property
     def is_token(self) -> Tensor:
-        """Which of `answers` are tokens, EOS among them, and not padding."""
+        """Which of `answers` are tokens (EOS is one) and not padding."""
         return self.answers != self.pad_token_id
 
     def __getitem__(self, which: Any) -> "Rows":
         return Rows(self.token_ids[which], self.prompt_tokens, self.pad_token_id)
 
 
-class PolicyAndValue(stock.PolicyAndValueWrapper):
-    """TRL's policy and value model as one module, so that DDP sees one pass, computed over the answers."""
+class PolicyAndValue(nn.Module):
+    """Policy and value model as one module, as DDP requires, with a forward pass over the answers only."""
 
-    def forward(  # type: ignore[override]  # what train() calls, and nothing else
-        self, rows: Rows, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities and entropies in nats, and values; each (rows, answer)."""
+    is_gradient_checkpointing = False  # TRL's generate_completions reads it
+
+    def __init__(self, policy: Any, value_model: Any) -> None:
+        super().__init__()
+        self.policy = policy
+        self.value_model = value_model
+        self.config = policy.config  # trackers log it
+
+    def forward(self, rows: Rows, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probabilities and entropies in nats, and values; each (rows, answer)."""
         logprobs, entropies = answer_logprobs(self.policy, rows, temperature)
         return logprobs, entropies, answer_values(self.value_model, rows)
 
 
 def language_model(model: nn.Module) -> Any:
-    """The model that has the embeddings and the generation_config, under an adapter or not."""
+    """Return the model itself, or the base model under an adapter."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def answer_logprobs(model: nn.Module, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token of the answers, and the entropy of what it was drawn from; (rows, answer), nats.
+    """Return each answer token's log-probability and its distribution's entropy, in nats; both (rows, answer).
 
     Both are 0 at padding. The padding token has probability 0, since PPO reads it as the end of an answer. The
     entropy carries no gradient.
@@ -78,13 +82,13 @@ def answer_logprobs(model: nn.Module, rows: Rows, temperature: float) -> tuple[T
 
 
 def answer_values(value_model: nn.Module, rows: Rows) -> Tensor:
-    """The value before each token of the answers, and after the last where there is room; (rows, answer)."""
+    """Return the value before each token of the answers, and after the last where there is room; (rows, answer)."""
     head = language_model(value_model).score
     return head(_answer_states(value_model, rows)[:, :-1]).squeeze(-1).float()
 
 
 def answer_scores(reward_model: nn.Module, rows: Rows) -> Tensor:
-    """The reward model's score at the last token of each answer, shape (rows,)."""
+    """Return the reward model's score at the last token of each answer, shape (rows,)."""
     states = _answer_states(reward_model, rows)
     last = rows.is_token.sum(1)
     at_last = states[torch.arange(len(last), device=last.device), last]
@@ -92,41 +96,41 @@ def answer_scores(reward_model: nn.Module, rows: Rows) -> Tensor:
 
 
 def _answer_states(model: nn.Module, rows: Rows) -> Tensor:
-    """Last hidden states (rows, answer + 1, width): before each token of the answers, and after the last; else 0."""
+    """Return the last layer's states before each answer token and after the last, else 0; (rows, answer + 1, width)."""
     token_ids = rows.token_ids
     is_text = token_ids != rows.pad_token_id
     positions = is_text.cumsum(1) - 1
     backbone = language_model(model).base_model
-    wanted = is_text.clone()
-    wanted[:, : rows.prompt_tokens - 1] = False
-    with rows_apart(backbone), _last_layer_only_at(backbone, wanted[is_text]):
+    is_read = is_text.clone()
+    is_read[:, : rows.prompt_tokens - 1] = False
+    with rows_apart(backbone), _last_layer_only_at(backbone, is_read[is_text]):
         hidden = backbone(
             input_ids=token_ids[is_text][None],
             position_ids=positions[is_text][None],
-            attention_mask=torch.ones_like(token_ids[is_text][None]),  # none makes transformers warn of padding
+            attention_mask=torch.ones_like(token_ids[is_text][None]),  # without a mask transformers warns of padding
             use_cache=False,
             return_dict=True,
             row_tokens=is_text.sum(1).tolist(),
         ).last_hidden_state[0]
     states = hidden.new_zeros(len(token_ids), token_ids.shape[1] - rows.prompt_tokens + 1, hidden.shape[-1])
-    states[wanted[:, rows.prompt_tokens - 1 :]] = hidden[wanted[is_text]]
+    states[is_read[:, rows.prompt_tokens - 1 :]] = hidden[is_read[is_text]]
     return states
 
 
 @contextmanager
-def _last_layer_only_at(backbone: nn.Module, wanted: Tensor) -> Iterator[None]:
-    """Within the block, GPT-2's last layer leaves its feed-forward part out where nobody reads what it gives.
+def _last_layer_only_at(backbone: nn.Module, is_read: Tensor) -> Iterator[None]:
+    """Within the block, GPT-2's last feed-forward layer computes only the tokens whose states are read.
 
-    Shapes: `wanted` (tokens,), over a batch of (1, tokens).
+    Shapes: `is_read` (tokens,), for inputs of shape (1, tokens).
     """
     if not isinstance(backbone, GPT2Model):
         yield
         return
     last: Any = backbone.h[-1]
-    places = wanted.nonzero()[:, 0]
+    places = is_read.nonzero()[:, 0]
 
     def spread(_module: nn.Module, _inputs: Any, found: Tensor) -> Tensor:
-        return found.new_zeros(1, len(wanted), found.shape[-1]).index_copy(1, places, found)
+        return found.new_zeros(1, len(is_read), found.shape[-1]).index_copy(1, places, found)
 
     handles = [
         last.mlp.register_forward_pre_hook(lambda _module, inputs: (inputs[0][:, places],)),
@@ -140,10 +144,11 @@ def _last_layer_only_at(backbone: nn.Module, wanted: Tensor) -> Iterator[None]:
 
 
 class _Logprobs(torch.autograd.Function):
-    """log p of the given tokens and the entropy of p = softmax(logits / temperature), without copies of the logits.
+    """log p of the given tokens, and the entropy of p = softmax(logits / temperature), without copying the logits.
 
     The logits are overwritten with p, which is all that the gradient needs: d log p_t / d logit_v is
-    (1[v = t] - p_v) / temperature. The layer that made them must not need them for its own gradient (linear does not).
+    (1[v = t] - p_v) / temperature. The layer that computes the logits must not need them for its own gradient; a
+    linear layer does not. The token `never` has probability 0; it may lie outside the vocabulary.
     """
 
     @staticmethod
@@ -157,7 +162,7 @@ class _Logprobs(torch.autograd.Function):
             part = logits[some]
             if temperature != 1:
                 part.div_(temperature)
-            part[:, never] = _NEVER
+            part[:, never : never + 1] = _NEVER
             part.sub_(part.logsumexp(1, keepdim=True))
             logprobs[some] = part.gather(1, token_ids[some, None])[:, 0]
             p = part.exp()
@@ -168,7 +173,7 @@ class _Logprobs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(  # type: ignore[override]  # torch types it as taking anything
+    def backward(  # type: ignore[override]  # torch's stub takes any arguments
         ctx: Any, grad_logprobs: Tensor, _grad_entropies: Tensor
     ) -> tuple[Tensor, None, None, None]:
         p, token_ids = ctx.saved_tensors

@@ -1,4 +1,4 @@
-"""Find out before PPO trains whether what it builds on can bear it, and say which stage is at fault if not."""
+"""Check before PPO trains that its reward model, SFT model and reference are fit for it; name the stage at fault."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,13 @@ from gpt2_rlhf.evidence.intervals import wilson
 from gpt2_rlhf.launch import world
 
 _MIN_EOS_RATE = 0.1
-_MAX_KL_NATS = 0.05  # rounding, also in bf16; a reference that is another model gives more by orders
+_MAX_KL_NATS = (
+    0.05  # rounding stays below, also in bf16; a reference that is another model is orders of magnitude above
+)
 
 
 def reward_model_fault(report: Mapping[str, Any], name: str = "reward") -> str | None:
-    """What is wrong with the reward model of stage `name`, by its report: no better than what needs no model."""
+    """Return a fault if the reward model of stage `name` is, by its report, no better than chance or length alone."""
     accuracy, longer = report["accuracy"], report["baselines"]["longer_answer_wins"]["mean"]
     found = f"{100 * accuracy['mean']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
     what_next = f"give it more pairs (data.train_pairs, data.shares.{name}) or steps, and check the labels"
@@ -29,28 +31,28 @@ def reward_model_fault(report: Mapping[str, Any], name: str = "reward") -> str |
 
 
 def sft_fault(ended: int, answers: int) -> str | None:
-    """What is wrong with an SFT model of whose `answers` so many ended with EOS: (nearly) none."""
+    """Return a fault if too few of the SFT model's answers `ended` with EOS."""
     rate = wilson(ended, answers)
     if rate.high >= _MIN_EOS_RATE:
         return None
     return (
         f"sft: {ended} of {answers} answers of the SFT model ended with EOS, so PPO cannot learn when to stop; train "
-        "SFT longer (sft.args), or give answers more room (ppo.args.response_length)"
+        "SFT longer (sft.args), or raise ppo.args.response_length"
     )
 
 
 def reference_fault(kl_nats: float) -> str | None:
-    """What is wrong where policy and reference differ before the first update, by the mean k3 KL of an answer."""
+    """Return a fault if policy and reference differ before the first update, by the mean k3 KL of an answer."""
     if kl_nats <= _MAX_KL_NATS:
         return None
     return (
-        f"ppo: the KL of the policy to its reference is {kl_nats:.3g} nats before the first update, not 0: the "
-        "reference is not the SFT model that the policy starts from; delete the sft and ppo stages, build them again"
+        f"ppo: the KL of the policy to its reference is {kl_nats:.3g} nats before the first update; expected 0: the "
+        "reference is not the SFT model that the policy starts from; delete the sft and ppo stages and run them again"
     )
 
 
 def pass_or_stop(faults: Sequence[str | None], force: bool) -> list[str]:
-    """The faults that `force` goes past, after a line on each.
+    """Print and return the faults that `force` ignores.
 
     Raises:
         UserError: the first fault, without `force`.

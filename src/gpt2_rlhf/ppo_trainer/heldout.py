@@ -1,7 +1,7 @@
-"""Turn the policy of one update into figures on prompts that PPO never trains on.
+"""Measure the policy of one update on prompts that PPO does not train on.
 
-The same prompts, seed and draws at every update, so that two updates differ by their policies and not by luck. The
-files that ppo_measured keeps are the history: after a resume it is read back from them, to the bit.
+Every update gets the same prompts, seed and uniform draws, so differences between updates have less variance. The files
+that evidence.measured writes are the history; a resumed run reads it back from them, equal to the bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.evidence.answers import finite_scores, refuse_not_finite, scored_sequences, utilities
 from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.models import scoring, tokens
-from gpt2_rlhf.models.sampling import Answer, sample
+from gpt2_rlhf.models.sampling import Answer, encode_prompts, sample
 from gpt2_rlhf.ppo_trainer import reward_scores
 from gpt2_rlhf.ppo_trainer.reward_scores import ScoreFunction
 
@@ -21,39 +21,29 @@ Scorer = Callable[[Sequence[str], Sequence[Answer]], np.ndarray]
 
 
 def by_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Scorer:
-    """Scores by a reward model, on its device; `name` is its stage, "reward" or "judge". `tokenizer` is the saved one.
+    """Return a scorer that uses a reward model, on the model's device.
+
+    `name` is the model's stage, "reward" or "judge". `tokenizer` is the saved one.
 
     Raises, when called:
         UserError: a score is not finite.
     """
-    pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
-
-    def scores(prompts: Sequence[str], answers: Sequence[Answer]) -> np.ndarray:
-        prompt_ids = _prompt_ids(tokenizer, prompts)
-        eos = tokens.eos_id(tokenizer)
-        sequences = [[*ids, *answer.ids, eos] for ids, answer in zip(prompt_ids, answers, strict=True)]
-        values = scoring.score(model, pad_token_id, sequences, batch_size)
-        if not np.isfinite(values).all():
-            raise UserError(
-                f"ppo.heldout: the {name} model gives held-out answers scores that are not finite; its training "
-                "diverged: lower reward.args.learning_rate"
-            )
-        return values
-
-    return scores
+    return lambda prompts, answers: finite_scores(
+        "ppo.heldout", name, model, scored_sequences(tokenizer, prompts, answers), batch_size
+    )
 
 
 def by_function(function: ScoreFunction) -> Scorer:
-    """Scores by the function that PPO maximises in a reward model's place.
+    """Return a scorer that uses the function which PPO maximises in place of a reward model.
 
     Raises, when called:
-        UserError: it gives another number of scores, or one that is not finite.
+        UserError: the function gives another number of scores, or a score that is not finite.
     """
 
     def scores(prompts: Sequence[str], answers: Sequence[Answer]) -> np.ndarray:
         texts = [answer.text for answer in answers]
         values = reward_scores.scores_of(function, prompts, texts).double().numpy()
-        _check_finite("ppo.reward.function", values, texts)
+        refuse_not_finite("ppo.reward.function", values, texts)
         return values
 
     return scores
@@ -76,8 +66,7 @@ def measure(
 ) -> tuple[Measured, list[Answer]]:
     """Sample one answer per prompt and measure it; no global random state is read or changed.
 
-    reference: the SFT model; None where it is the policy with its LoRA adapter switched off. `tokenizer` is the
-    saved one.
+    reference: the SFT model; None means the policy with its LoRA adapter switched off. `tokenizer` is the saved one.
 
     Raises:
         UserError: a reward or utility is not finite, or an answer does not fit the model.
@@ -91,14 +80,14 @@ def measure(
         temperature=temperature,
         batch_size=batch_size,
     )
-    eos = tokens.eos_id(tokenizer)
-    sampled = [[*answer.ids, eos] if answer.ended else answer.ids for answer in answers]
-    kl = scoring.kl_by_row(policy, reference, _prompt_ids(tokenizer, prompts), sampled, temperature, batch_size)
+    sampled_ids = [answer.sampled_ids(tokens.eos_id(tokenizer)) for answer in answers]
+    prompt_ids = encode_prompts(tokenizer, prompts)
+    kl = scoring.kl_by_row(policy, reference, prompt_ids, sampled_ids, temperature, batch_size)
     measured = Measured(
         update=update,
         rewards=reward(prompts, answers),
         judge_rewards=None if judge is None else judge(prompts, answers),
-        utilities=None if utility is None else _utilities(utility, prompts, answers),
+        utilities=None if utility is None else utilities(utility, prompts, answers),
         kl_nats=kl.exact,
         kl_k1=kl.k1,
         kl_k3=kl.k3,
@@ -107,19 +96,3 @@ def measure(
         distinct_2=np.array([scoring.distinct_2(answer.ids) for answer in answers]),
     )
     return measured, answers
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    return [tokens.encode_ppo(tokenizer, {"prompt": prompt})["input_ids"] for prompt in prompts]
-
-
-def _utilities(utility: Callable[[str, str], float], prompts: Sequence[str], answers: Sequence[Answer]) -> np.ndarray:
-    values = np.array([float(utility(prompt, answer.text)) for prompt, answer in zip(prompts, answers, strict=True)])
-    _check_finite("data.utility", values, [answer.text for answer in answers])
-    return values
-
-
-def _check_finite(key: str, values: np.ndarray, texts: Sequence[str]) -> None:
-    if not np.isfinite(values).all():
-        bad = texts[int(np.argmin(np.isfinite(values)))]
-        raise UserError(f"{key}: it gave no finite number for the answer {bad[:60]!r}; mend the function")

@@ -1,8 +1,8 @@
-"""PPO's arithmetic on one batch of rollouts, as TRL 1.12 does it: rewards, advantages, the two losses.
+"""PPO's arithmetic on one batch of rollouts, as in TRL 1.12: rewards, advantages, the two losses.
 
-Shapes are (rows, answer) throughout, with one number per token of the answers; masks are true at real tokens. Where
-an answer is shorter than the longest, the position after its last token also has a value and takes the score (as in
-lm-human-preferences, whose tricks TRL ports): `has_value` marks the tokens and that position.
+All shapes are (rows, answer), with one number per token of the answers; masks are true at real tokens. If an answer is
+shorter than the longest, the position after its last token also has a value and gets the score (as in
+lm-human-preferences, from which TRL ported it): `has_value` marks the tokens and that position.
 """
 
 from typing import Literal
@@ -13,12 +13,12 @@ from trl.experimental.ppo.ppo_trainer import masked_mean, masked_whiten
 
 
 def value_mask(is_token: Tensor) -> Tensor:
-    """`has_value` from `is_token`: one position more, where there is room."""
+    """Return `has_value`: `is_token` and one position more, where there is room."""
     return torch.cat([torch.ones_like(is_token[:, :1]), is_token[:, :-1]], 1)
 
 
 def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1", "k3"]) -> Tensor:
-    """Estimates of KL(policy || reference) at the tokens sampled from the policy, in nats.
+    """Estimate KL(policy || reference) at each token sampled from the policy, in nats.
 
     k1 = log p - log q is unbiased and may be negative for a token; k3 = q/p - 1 - log(q/p) is unbiased, never negative
     (http://joschu.net/blog/kl-approx.html). Both are 0 where both inputs are.
@@ -28,7 +28,7 @@ def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1"
 
 
 def token_rewards(kl: Tensor, scores: Tensor, is_token: Tensor, kl_coef: float) -> Tensor:
-    """-kl_coef x KL at each token, and each row's score after its last token (at it, where there is no room)."""
+    """Return -kl_coef x KL at each token, plus each row's score after its last token (at it if there is no room)."""
     rewards = -kl_coef * kl
     answer_tokens = is_token.sum(1)
     place = answer_tokens.clamp(max=is_token.shape[1] - 1)
@@ -39,7 +39,7 @@ def token_rewards(kl: Tensor, scores: Tensor, is_token: Tensor, kl_coef: float) 
 def advantages_and_returns(
     rewards: Tensor, values: Tensor, is_token: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantages (Schulman et al. 2016, arXiv:1506.02438), whitened over the tokens, and value targets.
+    """Return whitened generalised advantages (Schulman et al. 2016, arXiv:1506.02438) and the value targets.
 
     The advantages have mean 0 and variance 1 over the tokens of this process's rollouts, and are 0 at padding. The
     returns are raw advantage + value. `values` must be 0 beyond `value_mask`.
@@ -56,9 +56,9 @@ def advantages_and_returns(
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, is_token: Tensor, cliprange: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The clipped surrogate's mean over tokens (Schulman et al. 2017, arXiv:1707.06347, eq. 7), to be minimised.
+    """Return the mean clipped policy loss over tokens (Schulman et al. 2017, arXiv:1707.06347, eq. 7).
 
-    Also each token's probability ratio new/old, and whether the clipped term was the larger loss.
+    Also return each token's probability ratio new/old, and whether the clipped term was the larger loss.
     """
     ratio = (logprobs - old_logprobs).exp()
     losses = -advantages * ratio
@@ -69,9 +69,10 @@ def policy_loss(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, has_value: Tensor, cliprange: float
 ) -> tuple[Tensor, Tensor]:
-    """Half the mean squared error to the returns, pessimistic about moves beyond `cliprange`; and where it was.
+    """Return half the mean squared error to the returns, with clipping, and where the clipped error was the larger.
 
-    TRL's and lm-human-preferences' clipping: the larger of the errors of the value and of the clipped value.
+    As in TRL and lm-human-preferences, a token's error is the larger of that of the value and of the value clipped to
+    `cliprange` around the old one.
     """
     clipped = values.clamp(old_values - cliprange, old_values + cliprange)
     errors, clipped_errors = (values - returns).square(), (clipped - returns).square()
@@ -79,9 +80,10 @@ def value_loss(
 
 
 def next_kl_coef(kl_coef: float, kl_nats: float, episodes: int, target_nats: float, horizon_episodes: int) -> float:
-    """The adaptive KL coefficient of Ziegler et al. 2019 (arXiv:1909.08593, section 2.2), after `episodes` more.
+    """Return the adaptive KL coefficient after `episodes` more (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
 
-    It rises while the mean KL of an answer is above the target and falls below it, by at most 0.2 x episodes/horizon.
+    It rises while the mean KL of an answer is above the target and falls while it is below, by at most a share of
+    0.2 x episodes/horizon.
     """
     error = min(max(kl_nats / target_nats - 1, -0.2), 0.2)
     return kl_coef * (1 + error * episodes / horizon_episodes)

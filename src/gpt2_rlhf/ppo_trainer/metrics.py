@@ -1,7 +1,7 @@
-"""What one PPO update reports: means over real tokens and over all processes, and where its seconds went.
+"""What one PPO update logs: means over real tokens and over all processes, and the seconds of each phase.
 
 TRL 1.12 averages approxkl, entropy and ratio over padding too, weights microbatches alike however many tokens they
-hold, and counts slots it never filled (huggingface/trl#7012, #6809).
+hold, and averages over slots that it never filled (huggingface/trl#7012, #6809).
 """
 
 import time
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 PHASES = ("rollout", "score", "update")
+RETURN_MOMENTS = ("error", "square_error", "return", "square_return")  # the means that explained_variance takes
 
 
 class Means:
@@ -22,21 +23,21 @@ class Means:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor, weights: Tensor | None = None) -> None:
-        """Add values of any shape, each weighing 1, or as `weights` of that shape say (a mask, for one)."""
+        """Add values of any shape, each with weight 1 or with those of `weights` of that shape (for example a mask)."""
         values = values.detach().float()
         weights = torch.ones_like(values) if weights is None else weights.float()
         pair = torch.stack([(values * weights).sum(), weights.sum()])
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def over_processes(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means; every process must have added the same names. A name whose weights are all 0 gives NaN."""
+        """Return the means; every process must have added the same names. NaN where all weights are 0."""
         sums = accelerator.reduce(torch.stack(list(self._sums.values())), "sum")
         assert isinstance(sums, Tensor)
         return {name: (total / weight).item() for name, (total, weight) in zip(self._sums, sums, strict=True)}
 
 
 def explained_variance(mean_error: float, mean_square_error: float, mean: float, mean_square: float) -> float:
-    """1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 for one no better than a constant, or worse.
+    """Return 1 - Var(return - value) / Var(return): 1 for a perfect critic, at most 0 for one worse than a constant.
 
     The arguments are means over tokens: of return - value, of its square, of the return, of its square. NaN where the
     returns do not vary.
@@ -46,7 +47,7 @@ def explained_variance(mean_error: float, mean_square_error: float, mean: float,
 
 
 class Clock:
-    """Seconds of one update by phase, and their rest."""
+    """Seconds of one update by phase, and of the rest."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -54,7 +55,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the block to a phase; waits for the accelerator at its end, whose work would count to the next."""
+        """Add the block's time to a phase; wait at its end for the accelerator, whose work would count to the next."""
         started = time.perf_counter()
         yield
         if torch.accelerator.is_available():
@@ -62,7 +63,7 @@ class Clock:
         self._phases[name] += time.perf_counter() - started
 
     def metrics(self, tokens: float, episodes: int) -> dict[str, float]:
-        """time/..._s of this process, and the tokens (prompt and answer) and episodes of all processes per second."""
+        """Return time/..._s of this process, and the tokens (prompt and answer) and episodes per second of all."""
         wall_s = time.perf_counter() - self._started
         phases = {f"time/{name}_s": seconds for name, seconds in self._phases.items()}
         return {

@@ -1,7 +1,7 @@
-"""Turn prompts into rollout batches whose order is a function of seed and update alone, so PPO can resume anywhere.
+"""Turn prompts into rollout batches whose order depends on seed and update only, so PPO can resume at any update.
 
-TRL's PPO draws its shuffle from the global generator, which rollouts use too: skipping batches on resume could not
-give the order an uninterrupted run sees.
+TRL's PPO shuffles with the global random generator, which rollouts use too, so a resumed run could not restore the
+order of an uninterrupted one.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PromptBatches:
-    """One process's rollout batches, without end.
+    """One process's rollout batches, for any number of epochs.
 
-    Every epoch shuffles all prompts anew and leaves out the ragged rest (fewer than one batch over all processes),
-    which differs from epoch to epoch. Each batch goes to the processes in consecutive slices of `rows` prompts.
+    Each epoch shuffles all prompts again and leaves out those that do not fill a batch over all processes, which are
+    others in each epoch. Each process gets a consecutive slice of `rows` prompts of each batch.
     """
 
     prompts: Sequence[Any]
@@ -26,7 +26,7 @@ class PromptBatches:
     world_size: int
 
     def batch(self, position: int) -> list[Any]:
-        """The prompts of the batch after `position` others, counted from the beginning of the run."""
+        """Return the prompts of batch number `position`, counted from 0 at the start of the run."""
         per_epoch = len(self.prompts) // (self.rows * self.world_size)
         epoch, place = divmod(position, per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))

@@ -1,12 +1,16 @@
-"""Turn scores into what PPO maximises: normalised, then clipped; or take them from a function instead of a model."""
+"""Score answers with a function instead of a reward model, and shape scores for PPO: normalise, then clip."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.models import tokens
+from gpt2_rlhf.ppo_trainer.forward import Rows
 
 # (prompts, answers) as text -> one score each
 ScoreFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -14,7 +18,7 @@ ScoreFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Shaping:
-    """(score - mean) / std, then at most `clip` in absolute value where there is one."""
+    """(score - mean) / std, then limited to [-clip, clip] unless clip is None."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -24,26 +28,44 @@ class Shaping:
         if not self.std > 0:
             raise UserError(
                 f"ppo.reward.normalise: the reward model's scores have standard deviation {self.std:g}; it must be "
-                "above 0: the reward model tells no answers apart; train it again, or set ppo.reward.normalise=false"
+                "above 0: the reward model gives all answers one score; train it again, or set "
+                "ppo.reward.normalise=false"
             )
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"ppo.reward.clip: {self.clip:g}; give a number above 0, or null for no clipping")
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """Shaped scores, of the same shape."""
+        """Return the shaped scores, of the same shape."""
         normalised = (scores - self.mean) / self.std
         return normalised if self.clip is None else normalised.clamp(-self.clip, self.clip)
 
 
 def scores_of(function: ScoreFunction, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
-    """The function's scores, shape (answers,).
+    """Return the function's scores, shape (answers,).
 
     Raises:
-        UserError: it gave another number of scores.
+        UserError: the number of scores is not the number of answers.
     """
     scores = torch.tensor([float(score) for score in function(prompts, answers)])
     if len(scores) != len(answers):
         raise UserError(
-            f"ppo.reward.function: it gave {len(scores)} scores for {len(answers)} answers; it must give one for each"
+            f"ppo.reward.function: returned {len(scores)} scores for {len(answers)} answers; expected one for each"
         )
     return scores
+
+
+def by_function(function: ScoreFunction, tokenizer: PreTrainedTokenizerBase) -> Callable[[Rows], Tensor]:
+    """Return a scorer of rows: it passes prompts and answers to `function` as text, without padding and EOS."""
+    left_out = {tokens.pad_id(tokenizer), tokens.eos_id(tokenizer)}
+    decode: Any = tokenizer.decode
+
+    def texts(token_ids: Tensor) -> list[str]:
+        # skip_special_tokens would leave the padding in, which is an ordinary token of the vocabulary
+        rows = [[token_id for token_id in row if token_id not in left_out] for row in token_ids.tolist()]
+        return [decode(row, clean_up_tokenization_spaces=False) for row in rows]
+
+    def score(rows: Rows) -> Tensor:
+        scores = scores_of(function, texts(rows.token_ids[:, : rows.prompt_tokens]), texts(rows.answers))
+        return scores.to(rows.token_ids.device)
+
+    return score

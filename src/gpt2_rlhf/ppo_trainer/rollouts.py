@@ -1,25 +1,48 @@
-"""Turn prompts into rollouts: answers sampled from the policy, and what the models say of them.
+"""Turn prompts into rollouts: answers sampled from the policy, with log-probabilities, values and scores.
 
-TRL 1.12 samples under whatever the policy's own generation_config says (a repetition penalty there makes the stored
-log-probabilities those of another distribution), may sample the padding token, which it then reads as the end, and
-keeps the logits of all rollouts alive through the update. Here plain sampling at PPO's temperature is all there is.
+TRL 1.12 samples with the policy's own generation_config (with a repetition penalty in it, the stored log-probabilities
+are those of another distribution), may sample the padding token, which it then reads as the end, and keeps the logits
+of all rollouts in memory through the update. Here sampling is plain, at PPO's temperature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from peft import PeftModel
 from torch import Tensor, nn
+from trl.experimental.ppo import PPOConfig
 
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models.sampling import sample_ids
+from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
+from gpt2_rlhf.ppo_trainer.metrics import Clock
+
+
+class Diverged(UserError):
+    """The scores of the rollouts are not finite."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """What rollouts are made with."""
+
+    policy: nn.Module
+    reference: nn.Module | None  # None: the policy without its adapter
+    value_model: nn.Module
+    score: Callable[[Rows], Tensor]  # scores of shape (rows,)
+    eos_token_id: int
+    pad_token_id: int
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One process's answers with what was computed on them before the update; all but `rows` and `scores` are 0 at
-    padding and have shape (rows, answer), in nats where they are log-probabilities.
+    """One process's answers with what was computed on them before the update.
+
+    `logprobs` and `ref_logprobs` (nats) and `values` have shape (rows, answer); the log-probabilities are 0 at padding.
     """
 
     rows: Rows
@@ -28,6 +51,75 @@ class Rollout:
     ref_logprobs: Tensor
     values: Tensor
     scores: Tensor  # (rows,), as the reward model or function gave them
+
+
+@torch.no_grad()
+def roll_out(
+    models: Models,
+    prompt_ids: Sequence[Sequence[int]],
+    draws: np.ndarray,
+    args: PPOConfig,
+    accelerator: Accelerator,
+    clock: Clock,
+) -> Rollout:
+    """Sample an answer to each prompt and compute what the update needs of it; `draws` is that of `sample`."""
+
+    def in_parts(compute: Callable[[Rows], Tensor]) -> Tensor:
+        starts = range(0, len(rows.token_ids), args.local_rollout_forward_batch_size)
+        return torch.cat([compute(rows[start : start + args.local_rollout_forward_batch_size]) for start in starts])
+
+    def policy_logprobs(part: Rows) -> Tensor:
+        return forward.answer_logprobs(models.policy, part, args.temperature)[0]
+
+    def reference_logprobs(part: Rows) -> Tensor:
+        if models.reference is not None:
+            return forward.answer_logprobs(models.reference, part, args.temperature)[0]
+        assert isinstance(models.policy, PeftModel)
+        with models.policy.disable_adapter():
+            return policy_logprobs(part)
+
+    with clock.phase("rollout"), accelerator.autocast():
+        rows, logprobs = sample(
+            models.policy,
+            prompt_ids,
+            draws=draws,
+            temperature=args.temperature,
+            eos_token_id=models.eos_token_id,
+            pad_token_id=models.pad_token_id,
+            rows_per_call=args.local_rollout_forward_batch_size,
+        )
+    with clock.phase("score"), accelerator.autocast():
+        if accelerator.mixed_precision != "no":
+            # sampling token by token rounds differently: the ratio would not be 1 before the first step
+            logprobs = in_parts(policy_logprobs)
+        return Rollout(
+            rows=rows,
+            ended=(rows.answers == models.eos_token_id).any(1),
+            logprobs=logprobs,
+            ref_logprobs=in_parts(reference_logprobs),
+            values=in_parts(lambda part: forward.answer_values(models.value_model, part)),
+            scores=in_parts(models.score),
+        )
+
+
+def check(rollout: Rollout, accelerator: Accelerator, update: int) -> tuple[float, int]:
+    """Return over all processes the mean k3 KL of an answer, in nats, and the number of answers that ended with EOS.
+
+    Raises:
+        Diverged: a score is not finite; `update` is the number of updates done before.
+    """
+    k3 = losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, "k3").sum(1)
+    here = torch.stack([k3.sum(), rollout.ended.sum(), rollout.scores.isfinite().sum()]).float()
+    everywhere = accelerator.reduce(here, "sum")
+    assert isinstance(everywhere, Tensor)
+    kl_nats, ended, finite = everywhere.tolist()
+    answers = len(rollout.scores) * accelerator.num_processes
+    if finite < answers:
+        raise Diverged(
+            f"ppo: update {update + 1}: {answers - finite:.0f} of {answers} scores are not finite; the reward (or the "
+            "policy) has diverged: lower ppo.args.learning_rate, or check the reward model or ppo.reward.function"
+        )
+    return kl_nats / answers, int(ended)
 
 
 def sample(
@@ -40,17 +132,19 @@ def sample(
     pad_token_id: int,
     rows_per_call: int,
 ) -> tuple[Rows, Tensor]:
-    """Prompts with answers that end with EOS or have `draws.shape[1]` tokens, and the answers' log-probabilities.
+    """Return prompts with answers that end with EOS or have `draws.shape[1]` tokens, and the log-probabilities.
 
     Shapes: `draws` is (prompts, most new tokens), uniform in [0, 1); log-probabilities (rows, answer), 0 at padding.
     """
+    vocabulary = forward.language_model(policy).get_output_embeddings().weight.shape[0]
     answers, logprobs = sample_ids(
         policy,
         prompt_ids,
         torch.from_numpy(draws),
         temperature=temperature,
         eos_token_id=eos_token_id,
-        never_token_id=pad_token_id,
+        # a padding token that was added to the tokenizer alone cannot be sampled
+        never_token_id=pad_token_id if pad_token_id < vocabulary else None,
         batch_size=rows_per_call,
     )
     device = next(policy.parameters()).device

@@ -1,7 +1,7 @@
-"""Keep two runs out of one stage directory, with a lock that dies with its holder.
+"""Lock a stage's directory, so that two runs never build the same stage.
 
-flock(2) is released by the system when the last process that inherited it ends, however it ends, so a killed run
-never leaves a stage locked, and a stage's child process goes on holding it should its parent be killed.
+The system releases flock(2) when the last process that inherited it ends, however it ends. So a killed run leaves no
+lock behind, and a stage's child process keeps the lock if only its parent is killed (the library filelock loses it).
 """
 
 import fcntl
@@ -19,7 +19,11 @@ from gpt2_rlhf.store.stage import Stage
 
 @contextmanager
 def held(stages: list[Stage]) -> Iterator[None]:
-    """Hold the locks of these stages, or raise a UserError that names who holds one."""
+    """Hold the locks of these stages within the block.
+
+    Raises:
+        UserError: another run holds one; names it.
+    """
     files: list[TextIO] = []
     try:
         for stage in stages:
@@ -40,7 +44,7 @@ def is_held(stage: Stage) -> bool:
 
 
 def lock_path(stage: Stage) -> Path:
-    """The lock file beside the stage's directory, which may not exist yet."""
+    """Return the lock file beside the stage's directory; neither need exist."""
     return stage.directory.with_name(f"{stage.directory.name}.lock")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.store.files import link
+from gpt2_rlhf.store.files import link, replacing
 from gpt2_rlhf.store.portable import without_folder
 from gpt2_rlhf.store.stage import Stage, is_done, manifest
 
@@ -93,7 +93,8 @@ def link_stages(run: Run) -> None:
     for plan in run.plans[1:]:
         for stage in (plan[name] for name in _BY_SEED if name in plan):
             _link_stage(run, f"{stage.name}-seed{plan['ppo'].seed}", stage)
-    (run.directory / "config.yaml").write_text(run.config_yaml, encoding="utf-8")
+    with replacing(run.directory / "config.yaml") as file:
+        file.write(run.config_yaml)
 
 
 def make_newest(run: Run) -> None:

@@ -27,7 +27,7 @@ class Stage:
 
     @property
     def seed(self) -> int:
-        """What the stage's training draws its random numbers from."""
+        """The seed of the stage's training."""
         return int(self.inputs["seed"])
 
     @property
@@ -38,7 +38,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage's run() gives back: its metrics, and the seconds spent training, generating or scoring."""
+    """The result of a step: its metrics, and the seconds spent training, generating or scoring."""
 
     metrics: dict[str, Any]
     work_s: float
@@ -50,15 +50,15 @@ def is_done(stage: Stage) -> bool:
 
 
 def manifest(stage: Stage) -> dict[str, Any]:
-    """The manifest of a finished stage."""
+    """Read the manifest of a finished stage."""
     return json.loads((stage.directory / "manifest.json").read_text(encoding="utf-8"))
 
 
 def newest_whole_checkpoint(stage: Stage, processes: int) -> Path | None:
-    """The newest checkpoint that was written to its end, for as many processes; None where there is none.
+    """Return the newest checkpoint that is complete for this number of processes, or None.
 
     Both transformers' Trainer (`_save_checkpoint`) and our PPO write trainer_state.json after the weights, optimizer
-    and scheduler, so a file that parses means that those are whole; every process adds a random state of its own.
+    and scheduler, so if it parses, those are complete. Every process adds a file with its random state.
     """
     numbered = [
         (int(p.name.removeprefix("checkpoint-")), p)

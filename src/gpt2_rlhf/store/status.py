@@ -30,7 +30,7 @@ def status(stage: Stage, processes: int) -> tuple[str, str]:
 
 
 def _nearest_difference(stage: Stage) -> str:
-    """What sets this stage apart from the finished one of the same name that differs least."""
+    """Name the input that differs from the most similar finished stage of the same name."""
     mine = dict(_flat(stage.inputs))
     differences: list[list[str]] = []
     for path in stage.directory.parent.glob(f"{stage.name}-*/manifest.json"):

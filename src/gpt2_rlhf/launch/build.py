@@ -1,0 +1,91 @@
+"""Build one stage in this process: run its step, and write the manifest that says it is done."""
+
+import logging
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.launch import world
+from gpt2_rlhf.store.files import sha256, write_json
+from gpt2_rlhf.store.stage import Outcome, Stage
+
+Step = Callable[[Settings, Stage], Outcome]
+
+_LIBRARIES = ("trl", "transformers", "torch", "accelerate", "datasets", "peft", "huggingface_hub", "hydra-core")
+
+
+def build(step: Step, settings: Settings, stage: Stage) -> None:
+    """Run the step of a stage, write its manifest, and delete its checkpoints."""
+    started, started_at = time.perf_counter(), datetime.now(UTC)
+    stage.directory.mkdir(parents=True, exist_ok=True)
+    _quiet_libraries(stage)
+    # transformers would write below the checkpoints, which are deleted when the stage is done
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage.directory / "tensorboard"))
+    outcome = step(settings, stage)
+    if world.rank() == 0:
+        write_json(stage.directory / "manifest.json", _manifest(settings, stage, outcome, started, started_at))
+        shutil.rmtree(stage.checkpoints_dir, ignore_errors=True)
+
+
+def _manifest(
+    settings: Settings, stage: Stage, outcome: Outcome, started: float, started_at: datetime
+) -> dict[str, Any]:
+    weights = sorted(stage.model_dir.glob("*.safetensors"))
+    return {
+        "stage": stage.name,
+        "directory": stage.directory.name,
+        "inputs": stage.inputs,
+        "seed": stage.inputs.get("seed", settings.seed),
+        "started_at": f"{started_at:%Y-%m-%d %H:%M:%S} UTC",
+        "finished_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "wall_s": time.perf_counter() - started,
+        "work_s": outcome.work_s,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "device": _device(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "git_commit": _git_commit(),
+        "weights_sha256": {path.name: sha256(path) for path in weights},
+        "metrics": outcome.metrics,
+    }
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _git_commit() -> str | None:
+    """Return the commit of this project's checkout, or None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _quiet_libraries(stage: Stage) -> None:
+    """Keep the terminal free for the progress line: warnings of libraries go to a file in the stage's directory."""
+    import datasets
+    import transformers
+
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addHandler(logging.FileHandler(stage.directory / "warnings.log", delay=True))
+    logging.getLogger("py.warnings").propagate = False
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

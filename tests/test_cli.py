@@ -1,0 +1,91 @@
+"""Every command by its name, and what a command does only once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2_rlhf import cli, pipeline, publish
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.evidence import product, report, terminal
+from gpt2_rlhf.store.run import Run
+from helpers import card_run
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    cli.main(arguments)
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "--help")
+    assert all(f"  {verb}" in text and about in text for verb, about in cli.VERBS.items())
+    assert printed(capsys) == text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_command_says_what_it_does_and_names_the_groups(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(capsys, verb, "--help")
+    assert cli.VERBS[verb] in text
+    assert "experiment=gpt2_hh | gpt2_hh_500" in text
+
+
+def test_an_unknown_command_is_one_line_that_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["pipelin"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: pipelin: there is no such command; expected one of pipeline, data,")
+    assert error.count("\n") == 1
+
+
+def test_config_prints_every_value_that_is_set(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "config", "seed=7")
+    assert text == compose.load(["seed=7"]).yaml
+    assert "seed: 7\n" in text
+
+
+def test_status_of_a_run_that_was_never_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "status", f"output_dir={tmp_path}")
+    assert text.count("missing") == 6
+    assert "never built" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pipeline", "sft", "publish"])
+def test_a_step_started_as_a_module_is_the_command_of_its_name(name: str) -> None:
+    command = [sys.executable, "-m", f"gpt2_rlhf.{name}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert cli.VERBS[name] in done.stdout
+
+
+def test_a_pipeline_that_publishes_composes_once_and_writes_its_products_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(name: str, call: Any) -> Any:
+        return lambda *given, **named: (calls.append(name), call(*given, **named))[1]
+
+    stages = card_run.stages(tmp_path, card_run.records())
+    for stage in stages.values():
+        (stage.directory / "manifest.json").write_text(json.dumps(card_run.records()[stage.name]), encoding="utf-8")
+
+    def plan(composed: compose.Composed, last: str) -> Run:
+        return Run(composed.settings, composed.overrides, composed.yaml, (stages,), 1)
+
+    monkeypatch.setattr(compose, "compose", counted("compose", compose.compose))
+    monkeypatch.setattr(product, "write", counted("product", product.write))
+    monkeypatch.setattr(pipeline, "plan", plan)
+    monkeypatch.setattr(publish, "check", lambda settings: None)
+    monkeypatch.setattr(publish, "_push", lambda *_: calls.append("push"))
+    monkeypatch.setattr(report, "write", lambda *_: None)
+    monkeypatch.setattr(terminal, "render", lambda summary: "")
+    pipeline.run([f"output_dir={tmp_path}", "publish.repo_id=somebody/demo"])
+    assert calls == ["compose", "product", "push"]
