@@ -415,7 +415,6 @@ def test_clean_keeps_finished_stages_and_clean_all_does_not(tmp_path: Path) -> N
     ("override", "words"),
     [
         ("ppo.args.num_mini_batches=3", "ppo.args.num_mini_batches: 3 does not divide"),
-        ("ppo.args.per_device_train_batch_size=64", "are fewer than one rollout batch of 128"),
         ("sft.args.report_to=wandb", "sft.args.report_to: ['wandb']"),
     ],
 )

@@ -22,7 +22,8 @@ from gpt2_rlhf.evidence import curves, measured
 from gpt2_rlhf.launch import training, world
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, tokens
-from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, Shaping, checkpoints, checks, gates, heldout
+from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, Shaping, checkpoints, checks, gates, heldout, sizes
+from gpt2_rlhf.ppo_trainer.sizes import Sizes
 from gpt2_rlhf.ppo_trainer.watch import Watch
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest, newest_whole_checkpoint
@@ -38,19 +39,15 @@ def check(settings: Settings, stage: Stage) -> None:
     training.check(stage.name, PPOConfig, given)
     if given["activation_checkpointing"]:
         raise UserError("ppo.args.activation_checkpointing: true: PPO does not use it; set it to false")
-    prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
-    withheld = settings.ppo.withheld_prompts
-    if withheld >= prompts:
-        raise UserError(
-            f"ppo.heldout.prompts: {withheld} of {prompts} PPO prompts leave none to train on; lower it, give more "
-            "pairs, or set ppo.args.eval_strategy=no"
-        )
-    checks.check(PPOConfig(**given), prompts - withheld, int(stage.inputs["processes"]))
+    fitted = _sizes(settings, stage)
+    checks.check(PPOConfig(**given), fitted.train_prompts, int(stage.inputs["processes"]))
+    if (line := sizes.change(settings.ppo, fitted, int(stage.inputs["processes"]))) is not None:
+        print(line, flush=True)
 
 
 def arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
-    """Return the fields of PPOConfig: answers end with EOS, and TRL draws no samples."""
-    own = {"stop_token": "eos", "num_sample_generations": 0}
+    """Return the fields of PPOConfig: batches fit the prompts, answers end with EOS, and TRL draws no samples."""
+    own = {"stop_token": "eos", "num_sample_generations": 0, **_sizes(settings, stage).batch_arguments}
     chosen = {"bf16": False, **settings.ppo.args}  # TRL's default is true, and our trainer uses it
     return {**training.arguments(stage, chosen), **own}
 
@@ -63,7 +60,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     forced = gates.pass_or_stop([fault], settings.force)
     mean, std = (reward_report["score_mean"], reward_report["score_std"]) if ppo.reward.normalise else (0.0, 1.0)
     rows = tables.load(stage.needs["data"].directory, "ppo")
-    withheld, train_rows = rows[: ppo.withheld_prompts], rows[ppo.withheld_prompts :]
+    fitted = _sizes(settings, stage)
+    withheld, train_rows = rows[: fitted.withheld_prompts], rows[fitted.withheld_prompts :]
     tokenizer = loading.load_base_tokenizer(settings.model)
     padding = tokens.padding_copy(tokenizer, "left")
     sft_dir, reward_dir = str(stage.needs["sft"].model_dir), str(stage.needs["reward"].model_dir)
@@ -102,6 +100,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     return Outcome(
         {
             "prompts": len(train_rows),
+            "episodes_per_update": fitted.episodes_per_update,
             "episodes": trainer.state.episode,
             "updates": trainer.state.global_step,
             "kept_update": kept_update,
@@ -113,6 +112,11 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         },
         work.seconds,
     )
+
+
+def _sizes(settings: Settings, stage: Stage) -> Sizes:
+    prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
+    return sizes.fit(settings.ppo, prompts, int(stage.inputs["processes"]))
 
 
 def _judge(stage: Stage, pad_token_id: int) -> tuple[PreTrainedModel | None, str | None]:
