@@ -237,7 +237,7 @@ def _rows(comparison: Comparison, tokenizer: PreTrainedTokenizerBase, hh: str | 
     def count_tokens(texts: list[str]) -> list[int]:
         return [len(tokenizer(text)["input_ids"]) for text in texts]
 
-    tables = data.prepare(settings, sources.read(settings), count_tokens, tokenizer.all_special_tokens).tables
+    tables = data.prepare(settings, sources.read(settings), count_tokens, tokenizer.all_special_tokens)[0]
     encode = {"ppo": tokens.encode_ppo, "sft": tokens.encode_sft, "reward": tokens.encode_reward}[comparison.kind]
     return [encode(tokenizer, asdict(pair)) for pair in tables[comparison.kind]]
 

@@ -1,4 +1,4 @@
-"""What bad input gets: one line that names the place, exit code 2, and nothing trained or written but the log."""
+"""Bad input gets one line that names the place, exit code 2, and nothing is trained or written but the log."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PAIR = {"prompt": "How do I rest?", "chosen": "Sleep well.", "rejected": "No."}
 
 @pytest.fixture
 def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs the pipeline with faulty overrides and returns its one line."""
+    """Run the pipeline with faulty overrides and return its one line."""
 
     def no_training(*_: object) -> None:
         raise AssertionError("a stage was started")
@@ -64,10 +64,10 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         (["data.max_prompt_tokens=500"], "but the model has 512 positions; lower either"),
         (["ppo.args.response_length=400"], "ppo.args.response_length: 256 prompt tokens"),
         (["model.name=./no/such/folder"], "there is no folder no/such/folder"),
-        (["model.name=not a hub name"], "neither a folder nor a Hub name"),
-        (["model=gpt2"], "the Hub cannot be reached and openai-community/gpt2 is not in the cache"),
+        (["model.name=not a hub name"], "is not the name of a model on the Hub"),
+        (["model=gpt2"], "openai-community/gpt2 is not downloaded and HF_HUB_OFFLINE is set"),
         (["data=hh_rlhf"], "Anthropic/hh-rlhf"),
-        (["data=hh_rlhf", "data.path=/no/such/file.jsonl"], "data.path=/no/such/file.jsonl: nothing there"),
+        (["data=hh_rlhf", "data.path=/no/such/file.jsonl"], "data.path=/no/such/file.jsonl: does not exist"),
         (["data.train_pairs=null"], "data.train_pairs, data.test_pairs: null"),
         (["publish.repo_id=nobody"], "publish.repo_id: 'nobody'; expected <user or organisation>/<name>"),
         (["publish.repo_id=some/body"], "there is no Hub token"),
@@ -155,7 +155,7 @@ def test_make_passes_the_exit_code_on_and_shows_no_traceback(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("value", ['it\'s 5 $HOME `id` "quoted" #x', "[a, b]"])
-def test_make_hands_values_on_as_they_are(value: str) -> None:
+def test_make_passes_values_on_unchanged(value: str) -> None:
     quoted = value if value.startswith("[") else "'" + value.replace("'", "\\'") + "'"
     key = "data.subsets" if value.startswith("[") else "sft.args.run_name"
     command = ["make", "--no-print-directory", "config", f"{key}={quoted}"]

@@ -84,7 +84,7 @@ def test_a_pipeline_that_publishes_composes_once_and_writes_its_products_once(
     monkeypatch.setattr(product, "write", counted("product", product.write))
     monkeypatch.setattr(pipeline, "plan", plan)
     monkeypatch.setattr(publish, "check", lambda settings: None)
-    monkeypatch.setattr(publish, "push", lambda *_: calls.append("push"))
+    monkeypatch.setattr(publish, "_push", lambda *_: calls.append("push"))
     monkeypatch.setattr(report, "write", lambda *_: None)
     monkeypatch.setattr(terminal, "render", lambda summary: "")
     pipeline.run([f"output_dir={tmp_path}", "publish.repo_id=somebody/demo"])

@@ -122,8 +122,8 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
             seed=0,
             utility=utility,
         ),
-        sft=settings.Sft({}, peft),
-        reward=settings.Reward({}, peft),
+        sft=settings.Training({}, peft),
+        reward=settings.Training({}, peft),
         ppo=settings.Ppo(
             {},
             peft,

@@ -1,4 +1,4 @@
-"""Publishing to a hub that is well: what is refused before training, what is pushed, and what is seen of the token."""
+"""Publish to a hub without faults: what is refused before training, what is pushed, and that the token stays secret."""
 
 import re
 import shutil
@@ -40,7 +40,7 @@ def model_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def push(hub: Hub, model_dir: Path, tmp_path: Path) -> Callable[..., None]:
-    """Publishes the run without loading it back: its weights are random bytes."""
+    """Return a function that publishes the run without loading it back, since its weights are random bytes."""
 
     def run(*overrides: str) -> None:
         planned = finished_run.planned([f"output_dir={tmp_path / 'outputs'}", *overrides])
@@ -74,7 +74,7 @@ def test_pushing_again_makes_no_commit(hub: Hub, push: Callable[..., None], capf
     assert "which held these files already" in capfd.readouterr().out
 
 
-def test_a_changed_file_is_one_more_commit_and_the_run_s_tag_stays(
+def test_a_changed_file_is_one_more_commit_and_the_tag_of_the_run_stays(
     hub: Hub, push: Callable[..., None], model_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     push(f"publish.repo_id={REPO}")
@@ -86,12 +86,12 @@ def test_a_changed_file_is_one_more_commit_and_the_run_s_tag_stays(
     assert f"tag run-{RUN} stays at {first[:12]}" in capfd.readouterr().out
 
 
-def test_a_public_repository_is_public_when_that_is_asked_for(hub: Hub, push: Callable[..., None]) -> None:
+def test_with_private_false_the_repository_is_public(hub: Hub, push: Callable[..., None]) -> None:
     push(f"publish.repo_id={REPO}", "publish.private=false")
     assert not hub.repositories[REPO].is_private
 
 
-def test_a_branch_is_made_and_takes_the_push(hub: Hub, push: Callable[..., None]) -> None:
+def test_a_branch_is_created_and_gets_the_commit(hub: Hub, push: Callable[..., None]) -> None:
     push(f"publish.repo_id={REPO}", "publish.revision=seed-1")
     repository = hub.repositories[REPO]
     assert "model.safetensors" in repository.history("seed-1")[0].files
@@ -116,7 +116,7 @@ def test_a_dry_run_shows_files_sizes_and_card_and_changes_nothing(
     assert hub.repositories == {}
 
 
-def test_a_dry_run_without_a_name_asks_nothing_of_the_hub(hub: Hub, push: Callable[..., None]) -> None:
+def test_a_dry_run_without_a_name_makes_no_request(hub: Hub, push: Callable[..., None]) -> None:
     push("publish.dry_run=true")
     assert hub.log == []
 
@@ -174,7 +174,7 @@ def test_a_token_that_cannot_push_is_refused(
     assert token is None or token not in f"{caught.value}{printed}"
 
 
-def test_a_fault_of_publishing_stops_the_pipeline_before_training(
+def test_a_name_that_cannot_be_pushed_to_stops_the_pipeline_before_training(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def no_training(*_: object) -> None:
@@ -185,13 +185,13 @@ def test_a_fault_of_publishing_stops_the_pipeline_before_training(
         pipeline.run([f"output_dir={tmp_path / 'outputs'}", "publish.repo_id=other/demo"], "evaluate")
 
 
-def test_a_hub_that_hangs_is_one_line_within_seconds(hub: Hub) -> None:
+def test_a_hub_that_does_not_answer_is_one_line_within_seconds(hub: Hub) -> None:
     hub.fail(Fault("whoami", "hang", times=9))
     with pytest.raises(UserError, match=r"the Hub fell silent \(ReadTimeout\) \(try 1 of 1\)"):
         publish.check(compose.load([f"publish.repo_id={REPO}"]).settings, replace(HASTE, tries=1, silence_s=0.3))
 
 
-def test_a_hub_that_is_not_there_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="the Hub cannot be reached"):
         publish.check(compose.load([f"publish.repo_id={REPO}"]).settings, LOOKING)
@@ -200,11 +200,11 @@ def test_a_hub_that_is_not_there_is_one_line(hub: Hub, monkeypatch: pytest.Monke
 def test_a_full_disk_is_refused_before_training(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"1\.0 MB free, 104\.\d MB expected for the copy .* set TMPDIR"):
+    with pytest.raises(UserError, match=r"1\.0 MB free, expected 104\.\d MB for the copy .* set TMPDIR"):
         publish.check(compose.load([f"publish.repo_id={REPO}"]).settings, LOOKING)
 
 
-def test_a_repository_that_the_hub_makes_public_all_the_same_gets_nothing(
+def test_a_repository_that_the_hub_creates_public_against_the_setting_gets_nothing(
     hub: Hub, push: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = new_repository
@@ -214,7 +214,7 @@ def test_a_repository_that_the_hub_makes_public_all_the_same_gets_nothing(
     assert len(hub.repositories[REPO].history()) == 1
 
 
-def test_a_card_that_loads_something_else_is_pointed_out(
+def test_a_card_that_names_another_repository_is_reported(
     hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     push(f"publish.repo_id={REPO}")
@@ -247,7 +247,7 @@ def test_the_token_is_in_no_line_no_file_and_no_page(
     hub.fail(Fault("preupload", "status", status=403))
     with pytest.raises(UserError) as caught:
         push(f"publish.repo_id={REPO}")
-    assert any(asked.has_token for asked in hub.log)
+    assert any(request.has_token for request in hub.log)
     pages = b"".join(blob.content for blob in hub.repositories[REPO].history()[0].files.values())
     files = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     printed = capfd.readouterr()
@@ -257,10 +257,10 @@ def test_the_token_is_in_no_line_no_file_and_no_page(
     assert TOKEN.encode() not in pages + files
 
 
-def test_a_crash_of_the_worker_is_a_traceback_without_the_token(
+def test_a_crash_of_the_child_process_is_a_traceback_without_the_token(
     hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Account, "whoami", lambda self: {})  # a Hub that answers with something else
+    monkeypatch.setattr(Account, "whoami", lambda self: {})  # an answer without the fields of an account
     with pytest.raises(UserError, match="push crashed; the traceback above is a defect"):
         push(f"publish.repo_id={REPO}")
     printed = capfd.readouterr().err
@@ -269,9 +269,11 @@ def test_a_crash_of_the_worker_is_a_traceback_without_the_token(
 
 
 @pytest.mark.slow
-def test_a_reward_model_whose_weights_lack_the_score_is_said_to_be_broken(hub: Hub, tmp_path: Path) -> None:
+def test_a_reward_model_whose_weights_lack_the_score_fails_the_check(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "runs" / RUN / "reward_model"
-    shutil.copytree(model_files.EMBEDDED_DIR, folder)  # a language model: transformers would make a score up
+    shutil.copytree(
+        model_files.EMBEDDED_DIR, folder
+    )  # a language model: transformers would fill the score with random numbers
     (tmp_path / "outputs" / "latest").symlink_to(Path("runs", RUN))
     with pytest.raises(UserError, match=r"was pushed, but the check of it failed: .* its weights lack score\.weight"):
         publish.main(

@@ -3,20 +3,22 @@
 data.json, beside the tables, counts what became of every row and names those that were dropped.
 """
 
-import json
 import runpy
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import Data, Settings
 from gpt2_rlhf.models import loading
-from gpt2_rlhf.rows import sources, tables
-from gpt2_rlhf.rows.prepare import prepare
+from gpt2_rlhf.rows import row_report, sources, tables
+from gpt2_rlhf.rows.cleaning import CountTokens, clean
+from gpt2_rlhf.rows.dividing import divide
+from gpt2_rlhf.rows.transcripts import Pair
 from gpt2_rlhf.store.stage import Outcome, Stage
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
-    """Write each table as parquet, and data.json, into the stage's directory; metrics are its counts.
+    """Write each table as parquet, and data.json, into the stage's directory; the metrics are the counts of data.json.
 
     Raises:
         UserError: the source cannot be read, or leaves a stage without rows.
@@ -27,24 +29,28 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         counts: list[int] = []
         for start in range(0, len(texts), 1000):
             encoded = tokenizer(texts[start : start + 1000], return_attention_mask=False, verbose=False)
-            counts += [len(ids) for ids in encoded["input_ids"]]  # type: ignore[arg-type]
+            counts += [len(ids) for ids in encoded["input_ids"]]  # type: ignore[arg-type]  # typed for one text alone
         return counts
 
     rows = sources.read(settings.data)
-    prepared = prepare(settings.data, rows, count_tokens, tokenizer.all_special_tokens)
-    tables.write(stage.directory, prepared.tables)
-    report = json.dumps(prepared.report, indent=1, ensure_ascii=False)
-    (stage.directory / "data.json").write_text(report, encoding="utf-8")
-    return Outcome(metrics=counts(prepared.report), work_s=0.0)
+    divided, report = prepare(settings.data, rows, count_tokens, tokenizer.all_special_tokens)
+    tables.write(stage.directory, divided)
+    row_report.write(stage.directory, report)
+    return Outcome(metrics=row_report.counts(report), work_s=0.0)
 
 
-def counts(report: dict[str, Any]) -> dict[str, Any]:
-    """The report with numbers of rows in place of their names."""
-    numbers = dict(report)
-    for side in ("train", "test"):
-        dropped = {reason: len(names) for reason, names in report[side]["dropped"].items()}
-        numbers[side] = {**report[side], "dropped": dropped}
-    return numbers
+def prepare(
+    data: Data, rows: Iterable[sources.RawRow], count_tokens: CountTokens, special_tokens: Sequence[str] = ()
+) -> tuple[dict[str, list[Pair]], dict[str, Any]]:
+    """Return the rows of each table, and the report on the whole source.
+
+    Raises:
+        UserError: a stage or the test set is left without rows.
+    """
+    cleaned = clean(data, rows, count_tokens, special_tokens)
+    train, test = ([measured.pair for measured in side.kept] for side in (cleaned.train, cleaned.test))
+    divided = divide(train, test, data)
+    return divided, row_report.make(data, cleaned, divided)
 
 
 if __name__ == "__main__":  # `python -m gpt2_rlhf.data` is `python -m gpt2_rlhf data`

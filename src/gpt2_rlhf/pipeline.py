@@ -177,9 +177,9 @@ def _run_in_child(stage: Stage, action: Callable[[], None]) -> None:
 def _show_found(stage: Stage) -> None:
     record = manifest(stage)
     if stage.name == "data":
-        from gpt2_rlhf.rows import preview  # as in _steps
+        from gpt2_rlhf.rows import row_report  # as in _steps
 
-        print(f"{preview.report_text(preview.read_report(stage.directory))}\n", flush=True)
+        print(f"{row_report.text(row_report.read(stage.directory))}\n", flush=True)
     elif stage.name != LAST:
         print(
             f"{stage.name} done in {record['wall_s']:.0f} s: {terminal.found(stage.name, record['metrics'])}",

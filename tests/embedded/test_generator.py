@@ -29,7 +29,7 @@ def test_two_seeds_share_at_most_one_prompt_in_fifty():
     assert sum(row["prompt"] in other for row in ROWS) <= len(ROWS) / 50
 
 
-def test_more_than_fifty_thousand_prompts_can_be_asked():
+def test_there_are_more_than_fifty_thousand_prompts_of_each_subset():
     details = 1 + sum(len(aspect.details) for aspect in phrases.ASPECTS)
     lead_ins = 1 + len(phrases.LEAD_INS) + len(phrases.LEAD_INS_BY_NAME) * len(phrases.NAMES)
     helpful = len(TOPICS) * len(phrases.QUESTIONS) * details * lead_ins
@@ -38,7 +38,7 @@ def test_more_than_fifty_thousand_prompts_can_be_asked():
     assert harmless > 50_000
 
 
-def test_the_grammar_is_as_wide_as_promised():
+def test_the_grammar_has_enough_topics_questions_and_steps():
     assert len(TOPICS) >= 40
     assert len(phrases.QUESTIONS) >= 10
     assert len(phrases.STEPS) >= 8

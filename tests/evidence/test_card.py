@@ -64,7 +64,7 @@ def with_ppo(records: dict[str, Any], **metrics: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("folder", card.FOLDERS)
-def test_the_hub_s_own_classes_read_the_card(cards: dict[str, str], folder: str, tmp_path: Path) -> None:
+def test_the_own_classes_of_the_hub_read_the_card(cards: dict[str, str], folder: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(cards[folder], encoding="utf-8")
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.license, data.library_name) == ("mit", "transformers")  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ def test_the_model_index_holds_the_manifests_figures_unrounded(cards: dict[str, 
             ("Utility", records["evaluate"]["metrics"]["models"]["ppo"]["utility"]),
             ("Wins against base", records["evaluate"]["metrics"]["models"]["ppo"]["win_rate_vs_base"]),
             ("Wins against SFT", records["evaluate"]["metrics"]["models"]["ppo"]["win_rate_vs_sft"]),
-            ("KL to SFT (nats)", records["evaluate"]["metrics"]["models"]["ppo"]["kl_to_sft_nats"]),
+            ("KL to SFT, nats", records["evaluate"]["metrics"]["models"]["ppo"]["kl_to_sft_nats"]),
         ],
         "sft_model": [
             ("Loss on chosen answers, nats per token", records["sft"]["metrics"]["heldout_loss_after"]),
@@ -104,49 +104,45 @@ def test_the_model_index_holds_the_manifests_figures_unrounded(cards: dict[str, 
             assert (one.dataset_type, one.dataset_split, one.verified) == ("generated", "test", None)
 
 
-def test_every_mean_in_the_card_is_the_manifest_s(cards: dict[str, str], records: dict[str, Any]) -> None:
+def test_every_mean_in_the_card_is_that_of_the_manifest(cards: dict[str, str], records: dict[str, Any]) -> None:
     models = records["evaluate"]["metrics"]["models"]
     rows = table(cards["model"], "Mean per answer")
-    assert rows.pop("Mean per answer") == ["base", "SFT", "PPO", "best of 4 SFT", "n"]
+    assert rows.pop("Mean per answer") == ["Base", "SFT", "PPO", "Best of 4", "n"]
     keys = {
         "Reward": "reward",
         "Judge's reward": "judge_reward",
         "Utility": "utility",
         "Wins against base": "win_rate_vs_base",
         "Wins against SFT": "win_rate_vs_sft",
-        "Length (tokens)": "answer_tokens",
+        "Length, tokens": "answer_tokens",
         "Ended with EOS": "eos_rate",
         "Distinct bigrams": "distinct_2",
-        "KL to SFT (nats)": "kl_to_sft_nats",
+        "KL to SFT, nats": "kl_to_sft_nats",
         "Perplexity": "chosen_perplexity",
     }
+    assert rows.pop("KL bound, nats") == ["-", "-", "-", "0.64", "-"]  # log 4 - 3/4 = 0.636
     assert list(rows) == list(keys)
-    bound = rows["KL to SFT (nats)"].pop(3)
-    assert bound == "at most 0.64"  # log 4 - 3/4 = 0.636
-    rows["KL to SFT (nats)"].insert(3, "-")
     for label, cells in rows.items():
         for cell, name in zip(cells, ("base", "sft", "ppo", "best_of_n"), strict=False):
             assert_shows(cell, models[name][keys[label]])
         assert cells[-1] == str(card_run.PROMPTS)
 
 
-def test_every_difference_in_the_card_is_the_manifest_s(cards: dict[str, str], records: dict[str, Any]) -> None:
+def test_every_difference_in_the_card_is_that_of_the_manifest(cards: dict[str, str], records: dict[str, Any]) -> None:
     paired = records["evaluate"]["metrics"]["paired"]
-    rows = table(cards["model"], "On the same prompts")
-    assert rows.pop("On the same prompts") == ["SFT - base", "PPO - SFT", "PPO - base", "PPO - best of 4 SFT", "n"]
-    pairs = [paired[f"{name}"] for name in ("sft_minus_base", "ppo_minus_sft", "ppo_minus_base", "ppo_minus_best_of_n")]
+    rows = table(cards["model"], "Paired difference")
+    assert rows.pop("Paired difference") == ["PPO - SFT", "SFT - base", "PPO - base", "PPO - best of 4", "n"]
+    pairs = [paired[f"{name}"] for name in ("ppo_minus_sft", "sft_minus_base", "ppo_minus_base", "ppo_minus_best_of_n")]
+    matched = [str(pair["length_matched"]["pairs"]) for pair in pairs]
+    assert rows.pop("Matched pairs") == [*matched, "-"]
     paths = {
         "Reward": ("reward",),
-        "Reward in SD": ("reward_sd",),
+        "Reward, in SD": ("reward_sd",),
         "Judge's reward": ("judge_reward",),
         "Utility": ("utility",),
     }
-    for by, key in (
-        ("by the reward model", "by_reward"),
-        ("by the judge", "by_judge"),
-        ("by the reward model, answers of like length", "length_matched"),
-    ):
-        paths |= {f"Higher {by}": (key, "win"), f"Equal {by}": (key, "tie"), f"Lower {by}": (key, "loss")}
+    for by, key in (("Reward", "by_reward"), ("Judge:", "by_judge"), ("Matched:", "length_matched")):
+        paths |= {f"{by} rose": (key, "win"), f"{by} unchanged": (key, "tie"), f"{by} fell": (key, "loss")}
     assert list(rows) == list(paths)
     for label, cells in rows.items():
         estimates = []
@@ -161,10 +157,10 @@ def test_every_difference_in_the_card_is_the_manifest_s(cards: dict[str, str], r
         assert cells[-1] == (counts[0] if len(set(counts)) == 1 else ", ".join(counts))
 
 
-def test_subsets_are_the_manifest_s_also_with_a_name_that_would_break_the_table(
+def test_subsets_are_those_of_the_manifest_also_with_a_name_that_would_break_the_table(
     cards: dict[str, str], records: dict[str, Any]
 ) -> None:
-    rows = table(cards["model"], "Prompts")
+    rows = table(cards["model"], "Subset")
     for name, row in (("help|ful", "help\\|ful"), ("harmless", "harmless")):
         subset = records["evaluate"]["metrics"]["by_subset"][name]
         assert_shows(rows[row][0], subset["models"]["sft"]["reward"])
@@ -175,7 +171,7 @@ def test_subsets_are_the_manifest_s_also_with_a_name_that_would_break_the_table(
 
 
 @pytest.mark.parametrize("folder", ["model", "reward_model"])
-def test_the_reward_model_stands_beside_what_it_has_to_beat(
+def test_the_accuracy_of_the_reward_model_stands_beside_its_baselines(
     cards: dict[str, str], records: dict[str, Any], folder: str
 ) -> None:
     rows = table(cards[folder], "Held-out pairs")
@@ -184,16 +180,20 @@ def test_the_reward_model_stands_beside_what_it_has_to_beat(
         assert_shows(rows[label][0], found["accuracy"])
         assert_shows(rows[label][1], found["baselines"]["longer_answer_wins"])
         assert rows[label][2:] == ["50.0 %", "84.0 %", "50"]
-    assert_shows(
-        rows["Reward model on help\\|ful"][0], records["reward"]["metrics"]["by_subset"]["help|ful"]["accuracy"]
-    )
-    assert "Its confidence is off by" in cards[folder]
+    assert_shows(rows["Reward model: help\\|ful"][0], records["reward"]["metrics"]["by_subset"]["help|ful"]["accuracy"])
+    bias = table(cards[folder], "Calibration and length bias")
+    for place, stage in enumerate(("reward", "judge")):
+        found = records[stage]["metrics"]
+        assert_shows(bias["Calibration error"][place], found["calibration"]["expected_error"])
+        assert_shows(bias["Correlation of score and length"][place], found["length_bias"]["correlation"])
+        assert_shows(bias["Accuracy, chosen answer longer"][place], found["length_bias"]["accuracy_chosen_longer"])
+        assert_shows(bias["Accuracy, chosen answer shorter"][place], found["length_bias"]["accuracy_chosen_shorter"])
 
 
-def test_the_reward_model_s_card_says_how_sure_it_may_be_and_what_a_score_means(
+def test_the_card_of_the_reward_model_has_its_calibration_and_what_a_score_means(
     cards: dict[str, str], records: dict[str, Any]
 ) -> None:
-    rows = table(cards["reward_model"], "Claimed")
+    rows = table(cards["reward_model"], "Confidence of the reward model")
     bins = records["reward"]["metrics"]["calibration"]["bins"]
     assert len(rows) == 1 + len(bins)
     for cells, one in zip(list(rows.values())[1:], bins, strict=True):
@@ -202,15 +202,15 @@ def test_the_reward_model_s_card_says_how_sure_it_may_be_and_what_a_score_means(
         assert cells[2] == str(one["observed"]["n"])
     text = " ".join(cards["reward_model"].split())
     assert "Its 100 scores of held-out answers have mean -0.62 and standard deviation 1.75" in text  # two a pair
-    assert "Only the difference between two answers to the same prompt means something" in text
+    assert "Only the difference between two answers to the same prompt has a meaning" in text
 
 
 def test_the_sft_card_has_the_loss_before_and_after(cards: dict[str, str], records: dict[str, Any]) -> None:
-    cells = table(cards["sft_model"], "Held-out answers")["Loss (nats per token)"]
+    cells = table(cards["sft_model"], "SFT, held-out answers")["Loss, nats per token"]
     assert_shows(cells[0], records["sft"]["metrics"]["heldout_loss_before"])
     assert_shows(cells[1], records["sft"]["metrics"]["heldout_loss_after"])
     assert cells[2] == "9"
-    assert table(cards["sft_model"], "Mean per answer")["Mean per answer"] == ["base", "SFT", "n"]
+    assert table(cards["sft_model"], "Mean per answer")["Mean per answer"] == ["Base", "SFT", "n"]
 
 
 def test_limits_come_before_results(cards: dict[str, str]) -> None:
@@ -245,26 +245,26 @@ def test_settings_and_sizes_are_what_the_stages_were_given(cards: dict[str, str]
     assert "adapted to 6 nats over 10000 episodes" in rows["PPO"][1]
     assert "batch 32 x 2 accumulated x 2 processes = 128" in rows["PPO"][1]
     assert [row[2] for row in list(rows.values())[1:]] == ["7", "8", "8", "12"]
-    assert table(text, "Rows") == {
-        "Rows": ["Training", "Test"],
-        "read": ["120", "61"],
-        "dropped: empty answer": ["3", "0"],
-        "dropped: prompts differ": ["2", "1"],
-        "kept": ["115", "60"],
-        "of these, with turns cut from the prompt": ["4", "4"],
+    assert table(text, "Rows of the data") == {
+        "Rows of the data": ["Training", "Test"],
+        "Read": ["120", "61"],
+        "Dropped: empty answer": ["3", "0"],
+        "Dropped: prompts differ": ["2", "1"],
+        "Kept": ["115", "60"],
+        "With turns cut from the prompt": ["4", "4"],
     }
     assert "sft 31 pairs of 30 prompts" in text
     assert list(table(cards["sft_model"], "Stage")) == ["Stage", "SFT"]
 
 
-def test_a_reward_of_the_user_s_own_is_not_taken_for_the_reward_model_s(cards: dict[str, str]) -> None:
+def test_a_reward_function_of_the_user_is_not_described_as_the_reward_model(cards: dict[str, str]) -> None:
     text = card.render(compose.load([]).settings, card_run.run(card_run.records(["ppo.reward.function=mine:score"])))
     assert "PPO was trained to raise another score (by `mine:score`) of its own answers" in text
     assert "reward by mine:score" in table(text, "Stage")["PPO"][1]
     assert "PPO was trained to raise that score of its own answers" in cards["model"]
 
 
-def test_what_the_guard_did_and_which_gates_were_forced_is_said(records: dict[str, Any]) -> None:
+def test_the_card_has_what_the_guard_did_and_which_gates_were_forced(records: dict[str, Any]) -> None:
     def text(**metrics: Any) -> str:
         return card.render(compose.load([]).settings, card_run.run(with_ppo(records, **metrics)))
 
@@ -272,10 +272,10 @@ def test_what_the_guard_did_and_which_gates_were_forced_is_said(records: dict[st
     stopped = text(stopped="update 8: EOS rate 0.010", kept_update=4)
     assert "The guard stopped PPO: update 8: EOS rate 0.010. The policy of update 4 of 12 was handed on." in stopped
     assert "No guard watched PPO." in text(heldout=None)
-    assert "The judge was not asked: it is no better than chance." in text(judge_fault="it is no better than chance")
+    assert "The judge scored nothing: it is no better than chance." in text(judge_fault="it is no better than chance")
     forced = text(forced=["reward: right on 51 %"])
     limits = forced[forced.index("## Limits") : forced.index("## How it was trained")]
-    assert "A gate would have stopped this run, and it went on by `force=true`: reward: right on 51 %" in limits
+    assert "A gate failed, and force=true continued the run: reward: right on 51 %" in limits
 
 
 def test_the_card_of_the_bundled_model_says_that_it_is_a_demonstration(
@@ -356,7 +356,7 @@ def test_the_license_is_the_settings(records: dict[str, Any]) -> None:
     assert yaml.safe_load(text.split("---\n")[1])["license"] == "apache-2.0"
 
 
-def test_without_a_judge_and_a_utility_nothing_is_said_of_them(records: dict[str, Any]) -> None:
+def test_without_a_judge_and_a_utility_the_card_has_no_rows_of_them(records: dict[str, Any]) -> None:
     bare = {name: copy.deepcopy(record) for name, record in records.items() if name != "judge"}
     metrics = bare["evaluate"]["metrics"]
     for model in metrics["models"].values():
@@ -366,9 +366,9 @@ def test_without_a_judge_and_a_utility_nothing_is_said_of_them(records: dict[str
     for subset in metrics["by_subset"].values():
         subset["ppo_minus_sft"]["judge_reward"] = None
     text = card.render(compose.load([]).settings, card_run.run(bare))
-    assert "There is no judge" in text
-    for name in ("Mean per answer", "On the same prompts", "Held-out pairs", "Stage"):
-        assert not {"Judge", "Judge's reward", "Utility", "Higher by the judge"} & set(table(text, name))
+    assert "No second reward model (judge) was trained." in text
+    for name in ("Mean per answer", "Paired difference", "Held-out pairs", "Stage"):
+        assert not {"Judge", "Judge's reward", "Utility", "Judge: rose"} & set(table(text, name))
     names = [one.metric_name for one in ModelCard(text).data.eval_results]  # type: ignore[attr-defined]
     assert len(names) == 4
 
@@ -384,16 +384,16 @@ def test_several_seeds_are_shown_with_their_spread(records: dict[str, Any]) -> N
         "collapsed": [8],
         "over_seeds": {**dict.fromkeys(keys), "reward": over, "eos_rate": {**over, "mean": 0.5, "sd": None}},
     }
-    run = card.Run("make pipeline", records, spread, card_run.samples(), [])
+    run = card.CardSources("make pipeline", records, spread, card_run.samples(), [])
     text = card.render(compose.load([]).settings, run)
-    rows = table(text, "Over seeds")
+    rows = table(text, "PPO over seeds")
     assert rows["Reward"] == ["1.25", "0.50", "0.75", "1.75", "2"]
     assert rows["Ended with EOS"][:2] == ["50.0 %", "-"]
     assert "1 of 2 seeds collapsed. Seed 8 collapsed: EOS rate 0.010." in text
     assert "with PPO's seeds 3, 8" in text
 
 
-def test_a_field_that_nobody_fills_is_an_error(
+def test_a_field_without_a_value_is_an_error(
     records: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(card, "TEMPLATES", tmp_path)
@@ -405,7 +405,7 @@ def test_a_field_that_nobody_fills_is_an_error(
         card.render(compose.load([]).settings, card_run.run(records))
 
 
-def test_a_front_matter_that_the_hub_would_read_otherwise_is_an_error(
+def test_a_front_matter_that_the_hub_would_read_differently_is_an_error(
     records: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(card, "TEMPLATES", tmp_path)

@@ -32,7 +32,7 @@ def test_a_sample_has_the_change_the_scores_and_how_each_answer_ended() -> None:
     assert "PPO (reward -2.75, ended):\n\n```text\nppo on change -3\n```" in text
     known: list[dict[str, Any]] = card_run.samples()
     known[0]["answers"]["ppo"] |= {"judge_reward": 1.5, "utility": -2.0}
-    assert "PPO (reward 0.25, judge's 1.50, utility -2.00, ended):" in card_samples.markdown(known)
+    assert "PPO (reward 0.25, judge's reward 1.50, utility -2.00, ended):" in card_samples.markdown(known)
 
 
 @pytest.mark.parametrize(("text", "fence"), [("a ``` b", "````"), ("`````", "``````"), ("`a`", "```"), ("", "```")])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gpt2_rlhf.config import metrics
 from gpt2_rlhf.evidence import curves, measured
 from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.models.sampling import Answer
@@ -41,7 +42,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list:
 def test_training_and_heldout_rewards_share_a_panel(tmp_path, figures):
     log(
         tmp_path,
-        {"step": 0, "eval/reward": 99.0},  # the held-out files say it better
+        {"step": 0, "eval/reward": 99.0},  # the held-out files have it too
         {"step": 1, "objective/unshaped_scores": 0.5},
         {"step": 2, "objective/unshaped_scores": 0.75},
     )
@@ -63,7 +64,7 @@ def test_a_measurement_of_an_update_that_is_to_be_done_again_is_left_out(tmp_pat
 def test_a_single_point_has_a_marker(tmp_path, figures):
     log(tmp_path, {"step": 1, "grad_norm": 3.0})
     curves.write(tmp_path)
-    panel = list(curves.PANELS).index("Gradient norm before clipping")
+    panel = list(metrics.panels()).index("Gradient norm before clipping")
     line = figures[0].axes[panel].get_lines()[0]
     assert lines(figures[0], panel) == {"policy and critic": [(1, 3.0)]}
     assert line.get_marker() in curves.MARKERS
@@ -71,8 +72,8 @@ def test_a_single_point_has_a_marker(tmp_path, figures):
 
 def test_a_run_that_logged_nothing_says_so_in_every_panel(tmp_path, figures):
     curves.write(tmp_path)
-    for axes, metrics in zip(figures[0].axes, curves.PANELS.values(), strict=True):
-        assert axes.get_title("right") == f"not measured: {', '.join(metrics)}"
+    for axes, series in zip(figures[0].axes, metrics.panels().values(), strict=True):
+        assert axes.get_title("right") == f"not measured: {', '.join(series)}"
 
 
 def test_the_picture_is_1200_pixels_wide(tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
+from gpt2_rlhf.config import metrics
 from gpt2_rlhf.evidence import plots
 from gpt2_rlhf.evidence.measured import Measured
 from helpers import report_run
@@ -22,7 +23,7 @@ def points(axes, label: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in getattr(line, "lines", [line])[0].get_xydata()]
 
 
-def test_reward_and_what_ppo_is_not_paid_for_stand_over_the_kl():
+def test_reward_and_utility_are_drawn_over_the_kl():
     picture = plots._against_kl([measured(0, 0.5, 2.0, 0.0), measured(4, 1.5, 1.0, 3.0)])
     (axes,) = picture.figure.axes
     assert points(axes, "reward") == [(0, 0.5), (3, 1.5)]
@@ -36,7 +37,7 @@ def test_every_answer_is_in_the_histograms_and_lengths_in_bins_of_whole_tokens()
         {"answers": {name: {"tokens": place + shift} for shift, name in enumerate(("base", "sft", "ppo"))}}
         for place in range(90)
     ]
-    (axes,) = plots._distributions(samples, "tokens", "Answer length, tokens").figure.axes
+    (axes,) = plots._distributions(samples, "tokens", metrics.TOKENS).figure.axes
     bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert sum(bar.get_height() for bar in bars) == 90
     assert {bar.get_width() for bar in bars} == {3}  # 92 lengths, 0 to 91, over about 30 bins
@@ -45,7 +46,7 @@ def test_every_answer_is_in_the_histograms_and_lengths_in_bins_of_whole_tokens()
 def test_answers_that_are_all_alike_have_a_histogram():
     same = [{"answers": {name: {"tokens": 5, "reward": 0.5} for name in ("base", "sft", "ppo")}}] * 3
     for key in ("tokens", "reward"):
-        (axes,) = plots._distributions(same, key, "Label").figure.axes
+        (axes,) = plots._distributions(same, key, metrics.REWARD).figure.axes
         assert max(patch.get_height() for patch in axes.patches if isinstance(patch, Rectangle)) == 3
 
 
@@ -54,7 +55,7 @@ def test_an_interval_whose_end_is_rounded_below_its_mean_can_be_drawn():
     assert (plots._reach([{**SHARE, "high": 0.9999}]) >= 0).all()
 
 
-def test_a_subset_s_name_is_no_formula(tmp_path):
+def test_the_name_of_a_subset_is_no_formula(tmp_path):
     records, _ = report_run.write(tmp_path)
     picture = plots._accuracy({"reward": records["reward"]["metrics"]})
     assert picture.save(tmp_path)[:4] == b"\x89PNG"

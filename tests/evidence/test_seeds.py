@@ -2,13 +2,14 @@ from typing import Any
 
 import pytest
 
+from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.settings import Guard
-from gpt2_rlhf.evidence.seeds import METRICS, collapse, spread
+from gpt2_rlhf.evidence.seeds import collapse, spread
 
 GUARD = Guard(enabled=True, max_kl_nats=50, min_eos_rate=0.05, min_distinct_2=0.5, max_length_ratio=3)
 
-
-FIT = {"judge_fault": None}  # as far as there is a judge
+OVER_SEEDS = [one.key for one in metrics.OF_MODEL if one.over_seeds]
+FIT = {"judge_fault": None}  # the judge, if any, is usable
 
 
 def estimate(mean: float, half_width: float = 0.1) -> dict[str, float]:
@@ -18,7 +19,7 @@ def estimate(mean: float, half_width: float = 0.1) -> dict[str, float]:
 def evaluation(
     reward_gain: float, utility_gain: float | None = None, judge_gain: float | None = None, **figures: float
 ) -> dict[str, Any]:
-    ppo: dict[str, Any] = {name: estimate(figures.get(name, 0.9)) for name in METRICS}
+    ppo: dict[str, Any] = {name: estimate(figures.get(name, 0.9)) for name in OVER_SEEDS}
     if utility_gain is None:
         ppo["utility"] = None
     gains = {"reward": reward_gain, "utility": utility_gain, "judge_reward": judge_gain}
@@ -54,9 +55,9 @@ def test_the_utility_decides_where_it_is_known():
     assert collapse(FIT, evaluation(0.5, -0.5)["metrics"], GUARD) == "utility -0.50 [-0.60, -0.40] against SFT"
 
 
-def test_the_judge_decides_where_the_utility_is_unknown_unless_it_tells_nothing_apart():
+def test_the_judge_decides_where_the_utility_is_unknown_unless_it_is_no_better_than_chance():
     fooled = evaluation(0.5, judge_gain=-0.5)["metrics"]
-    assert collapse(FIT, fooled, GUARD) == "judge_reward -0.50 [-0.60, -0.40] against SFT"
+    assert collapse(FIT, fooled, GUARD) == "judge's reward -0.50 [-0.60, -0.40] against SFT"
     assert collapse({"judge_fault": "like chance"}, fooled, GUARD) is None
     assert collapse(FIT, evaluation(0.5, 0.5, judge_gain=-0.5)["metrics"], GUARD) is None
 

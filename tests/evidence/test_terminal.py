@@ -40,6 +40,11 @@ def pair(reward: float, win: float) -> dict[str, Any]:
     }
 
 
+def in_subset(reward: float, prompts: int) -> dict[str, Any]:
+    means = {"reward": reward, "judge_reward": reward - 0.25, "utility": -reward}
+    return {name: estimate(mean, n=prompts) for name, mean in means.items()}
+
+
 def reward_model(accuracy: float) -> dict[str, Any]:
     return {
         "accuracy": {"mean": accuracy, "low": 0.683, "high": 0.761, "n": 512},
@@ -109,8 +114,8 @@ SUMMARY: dict[str, Any] = {
             "ppo_minus_best_of_n": pair(0.25, 0.5),
         },
         "by_subset": {
-            "helpful": {"prompts": 188, "ppo_minus_sft": pair(0.5, 0.6)},
-            "multi-turn": {"prompts": 51, "ppo_minus_sft": pair(1.0, 0.7)},
+            "helpful": {"prompts": 188, "ppo_minus_sft": in_subset(0.5, 188)},
+            "multi-turn": {"prompts": 51, "ppo_minus_sft": in_subset(1.0, 51)},
         },
     },
 }
@@ -118,8 +123,8 @@ SUMMARY: dict[str, Any] = {
 
 def cells(text: str, label: str) -> list[str]:
     """The cells of the first row that starts with `label`, the label left out."""
-    row = next(line for line in text.splitlines() if line.startswith(f"| {label} ") and "| Pairs |" not in line)
-    return [cell.strip() for cell in row.strip().strip("|").split("|")][1:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    return next(rest for first, *rest in rows if first == label)
 
 
 def test_no_line_is_wider_than_100_columns_even_for_wide_figures():
@@ -151,33 +156,37 @@ def test_text_is_plain_ascii_for_any_terminal_and_log(monkeypatch):
 
 def test_each_model_has_its_column_of_mean_and_interval():
     text = render(SUMMARY)
-    assert cells(text, "Mean per answer") == ["base", "SFT", "PPO"]
+    assert cells(text, "Mean per answer") == ["Base", "SFT", "PPO"]
     assert cells(text, "Reward") == ["-0.50 [-0.60, -0.40]", "0.75 [0.65, 0.85]", "1.50 [1.40, 1.60]"]
     assert cells(text, "Utility")[2] == "0.50 [0.40, 0.60]"
     assert cells(text, "Wins against base") == ["-", "80.0 % [75.0, 85.0]", "90.0 % [85.0, 95.0]"]
-    assert cells(text, "Length (tokens)")[0] == "31.50 [30.25, 32.75]"
+    assert cells(text, "Length, tokens")[0] == "31.50 [30.25, 32.75]"
     assert cells(text, "Ended with EOS")[0] == "87.5 % [84.4, 90.6]"
     assert cells(text, "Distinct bigrams")[1] == "90.0 % [85.0, 95.0]"
-    assert cells(text, "KL to SFT (nats)")[2] == "6.50 [6.40, 6.60]"
+    assert cells(text, "KL to SFT, nats")[2] == "6.50 [6.40, 6.60]"
     assert cells(text, "Judge's reward")[0] == "0.00 [-0.10, 0.10]"
     assert cells(text, "Perplexity") == ["8.50 [8.25, 8.75]"] * 3
 
 
 def test_reward_model_accuracy_stands_beside_its_baselines():
     text = render(SUMMARY)
-    assert cells(text, "all") == ["512", "72.4 % [68.3, 76.1]", "55.1 % [50.8, 59.4]", "50.0 %", "84.3 %"]
-    assert cells(text, "judge")[:2] == ["512", "71.0 % [68.3, 76.1]"]
-    assert cells(text, "harmless")[:2] == ["212", "80.0 % [70.0, 90.0]"]
+    rows = text[text.index("| Held-out pairs ") :]
+    assert cells(rows, "Reward model") == ["72.4 % [68.3, 76.1]", "55.1 % [50.8, 59.4]", "50.0 %", "84.3 %", "512"]
+    assert cells(rows, "Judge")[::4] == ["71.0 % [68.3, 76.1]", "512"]
+    assert cells(rows, "Reward model: harmless")[::4] == ["80.0 % [70.0, 90.0]", "212"]
 
 
 def test_the_reward_models_confidence_and_length_bias_are_told_with_their_pairs():
-    text = " ".join(render(SUMMARY).split())
-    assert "Its confidence is off by 6.2 % [3.1, 9.4] on average (512 pairs)" in text
-    assert "correlation of 0.40 [0.30, 0.50]: right on 87.5 % [81.2, 93.8] of 280 pairs" in text
-    assert "on 50.0 % [43.8, 56.2] of 200 where it is shorter" in text
+    text = render(SUMMARY)
+    rows = text[text.index("| Calibration and length bias ") :]
+    assert cells(rows, "Calibration and length bias") == ["Reward model", "Judge", "n"]
+    assert cells(rows, "Calibration error")[::2] == ["6.2 % [3.1, 9.4]", "512"]
+    assert cells(rows, "Correlation of score and length")[0] == "0.40 [0.30, 0.50]"
+    assert cells(rows, "Accuracy, chosen answer longer")[::2] == ["87.5 % [81.2, 93.8]", "280"]
+    assert cells(rows, "Accuracy, chosen answer shorter")[::2] == ["50.0 % [43.8, 56.2]", "200"]
 
 
-def test_what_is_unknown_is_a_dash():
+def test_what_is_unknown_of_one_model_is_a_dash_and_of_all_has_no_row():
     unknown = copy.deepcopy(SUMMARY)
     unknown["reward_model"]["baselines"]["best_reachable"] = None
     unknown["reward_model"]["length_bias"] = dict.fromkeys(unknown["reward_model"]["length_bias"])
@@ -187,52 +196,59 @@ def test_what_is_unknown_is_a_dash():
     for one in unknown["evaluation"]["paired"].values():
         one["utility"] = one["judge_reward"] = one["by_judge"] = one["length_matched"] = one["reward_sd"] = None
     text = render(unknown)
-    assert cells(text, "all")[-1] == "-"
-    assert "| judge " not in text
-    assert cells(text, "Utility") == cells(text, "Judge's reward") == ["-", "-", "-"]
-    differences = text[text.index("| On the same prompts") :]
-    for label in ("Reward in SD", "Judge's rose", "Rose, like length"):
-        assert cells(differences, label) == ["-", "-", "-"]
-    assert cells(differences, "Pairs, like length") == ["0", "0", "0"]
+    assert cells(text[text.index("| Held-out pairs ") :], "Reward model")[3] == "-"
+    assert cells(text, "Wins against base")[0] == "-"
+    for label in (
+        "Judge",
+        "Utility",
+        "Judge's reward",
+        "Reward, in SD",
+        "Judge: rose",
+        "Matched: rose",
+        "Matched pairs",
+    ):
+        assert f"| {label} " not in text
 
 
 def test_stages_say_seconds_and_whether_they_ran():
     text = render(SUMMARY)
-    assert cells(text, "sft")[:3] == ["20.2", "18.5", "re-used"]
-    assert cells(text, "evaluate") == ["1234.5", "8.0", "ran", "evaluate-abcdef012345"]
+    assert cells(text, "sft")[:3] == ["20.2 s", "18.5 s", "re-used"]
+    assert cells(text, "evaluate") == ["1234.5 s", "8.0 s", "ran", "evaluate-abcdef012345"]
 
 
 def test_differences_are_paired_by_prompt():
     text = render(SUMMARY)
-    rows = text[text.index("| On the same prompts") :]
-    assert cells(rows, "On the same prompts") == ["SFT - base", "PPO - SFT", "PPO - base"]
-    assert cells(rows, "Reward") == ["1.25 [1.15, 1.35]", "0.75 [0.65, 0.85]", "2.00 [1.90, 2.10]"]
-    assert cells(rows, "Reward in SD")[0] == "0.62 [0.57, 0.68]"
-    assert cells(rows, "Utility")[1] == "-0.75 [-0.85, -0.65]"
-    assert cells(rows, "Reward rose")[1] == "60.0 % [55.0, 65.0]"
-    assert cells(rows, "Reward fell")[1] == "30.0 % [25.0, 35.0]"
-    assert cells(rows, "Judge's rose")[1] == "50.0 % [45.0, 55.0]"
-    assert cells(rows, "Rose, like length")[1] == "40.0 % [35.0, 45.0]"
-    assert cells(rows, "Pairs, like length") == ["31", "31", "31"]
+    rows = text[text.index("| Paired difference") :]
+    assert cells(rows, "Paired difference") == ["PPO - SFT", "SFT - base", "PPO - base"]
+    assert cells(rows, "Reward") == ["0.75 [0.65, 0.85]", "1.25 [1.15, 1.35]", "2.00 [1.90, 2.10]"]
+    assert cells(rows, "Reward, in SD")[1] == "0.62 [0.57, 0.68]"
+    assert cells(rows, "Utility")[0] == "-0.75 [-0.85, -0.65]"
+    assert cells(rows, "Reward rose")[0] == "60.0 % [55.0, 65.0]"
+    assert cells(rows, "Reward fell")[0] == "30.0 % [25.0, 35.0]"
+    assert cells(rows, "Judge: rose")[0] == "50.0 % [45.0, 55.0]"
+    assert cells(rows, "Matched: rose")[0] == "40.0 % [35.0, 45.0]"
+    assert cells(rows, "Matched pairs") == ["31", "31", "31"]
 
 
-def test_best_of_n_is_a_yardstick_beside_ppo_where_it_was_asked_for():
+def test_best_of_n_is_compared_with_ppo_where_it_was_evaluated():
     text = render(SUMMARY)
-    rows = text[text.index("| Yardstick") :]
-    assert cells(rows, "Yardstick") == ["best of 4 of SFT", "PPO - best of 4"]
-    assert cells(rows, "Reward") == ["1.25 [1.15, 1.35]", "0.25 [0.15, 0.35]"]
-    assert cells(rows, "KL to SFT (nats)") == ["at most 0.64", ""]
-    assert cells(rows, "Reward rose") == ["", "50.0 % [45.0, 55.0]"]
+    best, pair = (text[text.rindex(f"| {title} ") :] for title in ("Mean per answer", "Paired difference"))
+    assert cells(best, "Mean per answer")[0] == "Best of 4"
+    assert cells(best, "Reward")[0] == "1.25 [1.15, 1.35]"
+    assert cells(best, "KL bound, nats")[0] == "0.64"
+    assert cells(pair, "Paired difference")[0] == "PPO - best of 4"
+    assert cells(pair, "Reward")[0] == "0.25 [0.15, 0.35]"
+    assert cells(pair, "Reward rose")[0] == "50.0 % [45.0, 55.0]"
     without = copy.deepcopy(SUMMARY)
     del without["evaluation"]["models"]["best_of_n"], without["evaluation"]["paired"]["ppo_minus_best_of_n"]
-    assert "Yardstick" not in render(without)
+    assert "est of 4" not in render(without)
 
 
 def test_each_subset_says_how_many_prompts_it_has():
     text = render(SUMMARY)
-    rows = text[text.index("| PPO - SFT ") :]
-    assert cells(rows, "helpful") == ["188", "0.50 [0.40, 0.60]", "0.25 [0.15, 0.35]"]
-    assert cells(rows, "multi-turn")[0] == "51"
+    rows = text[text.index("| Subset ") :]
+    assert cells(rows, "helpful") == ["0.50 [0.40, 0.60]", "0.25 [0.15, 0.35]", "188"]
+    assert cells(rows, "multi-turn")[-1] == "51"
 
 
 def test_seed_prompts_and_kind_of_interval_are_stated():
@@ -241,7 +257,7 @@ def test_seed_prompts_and_kind_of_interval_are_stated():
     assert "the same 256 held-out prompts: n = 256 for each figure without another" in text
     assert "sampled with seed 3, temperature 0.7, at most 48 tokens" in text
     assert "95 % intervals: bootstrap over prompts" in text
-    assert "3.25 [3.15, 3.35] before, 1.75 [1.65, 1.85] after (512 answers)" in text
+    assert cells(render(SUMMARY), "Loss, nats per token") == ["3.25 [3.15, 3.35]", "1.75 [1.65, 1.85]", "512"]
 
 
 def test_each_training_stage_says_in_one_line_what_it_found():
@@ -262,7 +278,7 @@ def test_each_training_stage_says_in_one_line_what_it_found():
 
 def test_a_gate_that_was_forced_is_named():
     forced = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "forced": ["reward: no better than chance"]}}
-    line = "Gone on by force=true where a gate would have stopped: reward: no better than chance"
+    line = "A gate failed, and force=true continued the run: reward: no better than chance"
     assert line in render(forced)
     assert "force" not in render(SUMMARY)
 
@@ -287,9 +303,9 @@ def test_several_seeds_are_a_table_of_their_spread_and_a_line_on_those_that_fail
         "over_seeds": {"reward": over, "utility": None, "win_rate_vs_sft": share},
     }
     text = render({**SUMMARY, "seeds": seeds})
-    rows = text[text.index("PPO with seeds 0, 4") :]
-    assert cells(rows, "Reward") == ["1.50", "0.25", "1.25", "1.75"]
-    assert cells(rows, "Wins against SFT") == ["75.0 %", "5.0 %", "70.0 %", "80.0 %"]
+    rows = text[text.index("PPO over seeds") :]
+    assert cells(rows, "Reward") == ["1.50", "0.25", "1.25", "1.75", "2"]
+    assert cells(rows, "Wins against SFT") == ["75.0 %", "5.0 %", "70.0 %", "80.0 %", "2"]
     assert "| Utility" not in rows
     line = "1 of 2 seeds collapsed. Seed 4 collapsed: EOS rate 0.010. Seed 4: the guard stopped PPO and kept update 8."
     assert line in " ".join(text.split())

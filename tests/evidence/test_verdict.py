@@ -9,43 +9,63 @@ from gpt2_rlhf.evidence.verdict import verdict
 ROSE = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 64}
 FLAT = {"mean": 0.1, "low": -0.25, "high": 0.45, "n": 64}
 FELL = {"mean": -0.5, "low": -0.75, "high": -0.25, "n": 64}
+LENGTH = {"mean": 20.0, "low": 19.0, "high": 21.0, "n": 64}
 PPO = {"kept_update": 24, "updates": 24, "stopped": None, "forced": [], "judge_fault": None}
 
 
 def summary(reward: Any, utility: Any = None, judge: Any = None, **ppo: Any) -> dict[str, Any]:
     gain = {"reward": reward, "utility": utility, "judge_reward": judge}
+    sft = {"reward": {"mean": 1.5}, "utility": {"mean": 1.48}, "judge_reward": {"mean": 0.25}, "answer_tokens": LENGTH}
+    after = {name: {"mean": sft[name]["mean"] + one["mean"]} for name, one in gain.items() if one is not None}
     return {
         "seed": 3,
         "seeds": None,
         "ppo": {**PPO, **ppo},
-        "evaluation": {"prompts": 64, "paired": {"ppo_minus_sft": gain}},
+        "evaluation": {
+            "prompts": 64,
+            "models": {"sft": sft, "ppo": {"answer_tokens": LENGTH, **after}},
+            "paired": {"ppo_minus_sft": gain},
+        },
     }
 
 
 @pytest.mark.parametrize(
     ("reward", "utility", "judge", "finding"),
     [
-        (ROSE, ROSE, ROSE, "PPO answers better than SFT by utility"),
-        (FLAT, ROSE, None, "PPO answers better than SFT by utility, though its reward did not rise"),
-        (ROSE, None, ROSE, "PPO answers better than SFT by judge's reward"),
-        (ROSE, FELL, ROSE, "The reward model was fooled: PPO's reward rose and its utility fell"),
-        (ROSE, None, FELL, "The reward model was fooled: PPO's reward rose and its judge's reward fell"),
-        (ROSE, FLAT, ROSE, "PPO's reward rose and its utility did not, as far as 64 prompts can show: the reward model "
-                           "may be fooled"),
-        (FELL, FELL, None, "PPO answers worse: its utility fell"),
-        (FELL, FLAT, None, "PPO's reward fell, without a change in utility that 64 prompts can show"),
-        (FLAT, FLAT, FLAT, "No difference between PPO and SFT that 64 prompts can show"),
-        (ROSE, None, None, "PPO's reward rose, which alone does not make its answers better"),
-        (FLAT, None, None, "No difference between PPO and SFT that 64 prompts can show"),
-        (FELL, None, None, "PPO's reward fell"),
+        (ROSE, ROSE, ROSE, "PPO's answers are better: utility rose from 1.48 to 1.98"),
+        (FLAT, ROSE, None, "PPO's answers are better: utility rose from 1.48 to 1.98, though no rise of its reward "
+                           "shows"),
+        (ROSE, None, ROSE, "PPO's answers are better: judge's reward rose from 0.25 to 0.75"),
+        (ROSE, FELL, ROSE, "PPO's answers are worse although its reward rose from 1.50 to 2.00: PPO exploited the "
+                           "reward model, and utility fell from 1.48 to 0.98"),
+        (ROSE, None, FELL, "PPO's answers are worse although its reward rose from 1.50 to 2.00: PPO exploited the "
+                           "reward model, and judge's reward fell from 0.25 to -0.25"),
+        (ROSE, FLAT, ROSE, "PPO's reward rose from 1.50 to 2.00, but no change of its utility shows on 64 prompts: PPO "
+                           "may have exploited the reward model"),
+        (FELL, FELL, None, "PPO's answers are worse: utility fell from 1.48 to 0.98"),
+        (FELL, FLAT, None, "PPO's reward fell from 1.50 to 1.00, but no change of its utility shows on 64 prompts"),
+        (FLAT, FLAT, FLAT, "No difference between PPO and SFT shows on 64 prompts"),
+        (ROSE, None, None, "PPO's reward rose from 1.50 to 2.00, which alone does not show better answers"),
+        (FLAT, None, None, "No difference between PPO and SFT shows on 64 prompts"),
+        (FELL, None, None, "PPO's reward fell from 1.50 to 1.00"),
     ],
 )  # fmt: skip
 def test_the_finding_follows_from_the_intervals(reward, utility, judge, finding):
-    said = verdict(summary(reward, utility, judge))
-    assert said.startswith(f"{finding}: on the same 64 held-out prompts, PPO less SFT, ")
-    assert said.count(".") > 1  # figures
-    assert not re.search(r"\.\s", said)  # one sentence
-    assert said.endswith("; one training seed (3).")
+    sentence = verdict(summary(reward, utility, judge))
+    assert sentence.startswith(f"{finding}; PPO - SFT on the same 64 held-out prompts: ")
+    assert sentence.count(".") > 1  # figures
+    assert not re.search(r"\.\s", sentence)  # one sentence
+    assert sentence.endswith("; one training seed (3).")
+
+
+def test_a_change_of_length_is_stated_only_where_the_intervals_of_the_means_do_not_overlap():
+    changed = summary(ROSE, ROSE)
+    for mean, clause in ((29.2, "; PPO's answers are 46 % longer;"), (10.0, "; PPO's answers are 50 % shorter;")):
+        length = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 64}
+        changed["evaluation"]["models"]["ppo"]["answer_tokens"] = length
+        assert clause in verdict(changed)
+    changed["evaluation"]["models"]["ppo"]["answer_tokens"] = {"mean": 21.5, "low": 20.5, "high": 22.5, "n": 64}
+    assert "PPO's answers are 8 %" not in verdict(changed)
 
 
 def test_the_finding_states_its_figures_with_their_intervals():
@@ -54,17 +74,19 @@ def test_the_finding_states_its_figures_with_their_intervals():
     )
 
 
-def test_a_judge_no_better_than_chance_is_no_witness():
-    said = verdict(summary(ROSE, None, ROSE, judge_fault="the judge is right on 50 %"))
-    assert said.startswith("PPO's reward rose, which alone does not make its answers better")
-    assert "neither utility nor a fit judge was there to ask" in said
-    assert "judge's reward" not in said
+def test_a_judge_no_better_than_chance_supports_no_claim():
+    sentence = verdict(summary(ROSE, None, ROSE, judge_fault="the judge is right on 50 %"))
+    assert sentence.startswith("PPO's reward rose from 1.50 to 2.00, which alone does not show better answers")
+    assert "with neither a utility nor a usable judge" in sentence
+    assert "judge's reward" not in sentence
 
 
 def test_a_guard_that_stopped_ppo_is_named_with_the_update_handed_on():
     stopped = {"stopped": "update 8: KL to SFT 31.0 nats per answer", "updates": 8}
-    said = verdict(summary(ROSE, ROSE, kept_update=4, **stopped))
-    assert "; the guard stopped PPO (update 8: KL to SFT 31.0 nats per answer) and the policy of update 4 was" in said
+    sentence = verdict(summary(ROSE, ROSE, kept_update=4, **stopped))
+    assert (
+        "; the guard stopped PPO (update 8: KL to SFT 31.0 nats per answer) and the policy of update 4 was" in sentence
+    )
     unchanged = verdict(summary(FLAT, FLAT, kept_update=0, **stopped))
     assert unchanged.startswith("PPO handed on the SFT model unchanged; the guard stopped PPO")
 
@@ -76,7 +98,9 @@ def test_an_earlier_policy_that_was_best_is_named():
 def test_a_gate_passed_by_force_and_collapsed_seeds_are_named():
     forced = summary(ROSE, ROSE, forced=["reward: no better than chance"])
     forced["seeds"] = {"by_seed": [{}, {}, {}], "collapsed": [2]}
-    assert verdict(forced).endswith("; PPO was trained past a gate by force; 1 of 3 training seeds collapsed.")
+    assert verdict(forced).endswith(
+        "; PPO was trained although a gate failed (force=true); 1 of 3 training seeds collapsed."
+    )
 
 
 def test_a_verdict_leaves_its_summary_as_it_was():

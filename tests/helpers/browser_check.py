@@ -1,8 +1,8 @@
 """Open a report full of hostile texts in headless Chromium, on a phone's and on a desk's width, and say what is wrong.
 
-    python tests/browser_check.py [index.html] [--pictures FOLDER]
+    python tests/helpers/browser_check.py [index.html] [--pictures FOLDER]
 
-Without a page it makes one of tests/report_run.py. The browser is spoken to over the DevTools protocol on a pipe, which
+Without a page it makes one of helpers/report_run.py. It drives the browser over the DevTools protocol on a pipe, which
 needs no port and no library. Whatever the page logs, loads, or lets run is a fault, and so is a page wider than its
 window. --pictures keeps screenshots in light and dark, and the page as printed.
 """
@@ -148,7 +148,7 @@ def faults(tab: Browser, page: Path, width: int, texts: Sequence[str]) -> list[s
     """What is wrong with the page at this width, in words; `texts` are to be read on it as they are."""
     tab.ask("Emulation.setDeviceMetricsOverride", width=width, height=WIDTHS[width], deviceScaleFactor=2, mobile=False)
     tab.open(page)
-    seen, filtered = tab.value(_LOOK), tab.value(_FILTER)
+    page_state, filtered = tab.value(_LOOK), tab.value(_FILTER)
     found = [
         f"{event['method']}: {json.dumps(event['params'][_FAULTS[event['method']]])}"
         for event in tab.events
@@ -158,18 +158,24 @@ def faults(tab: Browser, page: Path, width: int, texts: Sequence[str]) -> list[s
         event["params"]["request"]["url"] for event in tab.events if event.get("method") == "Network.requestWillBeSent"
     ]
     found += [f"it loads {url[:80]}" for url in urls if url != page.resolve().as_uri() and not url.startswith("data:")]
-    if not seen["title"].startswith("Report of run"):
-        found.append(f"its title is {seen['title']!r}: a text of the data ran")
-    if not seen["visible"]:
+    if not page_state["title"].startswith("Report of run"):
+        found.append(f"its title is {page_state['title']!r}: a text of the data ran")
+    if not page_state["visible"]:
         found.append("it is not visible: a style of the data took hold")
-    if seen["width"] > width:
-        found.append(f"it is {seen['width']} pixels wide")
-    if seen["pictures"]:
-        found.append(f"{seen['pictures']} pictures do not show")
-    found += [f"it does not show {text[:60]!r}" for text in texts if text not in seen["text"]]
-    wanted = {"better": seen["better"], "worse": seen["worse"], "all": seen["samples"], "nothing": 0, "example": 2}
-    if not filtered["ordered"] or any(filtered[name] != count for name, count in wanted.items()):
-        found.append(f"the filter shows {filtered}, not {wanted}")
+    if page_state["width"] > width:
+        found.append(f"it is {page_state['width']} pixels wide")
+    if page_state["pictures"]:
+        found.append(f"{page_state['pictures']} pictures do not show")
+    found += [f"it does not show {text[:60]!r}" for text in texts if text not in page_state["text"]]
+    expected = {
+        "better": page_state["better"],
+        "worse": page_state["worse"],
+        "all": page_state["samples"],
+        "nothing": 0,
+        "example": 2,
+    }
+    if not filtered["ordered"] or any(filtered[name] != count for name, count in expected.items()):
+        found.append(f"the filter shows {filtered}, not {expected}")
     return [f"{width} px: {one}" for one in found]
 
 

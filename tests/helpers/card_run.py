@@ -128,8 +128,8 @@ def samples() -> list[dict[str, Any]]:
     return [*examples, *(line("heldout", f"change {change:+d}", change) for change in (0, -3, 2, -1, 1))]
 
 
-def run(found: dict[str, Any] | None = None) -> card.Run:
-    return card.Run("make pipeline seed=3", found or records(), None, samples(), [])
+def run(found: dict[str, Any] | None = None) -> card.CardSources:
+    return card.CardSources("make pipeline seed=3", found or records(), None, samples(), [])
 
 
 def stages(root: Path, found: dict[str, Any]) -> dict[str, Stage]:

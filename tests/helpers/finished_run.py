@@ -1,4 +1,4 @@
-"""A finished run's folders without a training, and the environment that leads huggingface_hub to a local hub."""
+"""Write the folders of a finished run without training, and point huggingface_hub at a local hub."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ CARD = "---\nlicense: mit\ntags:\n- rlhf\n---\n\n# somebody/demo\n"
 
 
 def write(output_dir: Path) -> Path:
-    """outputs/latest with a policy and a reward model, whose weights are random bytes; the policy's folder."""
+    """Write outputs/latest with a policy and a reward model of random bytes; return the folder of the policy."""
     run_dir = output_dir / "runs" / RUN
     for name in ("model", "reward_model"):
         stage_dir, folder = output_dir / "stages" / f"{name}-1", run_dir / name
@@ -36,7 +36,7 @@ def write(output_dir: Path) -> Path:
 
 
 def use_hub(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every process that starts from here on find the hub, an empty HF_HOME and somebody's token."""
+    """Set the environment of later processes: the address of the hub, an empty HF_HOME and the token of `somebody`."""
     hub.accounts[TOKEN] = Account("somebody", organisations={"lab": "write", "club": "read"})
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -47,5 +47,5 @@ def use_hub(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(overrides: list[str]) -> Run:
-    """The run that these overrides describe, as a command plans it."""
+    """Return the run that these overrides describe, as a command plans it."""
     return pipeline.plan(compose.load(overrides))

@@ -1,8 +1,8 @@
-"""Run by test_ppo_killed.py with DIRECTORY and SEED: kill -9 PPO runs at random updates, resume them, compare weights.
+"""Run by test_killed.py with DIRECTORY and SEED: kill -9 PPO runs at random updates, resume them, compare weights.
 
-Each run is a process group of its own, forked from this process, which has imported TRL once; two processes are started
-by torchrun's own launcher. Prints a line of JSON by kind of run: where it was killed, what it resumed from, and the
-digests of policy and critic, of the killed and of an uninterrupted run.
+Each run is a process group, forked from this process, which has imported TRL once; torchrun's launcher starts the runs
+of two processes. Prints a line of JSON for each kind of run: at which updates it was killed, what it resumed from, and
+the digests of policy and critic of the killed and of an uninterrupted run.
 """
 
 import gc
@@ -29,7 +29,7 @@ KINDS = ("full", "lora", "two processes")
 
 
 class Tell(TrainerCallback):
-    """Leaves the number of the newest update in a file."""
+    """Writes the number of the newest update to a file."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -37,16 +37,16 @@ class Tell(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.file.write_text(str(state.global_step))
-        time.sleep(0.05)  # so that the killer is not too late
+        time.sleep(0.05)  # so that the kill comes before the end
 
 
 def train(kind: str, directory: Path) -> None:
-    """Go on from the newest checkpoint to the end, and leave the digest."""
+    """Train from the newest checkpoint to the end, and write the digest."""
     torch.set_num_threads(1)
     gc.collect = lambda *_: 0  # TRL collects garbage twice an update, 0.3 s to 0.1 s of training
     args = tiny.arguments(
         directory / "checkpoints",
-        gradient_accumulation_steps=1 if kind == "two processes" else 2,  # 4 rollouts an update in each
+        gradient_accumulation_steps=1 if kind == "two processes" else 2,  # 4 rollouts per update in each kind
         total_episodes=4 * UPDATES,
         save_strategy="steps",
         save_steps=2,
@@ -68,7 +68,7 @@ def train(kind: str, directory: Path) -> None:
 
 
 def start(kind: str, directory: Path) -> int:
-    """The process id of a run's leader, whose group holds all its processes."""
+    """Start a run and return the id of its first process, which is also that of its process group."""
     directory.mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if child:
@@ -101,7 +101,7 @@ def finish(child: int) -> None:
 
 
 def kill_at(child: int, directory: Path, update: int, after_s: float) -> None:
-    """Kill the whole group a moment after this update."""
+    """Kill the process group `after_s` seconds after this update."""
     wait_until(lambda: reached(directory) >= update)
     time.sleep(after_s)
     os.killpg(child, signal.SIGKILL)

@@ -57,7 +57,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def padding_tokenizer():
-    """The tokenizer as PPO gets it: left padding with the token that no text produces."""
+    """Return the tokenizer that PPO gets: left padding with a token that no text produces."""
     return tokens.padding_copy(tokenizer(), "left")
 
 
@@ -74,7 +74,7 @@ def _shape(pad_token_id: int) -> GPT2Config:
         bos_token_id=EOS_ID,
         eos_token_id=EOS_ID,
         pad_token_id=pad_token_id,
-        initializer_range=0.1,  # the default leaves a 64-wide model nearly uniform, where many a bug does not show
+        initializer_range=0.1,  # with the default a 64-wide model is nearly uniform, which hides bugs
     )
 
 
@@ -94,7 +94,7 @@ def scorer(seed: int) -> GPT2ForSequenceClassification:
 
 
 def always_says(model: GPT2LMHeadModel, token_id: int) -> GPT2LMHeadModel:
-    """The policy with one token at a probability of nearly 1, whatever came before."""
+    """Return the policy with a probability of nearly 1 for one token after any text."""
     with torch.no_grad():
         model.transformer.ln_f.bias.add_(10 * torch.sign(model.transformer.wte.weight[token_id]))
         model.transformer.wte.weight[token_id] = torch.sign(model.transformer.wte.weight[token_id])
@@ -102,7 +102,7 @@ def always_says(model: GPT2LMHeadModel, token_id: int) -> GPT2LMHeadModel:
 
 
 def often_stopping_policy() -> GPT2LMHeadModel:
-    """A policy that stops with a probability of about 0.3 at each token."""
+    """Return a policy that stops with a probability of about 0.3 at each token."""
     model = policy().eval()
     with torch.no_grad():
         ids = torch.tensor([prompt[-4:] for prompt in prompts()["input_ids"]])
@@ -121,7 +121,7 @@ NO_LIMITS = Guard(enabled=True, max_kl_nats=1e9, min_eos_rate=0, min_distinct_2=
 
 
 def watch(directory: Path, guard: Guard = NO_LIMITS) -> Watch:
-    """Measures the policy for real on two prompts; the answer's length stands for the judge's opinion."""
+    """Return a watch that measures the policy on two prompts; the judge's score is the length of the answer."""
     texts = ["\n\nHuman: how?\n\nAssistant:", "\n\nHuman: my bike please?\n\nAssistant:"]
     measure = functools.partial(
         heldout.measure,
@@ -139,7 +139,7 @@ def watch(directory: Path, guard: Guard = NO_LIMITS) -> Watch:
 
 
 def arguments(directory: Path, **changes: Any) -> PPOConfig:
-    """PPO on CPU: 4 prompts per update in 2 microbatches, 2 PPO epochs, 2 updates."""
+    """PPO on a CPU: 4 prompts per update in 2 microbatches, 2 PPO epochs, 2 updates."""
     settings: dict[str, Any] = {
         "output_dir": str(directory),
         "use_cpu": True,
@@ -182,7 +182,7 @@ def trainer(
     value_model: PreTrainedModel | None = None,
     **own: Any,
 ) -> TrlPPOTrainer:
-    """A stock or a repaired trainer on the same tiny parts."""
+    """Build a trainer of TRL or ours from the same tiny parts."""
     with warnings.catch_warnings():
         # TRL's wrapper reads a deprecated attribute of the policy; ours silences this itself
         if kind is TrlPPOTrainer:
@@ -212,12 +212,12 @@ def ours(args: PPOConfig, **parts: Any) -> PPOTrainer:
 
 
 def logged(run: TrlPPOTrainer, name: str) -> list[float]:
-    """The values of one metric, update by update."""
+    """Return the values of one metric, one for each update."""
     return [entry[name] for entry in run.state.log_history]
 
 
 def digest(module: torch.nn.Module) -> str:
-    """sha256 over all weights: equal when every bit is."""
+    """Return the sha256 of all weights."""
     state = module.state_dict()
     sha = hashlib.sha256()
     for name in sorted(state):
@@ -227,5 +227,5 @@ def digest(module: torch.nn.Module) -> str:
 
 
 def trained_digest(run: TrlPPOTrainer) -> str:
-    """sha256 over the policy and the value model of a trainer."""
+    """Return the sha256 of the policy and of the value model of a trainer, one after the other."""
     return digest(run.policy_model) + digest(run.value_model)

@@ -1,4 +1,4 @@
-"""Run by test_ppo_resume.py under torchrun with MODE and DIRECTORY: each process writes MODE-RANK.json there."""
+"""Run by test_resume.py under torchrun with MODE and DIRECTORY: each process writes MODE-RANK.json there."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from helpers import ppo_tiny as tiny
 
 
 def arguments(directory: Path) -> Any:
-    # 12 prompts, 4 rollouts an update over 2 processes: 3 updates to a pass; checkpoints in mid-pass
+    # 12 prompts, 4 rollouts per update over 2 processes: 3 updates in a pass; checkpoints inside a pass
     return tiny.arguments(
         directory,
         gradient_accumulation_steps=1,
@@ -49,7 +49,7 @@ def stock(directory: Path) -> dict[str, str]:
 
 
 def whole(directory: Path) -> dict[str, Any]:
-    """An uninterrupted run of all weights; one with an adapter; one with an adapter that is interrupted and resumed."""
+    """Run without interruption with all weights and with an adapter; interrupt and resume a run with an adapter."""
     full = tiny.ours(arguments(directory / "full"), watch=tiny.watch(directory / "full-heldout"))
     full.train()
     full.save_model(str(directory / "model"))
@@ -81,7 +81,7 @@ def whole(directory: Path) -> dict[str, Any]:
 
 
 def killed(directory: Path) -> None:
-    """Die while the second checkpoint is half written."""
+    """Kill this process while it writes the second checkpoint."""
     write = checkpoints.write_model
 
     def write_or_die(model: Any, folder: Path) -> None:

@@ -36,10 +36,10 @@ def test_an_account_that_may_write_has_no_fault(account: Account, repo_id: str) 
         (Account("somebody", "fineGrained", {}, {"somebody/other": ["repo.write"]}), "somebody/demo", "repo.write"),
     ],
 )
-def test_what_an_account_lacks_is_named(account: Account, repo_id: str, words: str) -> None:
+def test_the_right_that_an_account_lacks_is_named(account: Account, repo_id: str, words: str) -> None:
     assert words in str(access.fault(account.whoami(), repo_id, "publish.repo_id"))
 
 
-def test_a_token_without_a_role_is_left_to_the_hub() -> None:
+def test_a_token_without_a_role_is_not_refused() -> None:
     oauth: dict[str, Any] = {"name": "somebody", "orgs": [], "auth": {"type": "oauth"}}
     assert access.fault(oauth, "somebody/demo", "publish.repo_id") is None

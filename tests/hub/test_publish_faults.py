@@ -1,4 +1,4 @@
-"""Publishing to a hub that fails: it ends whole, or it says so and has published nothing, and the next try succeeds."""
+"""Publish to a hub that fails: the result is one whole commit, or one line and no commit, and it can be repeated."""
 
 import signal
 import subprocess
@@ -32,7 +32,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def push(tmp_path: Path) -> Callable[..., None]:
-    """Publishes the run with short waits; checks: what is done with the commit, never loading its random weights."""
+    """Return a function that publishes the run with short waits, and never loads it, since the weights are random."""
 
     def run(patience: Patience = HASTE, checks: publish.Checks = ()) -> None:
         publish.main(
@@ -43,15 +43,15 @@ def push(tmp_path: Path) -> Callable[..., None]:
 
 
 def is_whole(hub: Hub) -> bool:
-    """Whether one commit on top of the hub's first holds all files, and the run's tag points to it."""
+    """Return whether one commit, on top of the first of the hub, holds all files and has the tag of the run."""
     repository = hub.repositories[REPO]
     head, *before = repository.history()
-    wanted = {".gitattributes", "README.md", "config.json", "model.safetensors", "report/reward.png"}
-    return len(before) == 1 and set(head.files) == wanted and repository.tags == {"run-0123456789ab": head.sha}
+    expected = {".gitattributes", "README.md", "config.json", "model.safetensors", "report/reward.png"}
+    return len(before) == 1 and set(head.files) == expected and repository.tags == {"run-0123456789ab": head.sha}
 
 
 def has_nothing(hub: Hub) -> bool:
-    """Whether nothing of the run can be seen: no repository, or one as it was made."""
+    """Return whether the hub holds nothing of the run: there is no repository, or only its first commit."""
     return REPO not in hub.repositories or len(hub.repositories[REPO].history()) == 1
 
 
@@ -82,7 +82,7 @@ def has_nothing(hub: Hub) -> bool:
     ],
     ids=lambda f: f"{f.call}-{f.kind}-{f.status if f.kind in ('status', 'html') else ''}x{f.times}",
 )
-def test_a_fault_that_passes_leaves_one_whole_commit(
+def test_after_a_transient_fault_there_is_one_whole_commit(
     hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str], fault: Fault
 ) -> None:
     hub.fail(fault)
@@ -107,7 +107,7 @@ def test_a_fault_that_passes_leaves_one_whole_commit(
     ],
     ids=lambda value: f"{value.call}-{value.kind}-{value.status}" if isinstance(value, Fault) else "",
 )
-def test_a_fault_that_stays_publishes_nothing_and_the_next_try_succeeds(
+def test_a_lasting_fault_publishes_nothing_and_the_next_command_succeeds(
     hub: Hub, push: Callable[..., None], fault: Fault, words: str
 ) -> None:
     hub.fail(fault)
@@ -124,7 +124,7 @@ def test_a_fault_that_stays_publishes_nothing_and_the_next_try_succeeds(
 
 
 @pytest.mark.parametrize(("call", "status"), [("commit", 403), ("create", 401), ("tree", 404), ("commit", 400)])
-def test_a_fault_that_no_try_mends_is_tried_once(
+def test_a_fault_that_another_try_cannot_mend_is_tried_once(
     hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str], call: str, status: int
 ) -> None:
     hub.fail(Fault(call, "status", status=status, times=99))
@@ -154,13 +154,13 @@ def test_the_wait_that_the_hub_requests_is_honoured(
     assert "publish: try 2 of 5 in 1 s: the Hub answered 429" in capfd.readouterr().out
 
 
-def test_a_download_that_is_never_what_was_pushed_is_a_failure(hub: Hub, push: Callable[..., None]) -> None:
+def test_a_download_that_always_differs_from_what_was_pushed_is_a_failure(hub: Hub, push: Callable[..., None]) -> None:
     hub.fail(Fault("storage", "flip", times=99))
     with pytest.raises(UserError, match=r"was pushed, but the check of it failed: model\.safetensors came back"):
         push(replace(HASTE, tries=2), [repository.fetch])
     hub.heal()
     push(checks=[repository.fetch])
-    assert is_whole(hub)  # the next try made no second commit
+    assert is_whole(hub)  # the second command made no second commit
 
 
 def test_a_step_that_takes_too_long_is_killed_and_tried_again(
@@ -173,28 +173,28 @@ def test_a_step_that_takes_too_long_is_killed_and_tried_again(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_in_mid_push_it_leaves_nothing_and_the_next_try_succeeds(
+def test_a_push_that_is_killed_leaves_nothing_running_and_the_next_command_succeeds(
     hub: Hub, push: Callable[..., None], tmp_path: Path, signum: int
 ) -> None:
     hub.fail(Fault("put", "hang"))
     command = [sys.executable, "-m", "gpt2_rlhf.publish", f"output_dir={tmp_path / 'outputs'}"]
     killed = subprocess.Popen([*command, f"publish.repo_id={REPO}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert reached(lambda: hub.calls("put") == 1)
-    worker = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()[0]
+    child = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()[0]
     killed.send_signal(signum)
-    _, said = killed.communicate()
-    assert (killed.returncode, said.strip()) in [
+    _, stderr = killed.communicate()
+    assert (killed.returncode, stderr.strip()) in [
         (-signum, b""),
         (130, b"interrupted; run the same command again to go on"),
     ]
-    assert reached(lambda: not is_running(int(worker)))
+    assert reached(lambda: not is_running(int(child)))
     assert has_nothing(hub)
     push()
     assert is_whole(hub)
 
 
 def reached(condition: Callable[[], bool]) -> bool:
-    """Whether it comes true within half a minute."""
+    """Return whether the condition becomes true within half a minute."""
     end = time.monotonic() + 30
     while not condition():
         if time.monotonic() > end:
@@ -204,7 +204,7 @@ def reached(condition: Callable[[], bool]) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process; one that ended and that nobody waited for is none."""
+    """Return whether the process runs; one that has ended and that no process waits for does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

@@ -9,13 +9,20 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from gpt2_rlhf.launch.progress import Interrupted, Progress, StopOnSignal
 
 
-def state(step: int) -> TrainerState:
-    return TrainerState(global_step=step, max_steps=40, is_world_process_zero=True)
+def state(step: int, history: list[dict[str, float]] | None = None) -> TrainerState:
+    entries = [] if history is None else history
+    return TrainerState(global_step=step, max_steps=40, is_world_process_zero=True, log_history=entries)
 
 
 @pytest.fixture
 def args(tmp_path: Path) -> TrainingArguments:
     return TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+
+
+def log(progress: Progress, args: TrainingArguments, at: TrainerState, logs: dict[str, float]) -> None:
+    """Add the logs to the history and call the callback, as Trainer.log does."""
+    at.log_history.append({**logs, "step": at.global_step})
+    progress.on_log(args, at, TrainerControl(), logs=logs)
 
 
 def steps_kept(path: Path) -> list[int]:
@@ -26,17 +33,22 @@ def test_every_log_becomes_a_line_with_its_step(tmp_path: Path, args: TrainingAr
     path = tmp_path / "metrics.jsonl"
     progress = Progress("sft", path)
     progress.on_train_begin(args, state(0), TrainerControl())
+    history: list[dict[str, float]] = []
     for step in (10, 20):
-        progress.on_log(args, state(step), TrainerControl(), logs={"loss": 2.0})
-    assert steps_kept(path) == [10, 20]
+        log(progress, args, state(step, history), {"loss": 2.0})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 10, "loss": 2.0},
+        {"step": 20, "loss": 2.0},
+    ]
 
 
 def test_a_resumed_run_keeps_each_step_once(tmp_path: Path, args: TrainingArguments) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (10, 20, 30)) + '{"step": 40, "lo')
     resumed = Progress("sft", path)
-    resumed.on_train_begin(args, state(20), TrainerControl())
-    resumed.on_log(args, state(30), TrainerControl(), logs={"loss": 5.0})
+    history = [{"loss": 1.0, "step": 10}, {"loss": 1.0, "step": 20}]  # of the checkpoint
+    resumed.on_train_begin(args, state(20, history), TrainerControl())
+    log(resumed, args, state(30, history), {"loss": 5.0})
     assert steps_kept(path) == [10, 20, 30]
     assert json.loads(path.read_text().splitlines()[-1])["loss"] == 5.0
 
@@ -49,7 +61,7 @@ def test_the_eta_counts_from_the_step_of_the_resume(
     progress = Progress("sft", tmp_path / "metrics.jsonl")
     progress.on_train_begin(args, state(20), TrainerControl())
     now[0] += 30.0  # 10 steps took 30 s, 10 are left
-    progress.on_log(args, state(30), TrainerControl(), logs={"loss": 0.5})
+    log(progress, args, state(30), {"loss": 0.5})
     assert capsys.readouterr().out == "  sft 30/40  eta 30 s  loss 0.5\n"
 
 
@@ -61,9 +73,9 @@ def test_an_evaluation_before_the_first_step_does_not_enter_the_eta(
     progress = Progress("ppo", tmp_path / "metrics.jsonl")
     progress.on_train_begin(args, state(0), TrainerControl())
     now[0] += 500.0
-    progress.on_log(args, state(0), TrainerControl(), logs={"eval/reward": 1.0})
+    log(progress, args, state(0), {"eval/reward": 1.0})
     now[0] += 20.0  # one step, and 39 to go
-    progress.on_log(args, state(1), TrainerControl(), logs={"objective/scores": 2.0})
+    log(progress, args, state(1), {"objective/scores": 2.0})
     assert capsys.readouterr().out == (
         "  ppo 0/40  held-out reward 1\n  ppo 1/40  eta 780 s  held-out reward 1  reward 2\n"
     )
@@ -77,9 +89,9 @@ def test_one_line_shows_training_and_the_evaluation_of_the_same_step(
     progress = Progress("ppo", tmp_path / "metrics.jsonl")
     progress.on_train_begin(args, state(0), TrainerControl())
     now[0] += 40.0
-    progress.on_log(args, state(4), TrainerControl(), logs={"objective/scores": 0.5, "objective/kl": 3.0, "lr": 1e-5})
+    log(progress, args, state(4), {"objective/scores": 0.5, "objective/kl": 3.0, "lr": 1e-5})
     now[0] += 20.0  # the evaluation is part of what four steps cost: 15 s each, 36 to go
-    progress.on_log(args, state(4), TrainerControl(), logs={"eval/reward": 0.25, "eval/kl_nats": 2.0, "val/ratio": 1.0})
+    log(progress, args, state(4), {"eval/reward": 0.25, "eval/kl_nats": 2.0, "val/ratio": 1.0})
     assert capsys.readouterr().out.splitlines() == [
         "  ppo 4/40  eta 360 s  reward 0.5  kl 3  lr 1e-05",
         "  ppo 4/40  eta 540 s  reward 0.5  kl 3  lr 1e-05  held-out reward 0.25  held-out kl 2",
@@ -91,15 +103,15 @@ def logs_of(path: Path) -> list[tuple[int, str]]:
     return [(record["step"], list(record)[1]) for record in map(json.loads, path.read_text().splitlines())]
 
 
-def run_steps(progress: Progress, args: TrainingArguments, steps: range) -> None:
-    """What PPO's train() logs, with an evaluation before the first step and at every second."""
-    progress.on_train_begin(args, state(steps.start - 1), TrainerControl())
+def run_steps(progress: Progress, args: TrainingArguments, steps: range, history: list[dict[str, float]]) -> None:
+    """Log what PPO's train() logs, with an evaluation before the first step and at every second."""
+    progress.on_train_begin(args, state(steps.start - 1, history), TrainerControl())
     if steps.start == 1:
-        progress.on_log(args, state(0), TrainerControl(), logs={"eval/reward": 0.0})
+        log(progress, args, state(0, history), {"eval/reward": 0.0})
     for step in steps:
-        progress.on_log(args, state(step), TrainerControl(), logs={"objective/scores": 1.0})
+        log(progress, args, state(step, history), {"objective/scores": 1.0})
         if step % 2 == 0:
-            progress.on_log(args, state(step), TrainerControl(), logs={"eval/reward": 1.0})
+            log(progress, args, state(step, history), {"eval/reward": 1.0})
 
 
 @pytest.mark.parametrize("checkpoint", [0, 2, 3, 4])
@@ -107,8 +119,10 @@ def test_after_a_resume_every_training_and_evaluation_line_is_there_once(
     tmp_path: Path, args: TrainingArguments, checkpoint: int
 ) -> None:
     path = tmp_path / "metrics.jsonl"
-    run_steps(Progress("ppo", path), args, range(1, 6))
-    run_steps(Progress("ppo", path), args, range(checkpoint + 1, 7))
+    history: list[dict[str, float]] = []
+    run_steps(Progress("ppo", path), args, range(1, 6), history)
+    restored = [entry for entry in history if entry["step"] <= checkpoint] if checkpoint else []
+    run_steps(Progress("ppo", path), args, range(checkpoint + 1, 7), restored)
     train, evaluate = "objective/scores", "eval/reward"
     assert logs_of(path) == [
         (0, evaluate),
@@ -126,12 +140,15 @@ def test_after_a_resume_every_training_and_evaluation_line_is_there_once(
 
 def test_a_run_that_was_done_but_for_its_summary_keeps_its_last_step(tmp_path: Path, args: TrainingArguments) -> None:
     path = tmp_path / "metrics.jsonl"
-    for begun in (0, 40):  # the second time there is no step left to do
-        progress = Progress("sft", path)
-        progress.on_train_begin(args, state(begun), TrainerControl())
-        if begun == 0:
-            progress.on_log(args, state(40), TrainerControl(), logs={"loss": 2.0})
-        progress.on_log(args, state(40), TrainerControl(), logs={"train_loss": 3.0})
+    progress = Progress("sft", path)
+    progress.on_train_begin(args, state(0), TrainerControl())
+    history: list[dict[str, float]] = []
+    log(progress, args, state(40, history), {"loss": 2.0})
+    restored = [dict(entry) for entry in history]  # of the checkpoint of the last step: there is no step left to do
+    log(progress, args, state(40, history), {"train_loss": 3.0})
+    resumed = Progress("sft", path)
+    resumed.on_train_begin(args, state(40, restored), TrainerControl())
+    log(resumed, args, state(40, restored), {"train_loss": 3.0})
     assert logs_of(path) == [(40, "loss"), (40, "train_loss")]
 
 
@@ -145,14 +162,14 @@ def test_other_processes_than_the_first_write_nothing(tmp_path: Path, args: Trai
     assert path.read_text() == '{"step": 9}\n'
 
 
-def test_a_terminals_line_is_cut_so_that_it_can_be_rewritten_in_place(
+def test_the_line_of_a_terminal_is_cut_so_that_it_can_be_rewritten_in_place(
     tmp_path: Path, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "21")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     progress = Progress("ppo", tmp_path / "metrics.jsonl")
     progress.on_train_begin(args, state(40), TrainerControl())
-    progress.on_log(args, state(40), TrainerControl(), logs={"loss": 2.0, "accuracy": 0.5})
+    log(progress, args, state(40), {"loss": 2.0, "accuracy": 0.5})
     assert capsys.readouterr().out == "\r  ppo 40/40  loss 2 "
 
 
@@ -165,8 +182,8 @@ def test_a_log_file_gets_a_line_every_ten_seconds_and_one_at_the_end(
     progress.on_train_begin(args, state(0), TrainerControl())
     for step, loss in ((10, 4.0), (20, 3.0), (30, 2.0), (40, 1.0)):  # at 4 s, 8 s, 12 s, 16 s
         now[0] += 4.0
-        progress.on_log(args, state(step), TrainerControl(), logs={"loss": loss})
-    progress.on_log(args, state(40), TrainerControl(), logs={"train_loss": 2.5})
+        log(progress, args, state(step), {"loss": loss})
+    log(progress, args, state(40), {"train_loss": 2.5})
     progress.on_train_end(args, state(40), TrainerControl())
     assert [line.split("  ")[1:4:2] for line in capsys.readouterr().out.splitlines()] == [
         ["sft 10/40", "loss 4"],

@@ -25,7 +25,7 @@ TOKENS = sum(LENGTHS)
 
 
 def padded(side: str) -> tuple[Tensor, Tensor]:
-    """Ids and mask of three rows, 9, 4 and 1 tokens long; the padding is a token that the rows have too."""
+    """Ids and mask of three rows of 9, 4 and 1 tokens; the padding is a token that also occurs in the rows."""
     generator = torch.Generator().manual_seed(3)
     ids, mask = torch.full((3, 9), 7), torch.zeros(3, 9, dtype=torch.long)
     for row, length in enumerate(LENGTHS):
@@ -46,7 +46,7 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def lean(model: PreTrainedModel) -> PreTrainedModel:
+def packed(model: PreTrainedModel) -> PreTrainedModel:
     packing.use_fused_activations(model)
     packing.without_padding(model)
     return model
@@ -57,39 +57,39 @@ def hidden(model: nn.Module, **inputs: Any) -> Tensor:
 
 
 def embedded_tokens(model: PreTrainedModel) -> list[int]:
-    """Grows by the number of tokens of each pass through the model from now on."""
-    seen: list[int] = []
-    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
-    return seen
+    """Return a list that gets the number of tokens of each later pass through the model."""
+    passes: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].numel()))
+    return passes
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("positions_given", [True, False])
-def test_states_are_those_of_the_padded_batch_and_zero_at_padding(side: str, positions_given: bool) -> None:
+def test_states_equal_those_of_the_padded_batch_and_are_zero_at_padding(side: str, positions_given: bool) -> None:
     ids, mask = padded(side)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     model = policy()
     expected = hidden(model.base_model, input_ids=ids, attention_mask=mask, position_ids=positions)
-    seen = embedded_tokens(lean(model))
+    passes = embedded_tokens(packed(model))
     given = {"position_ids": positions} if positions_given else {}
     ours = hidden(model.base_model, input_ids=ids, attention_mask=mask, **given)
     torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-5)
     assert ours[~mask.bool()].abs().sum() == 0
-    assert seen == [TOKENS]
+    assert passes == [TOKENS]
 
 
-def test_positions_of_one_row_for_all_are_taken() -> None:
+def test_positions_of_one_row_apply_to_all_rows() -> None:
     ids, mask = padded("right")
     positions = torch.arange(20, 29)[None]
     expected = hidden(policy().base_model, input_ids=ids, attention_mask=mask, position_ids=positions)
-    ours = hidden(lean(policy()).base_model, input_ids=ids, attention_mask=mask, position_ids=positions)
+    ours = hidden(packed(policy()).base_model, input_ids=ids, attention_mask=mask, position_ids=positions)
     torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-5)
 
 
 def test_a_row_of_padding_alone_is_zero() -> None:
     ids, mask = padded("right")
     mask[1] = 0
-    ours = hidden(lean(policy()).base_model, input_ids=ids, attention_mask=mask)
+    ours = hidden(packed(policy()).base_model, input_ids=ids, attention_mask=mask)
     expected = hidden(policy().base_model, input_ids=ids[:1])
     torch.testing.assert_close(ours[:1], expected, rtol=0, atol=1e-5)
     assert ours[1].abs().sum() == 0
@@ -107,7 +107,7 @@ def test_a_row_of_padding_alone_is_zero() -> None:
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_another_call_goes_the_ordinary_way(changed: dict[str, Any]) -> None:
+def test_other_calls_are_unchanged(changed: dict[str, Any]) -> None:
     ids, mask = padded("right")
     model = policy()
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **changed}
@@ -118,7 +118,7 @@ def test_another_call_goes_the_ordinary_way(changed: dict[str, Any]) -> None:
     assert torch.equal(ours.last_hidden_state, expected.last_hidden_state)
 
 
-def test_generation_is_untouched() -> None:
+def test_generation_is_unchanged() -> None:
     ids, mask = padded("left")
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 7}
     model = policy()
@@ -136,13 +136,13 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
         hidden(model.base_model, input_ids=ids, attention_mask=mask)[mask.bool()].square().sum().backward()
         return [parameter.grad for parameter in model.parameters()]
 
-    for ours, expected in zip(gradients(lean(policy()), True), gradients(policy(), False), strict=True):
+    for ours, expected in zip(gradients(packed(policy()), True), gradients(policy(), False), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_copy_computes_with_its_own_weights() -> None:
     ids, mask = padded("right")
-    model = lean(policy())
+    model = packed(policy())
     copied = copy.deepcopy(model)
     copied.get_parameter("transformer.ln_f.bias").data += 1
     difference = hidden(copied.base_model, input_ids=ids, attention_mask=mask) - hidden(
@@ -151,8 +151,8 @@ def test_a_copy_computes_with_its_own_weights() -> None:
     torch.testing.assert_close(difference[mask.bool()], torch.ones(TOKENS, 32), rtol=0, atol=1e-5)
 
 
-def test_what_is_saved_is_what_was_saved_before(tmp_path: Path) -> None:
-    plain, ours = policy(), lean(policy())
+def test_saved_files_are_the_same_as_without_packing(tmp_path: Path) -> None:
+    plain, ours = policy(), packed(policy())
     ids, mask = padded("right")
     hidden(ours.base_model, input_ids=ids, attention_mask=mask)
     for model, folder in ((plain, "plain"), (ours, "ours")):
@@ -165,9 +165,9 @@ def test_what_is_saved_is_what_was_saved_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dropped", ["attn_dropout", "resid_dropout"])
-def test_dropout_still_drops(dropped: str) -> None:
+def test_dropout_still_applies(dropped: str) -> None:
     ids, mask = padded("right")
-    model = lean(policy()).train()
+    model = packed(policy()).train()
     for block in model.base_model.h:  # type: ignore[union-attr]
         getattr(block.attn, dropped).p = 0.5
     first, second = (hidden(model.base_model, input_ids=ids, attention_mask=mask) for _ in range(2))
@@ -175,7 +175,7 @@ def test_dropout_still_drops(dropped: str) -> None:
     assert first[~mask.bool()].abs().sum() == 0
 
 
-def test_another_family_is_left_as_it_is() -> None:
+def test_a_model_of_another_family_is_unchanged() -> None:
     config = LlamaConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8, pad_token_id=0
     )
@@ -194,11 +194,11 @@ def process_group() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_ddp_finds_every_weight_used() -> None:
+def test_every_weight_gets_a_gradient_under_ddp() -> None:
     ids, mask = padded("right")
-    model = lean(tiny_reward(TOKENIZER)).train()
+    model = packed(tiny_reward(TOKENIZER)).train()
     parallel = nn.parallel.DistributedDataParallel(model)
-    for _ in range(2):  # the second pass fails when the first left a weight without its gradient
+    for _ in range(2):  # the second pass fails if the first left a weight without a gradient
         parallel(input_ids=ids, attention_mask=mask, use_cache=False).logits.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -211,7 +211,7 @@ ROWS = [
 
 
 class FirstStep(TrainerCallback):
-    """Keeps the gradients with which the first step is taken."""
+    """Keeps the gradients of the first step."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         parameters = kwargs["model"].named_parameters()
@@ -219,7 +219,7 @@ class FirstStep(TrainerCallback):
 
 
 def first_step(kind: str, directory: Path, own: bool, adapter: bool) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of one step over all the rows, by TRL's trainer of that kind."""
+    """Return loss and gradients of one step over all rows, by TRL's trainer of that kind."""
     args: dict[str, Any] = {
         "output_dir": str(directory),
         "use_cpu": True,
@@ -240,8 +240,8 @@ def first_step(kind: str, directory: Path, own: bool, adapter: bool) -> tuple[fl
     set_seed(0)
     model = without_dropout(tiny_policy(TOKENIZER) if kind == "sft" else tiny_reward(TOKENIZER))
     if own:
-        lean(model)
-    seen = embedded_tokens(model)
+        packed(model)
+    passes = embedded_tokens(model)
     padding = tokens.padding_copy(TOKENIZER, "right")
     callback = FirstStep()
     with warnings.catch_warnings():
@@ -250,22 +250,22 @@ def first_step(kind: str, directory: Path, own: bool, adapter: bool) -> tuple[fl
         common: dict[str, Any] = {"callbacks": [callback], "peft_config": lora if adapter else None}
         if kind == "sft":
             rows = Dataset.from_list([tokens.encode_sft(TOKENIZER, row) for row in ROWS])
-            wanted = sum(len(row) for row in rows["input_ids"])
+            row_tokens = sum(len(row) for row in rows["input_ids"])
             trainer = SFTTrainer(
                 model, SFTConfig(**args), train_dataset=rows, processing_class=copy.deepcopy(TOKENIZER), **common
             )
         else:
             rows = Dataset.from_list([tokens.encode_reward(TOKENIZER, row) for row in ROWS])
-            wanted = sum(len(row) for side in ("chosen_ids", "rejected_ids") for row in rows[side])
+            row_tokens = sum(len(row) for side in ("chosen_ids", "rejected_ids") for row in rows[side])
             trainer = RewardTrainer(model, RewardConfig(**args), train_dataset=rows, processing_class=padding, **common)
         trainer.train()
-    assert (seen == [wanted]) == own
+    assert (passes == [row_tokens]) == own
     return trainer.state.log_history[0]["loss"], callback.gradients
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize("kind", ["sft", "reward"])
-def test_trl_s_trainers_take_the_same_step(kind: str, adapter: bool, tmp_path: Path) -> None:
+def test_sft_and_reward_trainers_take_the_same_step_with_packing(kind: str, adapter: bool, tmp_path: Path) -> None:
     expected_loss, expected = first_step(kind, tmp_path, own=False, adapter=adapter)
     loss, gradients = first_step(kind, tmp_path, own=True, adapter=adapter)
     assert loss == pytest.approx(expected_loss, abs=1e-5)
@@ -286,7 +286,7 @@ def test_fused_activations_compute_the_same() -> None:
     torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, before, rtol=0, atol=1e-5)
 
 
-def test_within_the_block_rows_are_apart_and_after_it_all_is_as_before() -> None:
+def test_rows_attend_to_themselves_within_the_block_only() -> None:
     ids, mask = padded("right")
     model = policy()
     assert isinstance(model.base_model, GPT2Model)

@@ -66,7 +66,7 @@ def test_ppo_gets_the_prompt_alone(saved):
     assert saved.decode(tokens.encode_ppo(saved, ROW)["input_ids"]) == ROW["prompt"]
 
 
-def test_random_weights_have_the_shape_asked_for_and_depend_on_the_seed_alone():
+def test_random_weights_have_the_shape_in_the_settings_and_depend_on_the_seed_alone():
     from gpt2_rlhf.config.settings import Model
 
     shape = {"vocab_size": 2000, "n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2}

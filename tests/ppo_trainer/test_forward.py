@@ -36,7 +36,7 @@ HAS_VALUE = value_mask(IS_TOKEN)
 
 
 def stock_logprobs(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """As train() makes them of the logits at all positions; the padding token taken out, as ours does."""
+    """As TRL's train() computes them from the logits, but with probability 0 for the padding token, as in ours."""
     logits = logits[:, PROMPT - 1 : -1] / TEMPERATURE
     logits[..., tiny.PAD_ID] = -1e4
     entropies = torch.logsumexp(logits, -1) - (logits.softmax(-1) * logits).sum(-1)
@@ -49,8 +49,8 @@ def gradients(wrapper: torch.nn.Module, logprobs: Tensor, values: Tensor) -> lis
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # TRL's wrapper
-def test_log_probabilities_entropies_values_and_gradients_are_those_of_stock():
-    wrapper = PolicyAndValueWrapper(tiny.policy(), tiny.scorer(2)).eval()  # TRL takes the dropout out
+def test_log_probabilities_entropies_values_and_gradients_equal_those_of_stock():
+    wrapper = PolicyAndValueWrapper(tiny.policy(), tiny.scorer(2)).eval()  # TRL switches dropout off
     output, values = stock.forward(wrapper, token_ids(), tiny.PAD_ID)
     expected, expected_entropies = stock_logprobs(output.logits)
     expected_values = values[:, PROMPT - 1 : -1].squeeze(-1)[HAS_VALUE]
@@ -70,7 +70,7 @@ def test_log_probabilities_entropies_values_and_gradients_are_those_of_stock():
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft
 @pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "base under the adapter"])
-def test_the_reference_is_that_of_stock_also_under_an_adapter(adapter):
+def test_reference_log_probabilities_equal_those_of_stock_also_under_an_adapter(adapter):
     policy = get_peft_model(
         tiny.policy(), LoraConfig(r=2, fan_in_fan_out=True, init_lora_weights=False, task_type=TaskType.CAUSAL_LM)
     ).eval()
@@ -90,7 +90,7 @@ def test_the_reference_is_that_of_stock_also_under_an_adapter(adapter):
 
 
 @torch.no_grad()
-def test_scores_and_values_are_those_of_stock():
+def test_scores_and_values_equal_those_of_stock():
     model = tiny.scorer(1).eval()
     values, scores, _ = get_reward(model, token_ids(), tiny.PAD_ID, PROMPT)
     ours = forward.answer_values(model, ROWS)
@@ -99,17 +99,17 @@ def test_scores_and_values_are_those_of_stock():
     torch.testing.assert_close(ours[HAS_VALUE], expected[HAS_VALUE], rtol=0, atol=1e-5)
 
 
-def test_only_text_goes_through_the_model_and_only_answers_to_the_vocabulary():
-    model, seen = tiny.policy(), {}
+def test_the_model_computes_no_padding_and_logits_only_for_answers():
+    model, counts = tiny.policy(), {}
     model.transformer.register_forward_pre_hook(
-        lambda _, args, inputs: seen.update(text=inputs["input_ids"].numel()), with_kwargs=True
+        lambda _, args, inputs: counts.update(text=inputs["input_ids"].numel()), with_kwargs=True
     )
-    model.lm_head.register_forward_pre_hook(lambda _, args: seen.update(predicted=args[0].shape[:-1].numel()))
+    model.lm_head.register_forward_pre_hook(lambda _, args: counts.update(predicted=args[0].shape[:-1].numel()))
     last: Any = model.transformer.h[-1]
-    last.mlp.c_fc.register_forward_pre_hook(lambda _, args: seen.update(fed_forward_last=args[0].shape[:-1].numel()))
+    last.mlp.c_fc.register_forward_pre_hook(lambda _, args: counts.update(fed_forward_last=args[0].shape[:-1].numel()))
     forward.answer_logprobs(model, ROWS, 1.0)
-    # the last layer also sees the last token of each prompt, which predicts the answer's first
-    assert seen == {"text": 9 + 6 + 4 + 2 + 1 + 1, "fed_forward_last": 7 + 3 + 2, "predicted": 6 + 2 + 1}
+    # the last layer also computes the last token of each prompt, which predicts the first of the answer
+    assert counts == {"text": 9 + 6 + 4 + 2 + 1 + 1, "fed_forward_last": 7 + 3 + 2, "predicted": 6 + 2 + 1}
 
 
 def test_the_padding_token_has_probability_0_and_gets_no_gradient():
@@ -128,8 +128,8 @@ def test_the_padding_token_has_probability_0_and_gets_no_gradient():
 def test_log_probability_entropy_and_gradient_of_three_logits_by_hand(temperature):
     # tokens 0 and 1 with odds 3 : 1 at the temperature, token 2 never
     logits = torch.tensor([[temperature * torch.tensor(3.0).log().item(), 0.0, 9.0]], requires_grad=True)
-    made = logits * 1  # the function overwrites what it is given
-    logprobs, entropies = forward._Logprobs.apply(made, torch.tensor([0]), temperature, 2)
+    overwritten = logits * 1  # the function overwrites its input
+    logprobs, entropies = forward._Logprobs.apply(overwritten, torch.tensor([0]), temperature, 2)
     assert logprobs.item() == pytest.approx(torch.tensor(0.75).log().item(), abs=1e-6)
     assert entropies.item() == pytest.approx(0.75 * 0.287682 + 0.25 * 1.386294, abs=1e-5)  # -p log p
     logprobs.backward(torch.tensor([2.0]))
@@ -137,7 +137,7 @@ def test_log_probability_entropy_and_gradient_of_three_logits_by_hand(temperatur
     torch.testing.assert_close(logits.grad, expected, rtol=0, atol=1e-6)
 
 
-def test_nothing_is_left_behind():
+def test_hooks_and_attention_are_restored_after_a_pass():
     model = tiny.policy()
     forward.answer_logprobs(model, ROWS, 1.0)
     assert model.config._attn_implementation == "sdpa"

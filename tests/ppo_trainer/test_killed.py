@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "ppo_killed.py"
 
 
 @pytest.mark.slow
-def test_runs_killed_at_five_random_updates_end_with_the_weights_of_uninterrupted_ones(tmp_path: Path) -> None:
+def test_runs_killed_at_five_random_updates_end_with_the_same_weights_as_uninterrupted_ones(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, tmp_path, "20261124"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])},
@@ -24,6 +24,6 @@ def test_runs_killed_at_five_random_updates_end_with_the_weights_of_uninterrupte
     assert [one["kind"] for one in found] == ["full", "lora", "two processes"]
     for one in found:
         assert len(one["killed_at"]) == 5
-        assert len(set(one["resumed_from"])) > 1, one  # it did go on, and not start anew each time
+        assert len(set(one["resumed_from"])) > 1, one  # it resumed, and did not start from 0 each time
         assert one["killed"] == one["straight"], one
     assert len({one["straight"] for one in found}) == 3

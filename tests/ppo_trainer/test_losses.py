@@ -13,7 +13,7 @@ def test_the_position_after_a_short_answer_has_a_value_too():
     assert losses.value_mask(IS_TOKEN).tolist() == [[True, True, True], [True, True, False]]
 
 
-def test_k1_is_the_log_ratio_and_k3_never_negative():
+def test_k1_is_the_log_ratio_and_k3_is_never_negative():
     logprobs = torch.tensor([[math.log(0.5), math.log(0.2)]])
     ref_logprobs = torch.tensor([[math.log(0.25), math.log(0.4)]])
     k1 = losses.kl_per_token(logprobs, ref_logprobs, "k1")
@@ -23,7 +23,7 @@ def test_k1_is_the_log_ratio_and_k3_never_negative():
     torch.testing.assert_close(k3, torch.tensor([[0.5 - 1 + math.log(2), 2 - 1 - math.log(2)]]))
 
 
-def test_the_score_stands_after_the_last_token_or_at_it_where_there_is_no_room():
+def test_the_score_is_added_after_the_last_token_or_at_it_if_there_is_no_room():
     kl = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 0.0]])
     rewards = losses.token_rewards(kl, torch.tensor([10.0, 20.0]), IS_TOKEN, kl_coef=0.5)
     torch.testing.assert_close(rewards, torch.tensor([[-0.5, -1.0, 8.5], [-2.0, 20.0, 0.0]]))
@@ -39,7 +39,7 @@ def test_advantages_and_returns_of_two_tokens_by_hand():
     torch.testing.assert_close(advantages, torch.tensor([[-(0.5**0.5), 0.5**0.5]]), rtol=1e-4, atol=1e-4)
 
 
-def test_whitening_leaves_padding_out_and_at_zero():
+def test_whitening_ignores_padding_and_leaves_it_at_zero():
     values = torch.zeros(2, 3)
     rewards = torch.tensor([[1.0, 2.0, 3.0], [5.0, 7.0, 0.0]])
     advantages, _ = losses.advantages_and_returns(rewards, values, IS_TOKEN, gamma=1.0, lam=0.0)

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from gpt2_rlhf.ppo_trainer.metrics import Clock, Means, explained_variance
 
 
-def test_means_weigh_every_token_alike_whatever_microbatch_it_came_in():
+def test_means_give_every_token_the_same_weight_in_any_microbatch():
     means = Means()
     means.add("x", torch.tensor([[1.0, 2.0, 50.0]]), torch.tensor([[True, True, False]]))
     means.add("x", torch.tensor([[6.0, 50.0, 50.0]]), torch.tensor([[True, False, False]]))
@@ -16,7 +16,7 @@ def test_means_weigh_every_token_alike_whatever_microbatch_it_came_in():
     assert means.over_processes(Accelerator()) == {"x": 3.0, "y": 0.5}  # (1 + 2 + 6) / 3
 
 
-def test_nothing_but_padding_has_no_mean():
+def test_the_mean_over_padding_alone_is_nan():
     means = Means()
     means.add("x", torch.tensor([7.0]), torch.tensor([False]))
     assert math.isnan(means.over_processes(Accelerator())["x"])

@@ -18,7 +18,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.ppo_trainer import checkpoints
-from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
 from helpers import ppo_tiny as tiny
 
 pytestmark = pytest.mark.usefixtures("small_overheads")
@@ -31,12 +30,12 @@ def lora() -> LoraConfig:
 
 
 def arguments(directory: Path, **changes: Any) -> Any:
-    """5 updates, 3 to a pass over the 12 prompts, a checkpoint after each."""
+    """5 updates, 3 in each pass over the 12 prompts, a checkpoint after each."""
     return tiny.arguments(directory, **{"total_episodes": 20, "save_strategy": "steps", "save_steps": 1, **changes})
 
 
 class Interrupt(TrainerCallback):
-    """Stops a run where the pipeline does on Ctrl-C: after the checkpoint of update `after`."""
+    """Stops a run as the pipeline does on Ctrl-C: after the checkpoint of update `after`."""
 
     def __init__(self, after: int):
         self.after = after
@@ -54,9 +53,6 @@ def interrupted(directory: Path, after: int, **parts: Any) -> Path:
 
 def without_speed(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in entry.items() if not re.match("time/|.*_per_s", name)} for entry in history]
-
-
-# --- resume
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -81,7 +77,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, kind, af
     assert (resumed.ref_model is None) == (kind == "lora")
 
 
-def test_resuming_a_finished_run_trains_nothing_and_gives_its_weights(tmp_path):
+def test_resuming_a_finished_run_trains_nothing_and_restores_its_weights(tmp_path):
     done = tiny.ours(arguments(tmp_path))
     done.train()
     again = tiny.ours(arguments(tmp_path))
@@ -90,7 +86,7 @@ def test_resuming_a_finished_run_trains_nothing_and_gives_its_weights(tmp_path):
     assert tiny.trained_digest(again) == tiny.trained_digest(done)
 
 
-def test_the_callbacks_of_a_resumed_run_see_the_steps_done_before(tmp_path):
+def test_callbacks_of_a_resumed_run_start_at_the_step_of_the_checkpoint(tmp_path):
     class Begins(TrainerCallback):
         saw = (0, 0)
 
@@ -106,9 +102,6 @@ def test_the_callbacks_of_a_resumed_run_see_the_steps_done_before(tmp_path):
     straight = tiny.ours(arguments(tmp_path / "straight"), callbacks=[Begins()])
     straight.train()
     assert tiny.trained_digest(resumed) == tiny.trained_digest(straight)
-
-
-# --- what is written
 
 
 def test_stock_checkpoints_lack_the_value_model_and_ours_hold_policy_and_value_model(tmp_path):
@@ -147,7 +140,7 @@ def test_an_adapter_is_saved_without_its_base(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["model", "value_model", "optimizer.pt", "trainer_state.json"])
-def test_a_checkpoint_that_is_cut_off_while_written_is_not_taken_for_whole(tmp_path, monkeypatch, file):
+def test_a_checkpoint_interrupted_while_written_is_not_used(tmp_path, monkeypatch, file):
     class Cut(Exception):
         pass
 
@@ -175,32 +168,29 @@ def test_a_checkpoint_that_is_cut_off_while_written_is_not_taken_for_whole(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{n}" for n in (1, 2, 3, 4, 5)]
 
 
-def test_callbacks_hear_of_a_save_when_the_checkpoint_is_whole(tmp_path):
+def test_on_save_is_called_after_the_checkpoint_is_complete(tmp_path):
     checkpoint = interrupted(tmp_path, 1)
     assert (checkpoint / "trainer_state.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
-def test_the_oldest_checkpoints_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
-    seen = []
+def test_the_oldest_checkpoints_are_removed_only_after_the_new_one_is_complete(tmp_path, monkeypatch):
+    removed = []
     remove = shutil.rmtree
 
     def watched(path: Path) -> None:
-        seen.append((path.name, sorted(p.name for p in path.parent.glob("checkpoint-*"))))
+        removed.append((path.name, sorted(p.name for p in path.parent.glob("checkpoint-*"))))
         remove(path)
 
     monkeypatch.setattr(shutil, "rmtree", watched)
     tiny.ours(arguments(tmp_path, save_total_limit=2, total_episodes=16)).train()
-    assert seen == [
+    assert removed == [
         ("checkpoint-1", ["checkpoint-1", "checkpoint-2", "checkpoint-3"]),
         ("checkpoint-2", ["checkpoint-2", "checkpoint-3", "checkpoint-4"]),
     ]
 
 
-# --- what is refused
-
-
-def test_a_folder_that_is_not_a_whole_checkpoint_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_complete_checkpoint_is_refused(tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(UserError, match=r"checkpoint-1 is not a complete checkpoint \(no trainer_state.json\)"):
         tiny.ours(arguments(tmp_path)).train(str(tmp_path / "checkpoint-1"))
@@ -214,41 +204,8 @@ def test_a_checkpoint_of_other_batches_or_processes_is_refused(tmp_path):
         checkpoints.check(checkpoint, batch_size=4, processes=2)
 
 
-# --- the order of prompts
-
-
-def batches(position: int, count: int, **changes: int) -> list[list[int]]:
-    loader = PromptBatches(**{"prompts": range(10), "rows": 2, "seed": 5, "rank": 0, "world_size": 2, **changes})
-    return [loader.batch(position + place) for place in range(count)]
-
-
-def test_the_order_from_any_position_is_the_tail_of_the_order_from_the_start():
-    whole = batches(0, 7)
-    assert all(batches(start, 7 - start) == whole[start:] for start in range(7))
-
-
-def test_a_pass_gives_each_prompt_to_one_process_once_and_passes_differ():
-    passes = []
-    for first in (0, 2):  # 10 prompts in batches of 2 x 2: two batches to a pass, two prompts left out
-        rows = [row for rank in (0, 1) for batch in batches(first, 2, rank=rank) for row in batch]
-        assert len(rows) == len(set(rows)) == 8
-        passes.append(rows)
-    assert passes[0] != passes[1]
-    assert batches(0, 2, seed=6) != batches(0, 2)
-
-
-def test_the_generators_of_others_do_not_change_the_order():
-    np.random.seed(1)
-    first = batches(0, 3)
-    np.random.seed(2)
-    assert batches(0, 3) == first
-
-
-# --- two processes
-
-
 def torchrun(mode: str, directory: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Exit status, and what each of two processes has written."""
+    """Return the exit status, and what each of two processes wrote."""
     launcher = [sys.executable, "-m", "torch.distributed.run"]
     done = subprocess.run(
         [*launcher, "--standalone", "--nproc_per_node=2", SCRIPT, mode, directory],
@@ -264,7 +221,7 @@ def torchrun(mode: str, directory: Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-def test_stock_neither_saves_nor_shares_the_base_between_policy_and_reference_under_two_processes(tmp_path):
+def test_stock_fails_under_two_processes_to_save_and_to_train_an_adapter_without_a_reference(tmp_path):
     _, failures = torchrun("stock", tmp_path)
     assert "share memory" in failures[0]["save"]
     assert "is_distributed_loading" in failures[1]["save"]
@@ -272,7 +229,7 @@ def test_stock_neither_saves_nor_shares_the_base_between_policy_and_reference_un
 
 
 @pytest.mark.slow
-def test_ours_trains_saves_and_resumes_to_the_bit_under_two_processes_also_after_kill_9(tmp_path):
+def test_ours_trains_saves_and_resumes_exactly_under_two_processes_also_after_kill_9(tmp_path):
     status, (first, second) = torchrun("whole", tmp_path)
     assert status == 0
     assert first["steps"] == 5

@@ -18,23 +18,23 @@ def test_scores_are_normalised_and_then_clipped():
 
 
 @pytest.mark.parametrize("std", [0.0, -1.0, math.nan])
-def test_a_reward_model_without_spread_cannot_be_normalised_by(std):
+def test_normalising_by_a_standard_deviation_that_is_not_positive_is_refused(std):
     with pytest.raises(UserError, match=r"ppo\.reward\.normalise"):
         Shaping(std=std)
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, math.nan])
-def test_a_clip_that_leaves_one_score_for_all_is_refused(clip):
+def test_a_clip_that_is_not_positive_is_refused(clip):
     with pytest.raises(UserError, match=r"ppo\.reward\.clip"):
         Shaping(clip=clip)
 
 
-def test_a_function_that_gives_another_number_of_scores_is_refused():
+def test_a_function_that_returns_another_number_of_scores_is_refused():
     with pytest.raises(UserError, match="returned 1 scores for 2 answers"):
         reward_scores.scores_of(lambda prompts, answers: [0.0], ["a", "b"], ["c", "d"])
 
 
-def test_a_function_that_is_not_there_is_refused():
+def test_a_function_that_cannot_be_imported_is_refused():
     with pytest.raises(UserError, match=r"ppo\.reward\.function: 'math:none' cannot be imported"):
         load_score_function("math:none")
     assert load_score_function("math:dist") is math.dist
@@ -47,29 +47,29 @@ def trained(directory, **parts):
     return trainer
 
 
-def test_a_function_replaces_the_reward_model_and_sees_text(tmp_path):
-    seen = []
+def test_a_function_replaces_the_reward_model_and_gets_text(tmp_path):
+    pairs = []
 
     def length(prompts, answers):
-        seen.extend(zip(prompts, answers, strict=True))
+        pairs.extend(zip(prompts, answers, strict=True))
         return [len(answer) for answer in answers]
 
     trainer = trained(tmp_path, score_function=length, shaping=Shaping(clip=5.0), model=tiny.often_stopping_policy())
-    assert all(prompt.startswith("\n\nHuman: ") and prompt.endswith("\n\nAssistant:") for prompt, _ in seen)
-    assert not any("<|endoftext|>" in text or "\u00ff" in text for pair in seen for text in pair)
-    lengths = [len(answer) for _, answer in seen]
+    assert all(prompt.startswith("\n\nHuman: ") and prompt.endswith("\n\nAssistant:") for prompt, _ in pairs)
+    assert not any("<|endoftext|>" in text or "\u00ff" in text for pair in pairs for text in pair)
+    lengths = [len(answer) for _, answer in pairs]
     by_update = [lengths[:4], lengths[4:]]
     assert tiny.logged(trainer, "objective/unshaped_scores") == pytest.approx([sum(some) / 4 for some in by_update])
     clipped = [sum(min(n, 5) for n in some) / 4 for some in by_update]
     assert tiny.logged(trainer, "objective/scores") == pytest.approx(clipped)
 
 
-def test_a_score_that_is_not_finite_stops_with_the_update_it_came_in(tmp_path):
+def test_a_score_that_is_not_finite_stops_the_run_and_names_the_update(tmp_path):
     with pytest.raises(UserError, match="update 1: 4 of 4 scores are not finite"):
         trained(tmp_path, score_function=lambda prompts, answers: [math.nan] * len(answers))
 
 
-def test_another_reference_stops_before_the_first_update_and_force_goes_on(tmp_path):
+def test_another_reference_stops_the_run_before_the_first_update_unless_forced(tmp_path):
     with pytest.raises(UserError, match="reference is not the SFT model"):
         trained(tmp_path, ref_model=tiny.policy(seed=7), force=False)
     trainer = trained(tmp_path, ref_model=tiny.policy(seed=7), force=True)
@@ -77,19 +77,19 @@ def test_another_reference_stops_before_the_first_update_and_force_goes_on(tmp_p
     assert len(trainer.forced) == 1
 
 
-def test_a_policy_that_never_ends_stops_before_the_first_update(tmp_path):
+def test_a_policy_whose_answers_never_end_stops_the_run_before_the_first_update(tmp_path):
     model = tiny.always_says(tiny.policy(), 300)
     args = tiny.arguments(tmp_path, per_device_train_batch_size=40, gradient_accumulation_steps=1, total_episodes=40)
     with pytest.raises(UserError, match="sft: 0 of 40 answers of the SFT model ended with EOS"):
         tiny.ours(args, model=model, train_dataset=tiny.prompts(40), force=False).train()
 
 
-def test_the_adaptive_coefficient_is_the_one_used_and_is_resumed(tmp_path):
+def test_the_adaptive_coefficient_is_used_and_resumed(tmp_path):
     args = {"total_episodes": 16, "save_strategy": "steps", "save_steps": 2, "kl_coef": 0.1, "learning_rate": 0.0}
     kl = PpoKl(target_nats=1.0, horizon_episodes=8)
     whole = tiny.ours(tiny.arguments(tmp_path, **args), kl=kl)
     whole.train()
-    # the KL stays 0: each update of 4 episodes takes off 0.2 x 4 / 8 = a tenth
+    # the KL stays 0: each update of 4 episodes lowers it by 0.2 x 4 / 8 = a tenth
     expected = [0.1, 0.09, 0.081, 0.0729]
     assert tiny.logged(whole, "objective/kl_coef") == pytest.approx(expected, rel=1e-5)
     resumed = tiny.ours(tiny.arguments(tmp_path, **args), kl=kl)

@@ -20,11 +20,11 @@ def sample(policy, rows_per_call=12):
     )
 
 
-def test_log_probabilities_of_the_rollout_are_those_of_the_update():
+def test_log_probabilities_of_the_rollout_equal_those_of_the_update():
     policy = tiny.often_stopping_policy().eval()
     rows, logprobs = sample(policy)
     lengths = rows.is_token.sum(1)
-    assert lengths.min() < lengths.max()  # else the test would say nothing about answers that stop
+    assert lengths.min() < lengths.max()  # otherwise the test would not cover answers that stop
     with torch.no_grad():
         expected, _ = forward.answer_logprobs(policy, rows, 0.7)
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
@@ -32,12 +32,12 @@ def test_log_probabilities_of_the_rollout_are_those_of_the_update():
 
 
 @pytest.mark.parametrize("rows_per_call", [1, 5])
-def test_answers_do_not_depend_on_how_many_are_sampled_at_once(rows_per_call):
+def test_answers_do_not_depend_on_the_number_sampled_at_once(rows_per_call):
     policy = tiny.often_stopping_policy().eval()
     assert torch.equal(sample(policy, rows_per_call)[0].token_ids, sample(policy)[0].token_ids)
 
 
-def test_prompts_stand_left_padded_before_answers_that_end_with_eos_or_at_the_limit():
+def test_rows_are_left_padded_prompts_and_answers_that_end_with_eos_or_at_the_limit():
     rows, _ = sample(tiny.often_stopping_policy().eval())
     for row, prompt in zip(rows.token_ids.tolist(), PROMPTS, strict=True):
         padding, answer = row[: rows.prompt_tokens - len(prompt)], row[rows.prompt_tokens :]

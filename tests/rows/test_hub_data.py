@@ -1,4 +1,4 @@
-"""The real huggingface_hub client against a Hub of a few lines on this machine."""
+"""The real huggingface_hub client against a small Hub on this machine."""
 
 import dataclasses
 import gzip
@@ -40,7 +40,7 @@ def packed(*answers: str) -> bytes:
 
 
 class FakeHub:
-    """One data set in the layout of Anthropic/hh-rlhf, and what was asked for."""
+    """One data set in the layout of Anthropic/hh-rlhf, and the requests for it."""
 
     def __init__(self) -> None:
         self.files = {
@@ -127,20 +127,20 @@ def test_a_hub_data_set_is_read_like_the_same_folder_on_disk(hub: FakeHub, tmp_p
     assert list(sources.read(PAIRS)) == list(sources.read(on_disk))
 
 
-def test_only_the_files_of_the_wanted_subsets_are_downloaded(hub: FakeHub) -> None:
+def test_only_the_files_of_the_chosen_subsets_are_downloaded(hub: FakeHub) -> None:
     read = list(sources.read(dataclasses.replace(PAIRS, subsets=["harmless-base"])))
     assert [raw.values["chosen"] for raw in read] == ["harmless 2", "harmless 1"]
     fetched = {path.partition(f"resolve/{COMMIT}/")[2] for path in hub.requests if "/resolve/" in path}
     assert fetched == {"harmless-base/test.jsonl.gz", "harmless-base/train.jsonl.gz"}
 
 
-def test_the_check_downloads_nothing_and_asks_once(hub: FakeHub) -> None:
+def test_the_check_downloads_nothing_and_makes_one_request(hub: FakeHub) -> None:
     sources.check(PAIRS)
-    asked = [path for path in hub.requests if "/datasets/" in path]
-    assert asked == [f"/api/datasets/owner/pairs/revision/{COMMIT}"]
+    requested = [path for path in hub.requests if "/datasets/" in path]
+    assert requested == [f"/api/datasets/owner/pairs/revision/{COMMIT}"]
 
 
-def test_what_has_been_downloaded_is_read_without_any_request(hub: FakeHub) -> None:
+def test_a_downloaded_data_set_is_read_without_any_request(hub: FakeHub) -> None:
     before = list(sources.read(PAIRS))
     hub.requests.clear()
     sources.check(PAIRS)
@@ -172,8 +172,8 @@ def test_wrong_columns_in_what_was_downloaded_name_the_file(hub: FakeHub) -> Non
 
 
 @pytest.mark.parametrize("revision", [None, "main"])
-def test_a_revision_that_moves_is_refused_with_the_commit_it_stands_for(hub: FakeHub, revision: str | None) -> None:
-    with pytest.raises(UserError, match=rf"wanted a commit of owner/pairs.*its newest is data\.revision={COMMIT}"):
+def test_a_revision_that_moves_is_refused_and_its_commit_is_named(hub: FakeHub, revision: str | None) -> None:
+    with pytest.raises(UserError, match=rf"expected a commit of owner/pairs.*its newest is data\.revision={COMMIT}"):
         sources.check(dataclasses.replace(PAIRS, revision=revision))
 
 
@@ -181,8 +181,12 @@ def test_a_revision_that_moves_is_refused_with_the_commit_it_stands_for(hub: Fak
     ("changes", "refusal", "message"),
     [
         ({"name": "owner/nothing"}, None, r"data\.name: the Hub has no data set owner/nothing, or it is private"),
-        ({"name": "my pairs"}, None, r"data\.name: 'my pairs' is no name of a Hub data set.*set data\.path"),
-        ({"name": "./pairs.jsonl"}, None, r"data\.name: '\./pairs\.jsonl' is no name of a Hub data set"),
+        (
+            {"name": "my pairs"},
+            None,
+            r"data\.name: 'my pairs' is not the name of a data set.*set data\.path",
+        ),
+        ({"name": "./pairs.jsonl"}, None, r"data\.name: '\./pairs\.jsonl' is not the name of a data set on the Hub"),
         ({"revision": "f" * 40}, None, r"data\.revision: owner/pairs has no revision f{40}"),
         ({"subsets": ["helpful"]}, None, r"data\.subsets: owner/pairs on the Hub has no helpful; it has harmless-base"),
         (
@@ -196,14 +200,14 @@ def test_a_revision_that_moves_is_refused_with_the_commit_it_stands_for(hub: Fak
         ({}, (200, ""), r"data\.name: the Hub cannot be reached for owner/pairs \(JSONDecodeError\)"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line(
+def test_a_refusal_of_the_hub_is_one_line(
     hub: FakeHub, changes: dict[str, object], refusal: tuple[int, str] | None, message: str
 ) -> None:
     if refusal is not None:
         hub.refusals["/api/datasets/owner/pairs"] = refusal
     for use in (sources.check, lambda data: list(sources.read(data))):
         with pytest.raises(UserError, match=message) as refused:
-            use(dataclasses.replace(PAIRS, **changes))  # type: ignore[arg-type]
+            use(dataclasses.replace(PAIRS, **changes))  # type: ignore[arg-type]  # fields of several types
         assert "\n" not in str(refused.value)
 
 

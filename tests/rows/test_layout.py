@@ -75,7 +75,7 @@ def test_loose_files_beside_a_test_file_are_training_rows() -> None:
 
 @pytest.mark.parametrize("names", [[], ["README.md"], ["deep/down/train.jsonl"]])
 def test_a_folder_without_data_files_is_refused(names: list[str]) -> None:
-    with pytest.raises(UserError, match=r"here has no data files; wanted train\.\* and test\.\*"):
+    with pytest.raises(UserError, match=r"here has no data files; expected train\.\* and test\.\*"):
         layout(names, "mine", None, "here")
 
 

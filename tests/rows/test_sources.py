@@ -79,10 +79,10 @@ def test_one_file_is_an_unsplit_set(two_subsets: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing.jsonl", r"data\.path=.*missing\.jsonl: nothing there; wanted a data file or a folder"),
-        ("pairs.txt", r"data\.path=.*pairs\.txt: unknown ending; wanted one of \.jsonl"),
+        ("missing.jsonl", r"data\.path=.*missing\.jsonl: does not exist .*; expected a data file or a folder"),
+        ("pairs.txt", r"data\.path=.*pairs\.txt: unknown ending; expected one of \.jsonl"),
         ("empty", r"data\.path=.*empty has no data files"),
-        ("columns.csv", r"columns\.csv: has the columns text; wanted chosen and rejected"),
+        ("columns.csv", r"columns\.csv: has the columns text; expected chosen and rejected"),
         ("n" * 300, r"cannot be read \(File name too long\)"),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_wrong_file_in_any_subset_is_found_by_the_check_and_by_reading(two_sub
             use(at(two_subsets))
 
 
-def test_subsets_of_one_file_are_refused_with_the_way_out(two_subsets: Path) -> None:
+def test_subsets_of_one_file_are_refused_and_the_remedy_is_named(two_subsets: Path) -> None:
     with pytest.raises(UserError, match=r"is one file and has no subset folders; set data\.subsets=null"):
         sources.check(at(two_subsets / "helpful" / "train.jsonl.gz", subsets=["helpful"]))
 
@@ -130,7 +130,7 @@ def test_the_fingerprint_of_generated_pairs_follows_counts_and_seed() -> None:
     assert len({sources.fingerprint(data) for data in (EMBEDDED, *others)}) == 4
 
 
-def test_generated_pairs_are_as_many_as_asked_and_the_two_splits_differ() -> None:
+def test_generated_pairs_have_the_number_in_the_settings_and_the_two_splits_differ() -> None:
     read = list(sources.read(EMBEDDED))
     assert [raw.name for raw in read] == [f"embedded.train:{n}" for n in range(1, 6)] + [
         f"embedded.test:{n}" for n in range(1, 4)
@@ -155,7 +155,7 @@ def test_no_seed_trains_on_the_test_pairs_of_another(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("field", ["train_pairs", "test_pairs"])
 def test_generated_pairs_without_a_number_are_refused(field: str) -> None:
-    with pytest.raises(UserError, match="the bundled data is generated and has no end; give both a number"):
+    with pytest.raises(UserError, match="the bundled data is generated without end; set both to a number"):
         sources.check(dataclasses.replace(EMBEDDED, **{field: None}))
 
 

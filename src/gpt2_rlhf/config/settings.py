@@ -53,16 +53,8 @@ class Peft:
 
 
 @dataclass(frozen=True)
-class Sft:
-    """Supervised fine-tuning: `args` are fields of TRL's SFTConfig."""
-
-    args: dict[str, Any]
-    peft: Peft
-
-
-@dataclass(frozen=True)
-class Reward:
-    """The reward model: `args` are fields of TRL's RewardConfig."""
+class Training:
+    """SFT or the reward model: `args` are fields of TRL's SFTConfig or RewardConfig."""
 
     args: dict[str, Any]
     peft: Peft
@@ -172,8 +164,8 @@ class Settings:
     force: bool  # train PPO although a gate before it fails
     model: Model
     data: Data
-    sft: Sft
-    reward: Reward
+    sft: Training
+    reward: Training
     ppo: Ppo
     evaluate: Evaluate
     publish: Publish

@@ -1,11 +1,11 @@
 """Rebuild the bundled tokenizer and base GPT-2: `python -m gpt2_rlhf.embedded.build` writes embedded/model/.
 
-A byte-level BPE and a GPT-2 of about a million parameters, trained from nothing on the generator's dialogues, good
-and bad answers alike, so that SFT and PPO have something to improve. Same seed and threads, same files.
+A byte-level BPE and a GPT-2 of about a million parameters are trained from scratch on the generator's dialogues, with
+good and bad answers, so that SFT and PPO can improve on it. The same seed and number of threads give the same files.
 
 The bundled files: seed 20261123, 50,000 texts once, 3,125 steps, loss 0.654 nats per token over the last tenth, 525 s
 on one thread of a shared AVX2 machine (2026-11-23). On 256 held-out prompts at temperature 1 its samples end with EOS
-in 99.2 % and have a mean utility of 0.59, where the chosen answers have 2.18.
+in 99.2 % and have a mean utility of 0.59; the chosen answers have 2.18.
 """
 
 import argparse
@@ -30,23 +30,23 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the bundled model is made with."""
+    """The hyper-parameters of the bundled model."""
 
     seed: int = 20_261_123
     vocabulary: int = 1_536
     tokenizer_texts: int = 20_000
     training_texts: int = 50_000
-    epochs: int = 1  # new texts cost nothing
+    epochs: int = 1  # new texts can be generated at no cost, so no text is repeated
     batch_texts: int = 16  # 64 at 3e-3 reached a loss of 0.76 in 30,000 texts, 16 at 2e-3 passed that in 25,000
     peak_lr: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 0.01
-    shifted_share: float = 0.15  # of the batches: positions moved right, so that all 512 are trained
+    shifted_share: float = 0.15  # of the batches, whose positions are shifted right so that all 512 are trained
     threads: int = 1  # sums over several threads may round otherwise on another machine
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> GPT2Tokenizer:
-    """A GPT-2 style byte-level BPE of `vocabulary` tokens: the 256 bytes, merges, and EOS as the last."""
+    """Train a GPT-2 style byte-level BPE of `vocabulary` tokens: the 256 bytes, merges, and EOS as the last."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -63,12 +63,12 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> GPT2Tokenizer:
 
 
 def eos_id(tokenizer: GPT2Tokenizer) -> int:
-    """The id of EOS, which is also the padding: the last of the vocabulary."""
+    """Return the id of EOS, which is also the padding: the last of the vocabulary."""
     return len(tokenizer) - 1
 
 
 def shape(tokenizer: GPT2Tokenizer) -> GPT2Config:
-    """A GPT-2 of 4 layers and width 128; about a million parameters."""
+    """Return the config of a GPT-2 with 4 layers and width 128, about a million parameters."""
     eos = eos_id(tokenizer)
     return GPT2Config(
         vocab_size=len(tokenizer),
@@ -87,7 +87,7 @@ def shape(tokenizer: GPT2Tokenizer) -> GPT2Config:
 
 
 def train_model(tokenizer: GPT2Tokenizer, texts: list[str], recipe: Recipe) -> tuple[GPT2LMHeadModel, float]:
-    """The trained model and its loss over the last tenth of the steps, in nats per token."""
+    """Return the trained model and its loss over the last tenth of the steps, in nats per token."""
     set_seed(recipe.seed)
     model = GPT2LMHeadModel(shape(tokenizer)).train()
     encoded = [[*ids, eos_id(tokenizer)] for ids in tokenizer(texts)["input_ids"]]
@@ -114,7 +114,7 @@ def train_model(tokenizer: GPT2Tokenizer, texts: list[str], recipe: Recipe) -> t
 
 
 def _batches(encoded: list[list[int]], recipe: Recipe) -> Iterator[dict[str, torch.Tensor]]:
-    """Right-padded batches of texts of like length, in an order drawn anew for each epoch."""
+    """Yield right-padded batches of texts of similar length, in a new random order each epoch."""
     rng = random.Random(recipe.seed)
     for _ in range(recipe.epochs):
         order = sorted(range(len(encoded)), key=lambda text: (len(encoded[text]) // 4, rng.random()))
@@ -133,15 +133,15 @@ def _batches(encoded: list[list[int]], recipe: Recipe) -> Iterator[dict[str, tor
 
 
 def save(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, directory: Path) -> None:
-    """Write tokenizer, configs and weights; the weights as float16, which halves the file and is read as float32."""
+    """Write tokenizer, configs and weights. Float16 halves the file of the weights; they are loaded as float32."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(directory)
     model.config.architectures = ["GPT2LMHeadModel"]
-    model.config.dtype = "float32"  # what from_pretrained makes of the stored halves when it is told nothing
+    model.config.dtype = "float32"  # from_pretrained converts the stored float16 to this
     model.config.save_pretrained(directory)
     eos = eos_id(tokenizer)
     GenerationConfig(bos_token_id=eos, eos_token_id=eos, pad_token_id=eos).save_pretrained(directory)
-    # lm_head shares the embedding's weights; a shared tensor is stored once, under the embedding's name
+    # lm_head shares the embedding's weights, which are stored once, under the embedding's name
     weights = {
         name: weight.to(torch.float16).contiguous()
         for name, weight in model.state_dict().items()
@@ -151,7 +151,7 @@ def save(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, directory: Path) -> N
 
 
 def build(recipe: Recipe, directory: Path) -> dict[str, float]:
-    """Train and save both; the figures of the build: parameters, loss in nats per token, wall seconds."""
+    """Train and save both; return the number of parameters, the loss in nats per token and the wall seconds."""
     torch.set_num_threads(recipe.threads)
     start = time.monotonic()
     tokenizer = train_tokenizer(generator.corpus(recipe.tokenizer_texts, recipe.seed), recipe.vocabulary)

@@ -1,6 +1,6 @@
-"""Fill the cards of a run's models with what its manifests recorded; a name that nobody gives a value is an error.
+"""Fill the cards of a run's models with what its manifests recorded; a field without a value is an error.
 
-cards/policy.md is the template of the policy's card; those of the SFT and the reward model replace parts of it.
+cards/policy.md is the template of the policy's card; those of the SFT and the reward model replace blocks of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.evidence import card_samples, card_tables, card_training, front_matter, terminal
-from gpt2_rlhf.evidence.comparison import BEST_OF_N
+from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, terminal
+from gpt2_rlhf.evidence.tables import markdown
 
 FOLDERS = {"model": "ppo", "sft_model": "sft", "reward_model": "reward"}  # in a run: the stage whose model it holds
 TEMPLATES = Path(__file__).parent / "cards"
@@ -22,43 +22,43 @@ _TRAINED = ("sft", "reward", "judge", "ppo")
 
 
 @dataclass(frozen=True)
-class Run:
+class CardSources:
     """What the cards of a run are filled from."""
 
     command: str
-    records: Mapping[str, Mapping[str, Any]]  # each stage's manifest; of several seeds of PPO's, the first
-    seeds: Mapping[str, Any] | None  # their spread (seeds.py), where there are several
-    samples: Sequence[Mapping[str, Any]]  # the lines of samples.jsonl
+    records: Mapping[str, Mapping[str, Any]]  # each stage's manifest; of several PPO seeds, those of the first
+    seeds: Mapping[str, Any] | None  # the spread over PPO seeds (seeds.py), where there are several
+    samples: Sequence[Mapping[str, Any]]  # the objects of samples.jsonl
     pictures: Sequence[PurePosixPath]  # in the folder that the card lies in
 
 
-def render(settings: Settings, run: Run, folder: str = "model") -> str:
-    """The card of the policy, or of another model by the name of its folder in outputs/latest, as Markdown.
+def render(settings: Settings, sources: CardSources, folder: str = "model") -> str:
+    """Return the card of the model in this folder of outputs/latest, as Markdown.
 
     Raises:
-        UndefinedError, ValueError: a template names what has no value, or the front matter is none.
+        UndefinedError, ValueError: a field of the template has no value, or the Hub would read other front matter.
     """
-    # ModelCard.from_template has Jinja leave out what is undefined, so the template is filled here and parsed there
+    # not ModelCard.from_template, which leaves out undefined fields without an error
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
-        finalize=_given,
-        autoescape=False,  # Markdown; what models wrote stands in fenced blocks
+        finalize=_require_value,
+        autoescape=False,  # Markdown; the texts of models are in fenced blocks
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     title = _title(settings, folder)
-    front = _front_matter(settings, run, folder, title)
+    front = _front_matter(settings, sources, folder, title)
     text = environment.get_template(_TEMPLATE[folder]).render(
-        card_data=front.to_yaml(), title=title, **_values(settings, run, folder, title)
+        card_data=front.to_yaml(), title=title, **_values(settings, sources, folder, title)
     )
     if ModelCard(text).data.to_dict() != front.to_dict():
         raise ValueError(f"{folder}: the card's front matter is not read back as it was written")
     return text
 
 
-def _given(value: Any) -> Any:
+def _require_value(value: Any) -> Any:
     if value is None:
         raise ValueError("a field of the card has no value")
     return value
@@ -74,8 +74,8 @@ def _repo_id(settings: Settings, folder: str) -> str | None:
     return {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
 
 
-def _front_matter(settings: Settings, run: Run, folder: str, title: str) -> ModelCardData:
-    metrics = {name: record["metrics"] for name, record in run.records.items()}
+def _front_matter(settings: Settings, sources: CardSources, folder: str, title: str) -> ModelCardData:
+    metrics = {name: record["metrics"] for name, record in sources.records.items()}
     if folder == "sft_model":
         return front_matter.sft(settings, title, metrics["sft"], metrics["evaluate"])
     if folder == "reward_model":
@@ -83,12 +83,13 @@ def _front_matter(settings: Settings, run: Run, folder: str, title: str) -> Mode
     return front_matter.policy(settings, title, metrics["evaluate"])
 
 
-def _values(settings: Settings, run: Run, folder: str, title: str) -> dict[str, Any]:
-    """What the templates may name."""
-    records, metrics = run.records, {name: record["metrics"] for name, record in run.records.items()}
-    evaluation, reward = metrics["evaluate"], metrics["reward"]
+def _values(settings: Settings, sources: CardSources, folder: str, title: str) -> dict[str, Any]:
+    """The fields of the templates."""
+    records, seeds = sources.records, sources.seeds
+    found = {**summary.findings(records, seeds), "manifests": records}
+    reward, models = found["reward_model"], results.models(found)
     last = FOLDERS[folder]
-    shown = [name for name in ("base", "sft", "ppo", BEST_OF_N) if name in evaluation["models"]]
+    trained = _TRAINED[: _TRAINED.index(last) + 1]
     return {
         "is_demonstration": settings.model.name == "embedded",
         "is_hh": front_matter.is_hub_data(settings.data) and settings.data.name == "Anthropic/hh-rlhf",
@@ -98,37 +99,33 @@ def _values(settings: Settings, run: Run, folder: str, title: str) -> dict[str, 
         "libraries": records["ppo"]["libraries"],
         "model_path": _repo_id(settings, folder) or f"outputs/latest/{folder}",
         "number": card_training.number,
-        "evaluation": evaluation,
-        "forced": metrics["ppo"]["forced"],
-        "stages_table": card_training.stages(records, ("sft",) if folder == "sft_model" else _trained(last)),
-        "rows_table": card_training.rows_read(metrics["data"]),
+        "evaluation": found["evaluation"],
+        "forced": [terminal.forced_text(fault) for fault in found["ppo"]["forced"]],
+        "stages_table": markdown(card_training.stages(records, trained)),
+        "rows_table": markdown(lineage.rows_read(found)),
         "shares_text": card_training.shares(records["data"]),
         "guard": card_training.guard(records["ppo"]),
-        "models_table": card_tables.models(evaluation, shown[:2] if folder == "sft_model" else shown),
-        "differences_table": card_tables.differences(evaluation),
-        "subsets_table": card_tables.subsets(evaluation),
-        "sft_table": card_tables.losses(metrics["sft"]),
-        "reward_models_table": card_tables.reward_models(reward, metrics.get("judge")),
-        "calibration_table": card_tables.calibration(reward),
-        "trust": terminal.trust(reward),
+        "models_table": markdown(models.only("base", "sft") if last == "sft" else models),
+        "differences_table": markdown(results.paired(found)),
+        "subsets_table": markdown(results.subsets(found)),
+        "sft_table": markdown(results.sft_loss(found)),
+        "reward_models_table": markdown(results.accuracy(found)),
+        "bias_table": markdown(results.reward_model_faults(found)),
+        "calibration_table": markdown(results.calibration(found)),
         "score_mean": f"{reward['score_mean']:.2f}",
         "score_std": f"{reward['score_std']:.2f}",
         "scored_answers": 2 * reward["pairs"],
         "judge_note": _judge_note(records),
-        "seeds_note": _seeds_note(run),
-        "seeds_table": None if run.seeds is None else card_tables.seeds(run.seeds),
-        "seeds_text": None if run.seeds is None else terminal.failed_seeds(run.seeds),
+        "seeds_note": _seeds_note(sources),
+        "seeds_table": None if seeds is None else markdown(results.over_seeds(found)),
+        "seeds_text": None if seeds is None else terminal.failed_seeds(seeds),
         "samples_rule": card_samples.RULE,
-        "samples": card_samples.markdown(run.samples),
-        "command": run.command,
-        "made_table": card_training.made(records, last),
-        "pictures": run.pictures,
+        "samples": card_samples.markdown(sources.samples),
+        "command": sources.command,
+        "made_table": markdown(card_training.made(records, last)),
+        "pictures": sources.pictures,
         "own_citation": _citation(settings, title, records["evaluate"]["finished_at"]),
     }
-
-
-def _trained(last: str) -> tuple[str, ...]:
-    return _TRAINED[: _TRAINED.index(last) + 1]
 
 
 def _maximised(ppo: Mapping[str, Any]) -> str:
@@ -138,18 +135,18 @@ def _maximised(ppo: Mapping[str, Any]) -> str:
 
 def _judge_note(records: Mapping[str, Any]) -> str:
     if "judge" not in records:
-        return "There is no judge, a second reward model that PPO is not trained on."
+        return "No second reward model (judge) was trained."
     return "The judge is a second reward model that PPO is not trained on."
 
 
-def _seeds_note(run: Run) -> str:
-    if run.seeds is None:
-        return f", with one training seed ({run.records['ppo']['seed']})"
-    return f", with PPO's seeds {', '.join(str(one['seed']) for one in run.seeds['by_seed'])}"
+def _seeds_note(sources: CardSources) -> str:
+    if sources.seeds is None:
+        return f", with one training seed ({sources.records['ppo']['seed']})"
+    return f", with PPO's seeds {', '.join(str(one['seed']) for one in sources.seeds['by_seed'])}"
 
 
 def _citation(settings: Settings, title: str, finished_at: str) -> str | None:
-    """A BibTeX entry for the model, where the settings name an author."""
+    """The BibTeX entry of the model, where the settings name an author."""
     if settings.card.author is None:
         return None
     fields = {

@@ -1,24 +1,27 @@
-"""Choose the answers that a card shows by a rule that was fixed beforehand, the worst among them, and quote them.
+"""Choose the answers that a card shows by a fixed rule, the worst among them, and quote them.
 
-Samples picked by hand show what their picker likes; these are the ends and the middle of what was measured.
+Samples chosen by hand show what the chooser likes; these are the largest rise, the median and the largest falls.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpt2_rlhf.config import metrics
+from gpt2_rlhf.evidence.tables import text
+
 MOST_CHARACTERS = 600  # of one text
 SHOWN = {"base": "base", "sft": "SFT", "ppo": "PPO"}
 RULE = (
-    "The two prompts that every run answers, then four of the held-out prompts by the reward of PPO's answer less that "
-    "of SFT's: the largest rise, the median, and the two lowest, which are falls where anything fell."
+    "The two examples that every run answers, then four of the held-out prompts by the difference of reward between "
+    "PPO's answer and SFT's: the largest rise, the median, and the two lowest, which are falls where any reward fell."
 )
 
 Line = Mapping[str, Any]  # of samples.jsonl
 
 
 def chosen(lines: Sequence[Line]) -> list[tuple[str, Line]]:
-    """The lines that the rule picks, each with a heading; of few held-out prompts each one is shown once."""
+    """Return the lines that the rule chooses, each with a heading; with few held-out prompts none is shown twice."""
     examples = [line for line in lines if line["group"] == "example"]
     heldout = sorted((line for line in lines if line["group"] == "heldout"), key=_change)
     places = {
@@ -38,15 +41,15 @@ def chosen(lines: Sequence[Line]) -> list[tuple[str, Line]]:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """The chosen lines as Markdown: the prompt, then each model's answer with its scores."""
+    """Return the chosen lines as Markdown: the prompt, then each model's answer with its scores."""
     return "\n\n".join(_one(heading, line) for heading, line in chosen(lines))
 
 
-def quoted(text: str) -> str:
-    """A fenced block of the text, cut where it is long; its fence is longer than any run of backticks inside."""
-    shown = text[:MOST_CHARACTERS]
+def quoted(answer: str) -> str:
+    """Return the text as a fenced block, cut where it is long; the fence is longer than any run of backticks inside."""
+    shown = answer[:MOST_CHARACTERS]
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
-    cut = f"\n\n(cut after {MOST_CHARACTERS} of {len(text)} characters)" if len(text) > MOST_CHARACTERS else ""
+    cut = f"\n\n(cut after {MOST_CHARACTERS} of {len(answer)} characters)" if len(answer) > MOST_CHARACTERS else ""
     return f"{fence}text\n{_printable(shown)}\n{fence}{cut}"
 
 
@@ -60,8 +63,8 @@ def _one(heading: str, line: Line) -> str:
 
 
 def _scores(answer: Mapping[str, Any]) -> str:
-    known = {"reward": answer["reward"], "judge's": answer["judge_reward"], "utility": answer["utility"]}
-    figures = [f"{name} {value:.2f}" for name, value in known.items() if value is not None]
+    shown = (metrics.REWARD, metrics.JUDGE_REWARD, metrics.UTILITY)
+    figures = [f"{one.label.lower()} {text(answer[one.key])}" for one in shown if answer[one.key] is not None]
     return ", ".join([*figures, "ended" if answer["ended"] else "not ended"])
 
 
@@ -69,6 +72,6 @@ def _change(line: Line) -> float:
     return line["answers"]["ppo"]["reward"] - line["answers"]["sft"]["reward"]
 
 
-def _printable(text: str) -> str:
-    """Without control characters: a model may write them, and a file that holds one counts as binary."""
-    return "".join(one if one in "\n\t" or one.isprintable() else "�" for one in text)
+def _printable(answer: str) -> str:
+    """The text without control characters: a model may write them, and tools take a file with one for binary."""
+    return "".join(one if one in "\n\t" or one.isprintable() else "�" for one in answer)

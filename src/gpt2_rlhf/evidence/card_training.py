@@ -1,12 +1,12 @@
-"""Turn manifests into how a model was made: data, the stages with the arguments they were given, where and with what.
+"""Turn manifests into how a model was made: the data, the arguments of the stages, the machine and the libraries.
 
-What a stage was given is read from its manifest, not from the settings of today: a stage may have been built before.
+The arguments are those of the manifests, not of the settings: a stage may have been built by an earlier command.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt2_rlhf.evidence.card_tables import markdown
+from gpt2_rlhf.evidence.tables import Cell, Row, Table
 
 Record = Mapping[str, Any]  # a stage's manifest
 
@@ -33,37 +33,25 @@ _ARGUMENTS = (  # of TRL's configs, in the order shown
 _TITLES = {"sft": "SFT", "reward": "Reward model", "judge": "Judge", "ppo": "PPO"}
 
 
-def stages(records: Mapping[str, Record], names: Sequence[str]) -> str:
-    """A row for each of the training stages: rows, arguments, optimiser steps and seconds."""
+def stages(records: Mapping[str, Record], names: Sequence[str]) -> Table:
+    """Return a row for each of these training stages: rows, arguments, optimiser steps and seconds."""
+    columns = {"rows": "Trained on", "settings": "Settings", "steps": "Steps", "wall_s": "Seconds"}
     rows = [
-        [
+        _row(
             _TITLES[name],
             _trained_on(name, records[name]["metrics"]),
             ", ".join(_settings(name, records[name]["inputs"])),
             str(records[name]["metrics"]["updates" if name == "ppo" else "steps"]),
             f"{records[name]['wall_s']:.0f}",
-        ]
+        )
         for name in names
         if name in records
     ]
-    return markdown(["Stage", "Trained on", "Settings", "Steps", "Seconds"], rows)
-
-
-def rows_read(report: Mapping[str, Any]) -> str:
-    """How many rows of the source were read, dropped by reason, cut and kept. report: the data stage's metrics."""
-    reasons = sorted({*report["train"]["dropped"], *report["test"]["dropped"]})
-    sides = (report["train"], report["test"])
-    rows = [
-        ["read", *(str(side["read"]) for side in sides)],
-        *([f"dropped: {why}", *(str(side["dropped"].get(why, 0)) for side in sides)] for why in reasons),
-        ["kept", *(str(side["kept"]) for side in sides)],
-        ["of these, with turns cut from the prompt", *(str(side["turns_cut"]) for side in sides)],
-    ]
-    return markdown(["Rows", "Training", "Test"], rows)
+    return Table("trained", "Stage", columns, rows)
 
 
 def shares(record: Record) -> str:
-    """How the rows were divided, in a sentence. record: the data stage's manifest."""
+    """Return how the rows were divided among the stages. record: the data stage's manifest."""
     report = record["metrics"]
     parts = [f"{name} {one['pairs']} pairs of {one['prompts']} prompts" for name, one in report["tables"].items()]
     apart = "no prompt is in two of them" if record["inputs"]["data"]["disjoint"] else "the training stages share them"
@@ -74,22 +62,22 @@ def shares(record: Record) -> str:
 
 
 def guard(ppo: Record) -> str:
-    """What watched PPO, whether it stopped it, and which policy was handed on."""
+    """Return whether a guard watched PPO, whether it stopped it, and which policy was handed on."""
     metrics = ppo["metrics"]
     handed_on = f"The policy of update {metrics['kept_update']} of {metrics['updates']} was handed on."
     if metrics["stopped"] is not None:
         return f"The guard stopped PPO: {metrics['stopped']}. {handed_on}"
     if metrics["heldout"] is None or not ppo["inputs"]["ppo"]["guard"]["enabled"]:
         return f"No guard watched PPO. {handed_on}"
-    unasked = "" if metrics["judge_fault"] is None else f" The judge was not asked: {metrics['judge_fault']}."
+    judge = "" if metrics["judge_fault"] is None else f" The judge scored nothing: {metrics['judge_fault']}."
     prompts = metrics["heldout"]["prompts"]
-    return f"The guard watched PPO on {prompts} withheld prompts and did not stop it. {handed_on}{unasked}"
+    return f"The guard watched PPO on {prompts} withheld prompts and did not stop it. {handed_on}{judge}"
 
 
-def made(records: Mapping[str, Record], weights_of: str) -> str:
-    """Where, when and with what the stages ran, and the digests of the weights of the stage `weights_of`.
+def made(records: Mapping[str, Record], weights_of: str) -> Table:
+    """Return where, when and with which libraries the stages ran, and the digests of the weights of one of them.
 
-    Stages may have been built apart, so each value is listed once for every one that occurs.
+    Stages may have been built by different commands, so each value that occurs is listed once.
     """
     libraries = {name for record in records.values() for name in record["libraries"]}
     rows = [
@@ -105,11 +93,11 @@ def made(records: Mapping[str, Record], weights_of: str) -> str:
         *([name, _each(record["libraries"][name] for record in records.values())] for name in sorted(libraries)),
         *([f"sha256 of {file}", digest] for file, digest in records[weights_of]["weights_sha256"].items()),
     ]
-    return markdown(["", ""], rows)
+    return Table("made", "", {"value": ""}, [_row(label, value) for label, value in rows])
 
 
 def number(value: float | str) -> str:
-    """A setting as a person writes it: 0.0003, 1, linear."""
+    """Return a setting as a person writes it: 0.0003, 1, linear."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -145,6 +133,10 @@ def _reward_settings(ppo: Mapping[str, Any]) -> list[str]:
         *(["reward normalised"] if reward["normalise"] else []),
         *([f"reward clipped at {number(reward['clip'])}"] if reward["clip"] is not None else []),
     ]
+
+
+def _row(label: str, *texts: str) -> Row:
+    return Row(label, [Cell(text) for text in texts])
 
 
 def _each(values: Any) -> str:

@@ -1,56 +1,48 @@
-"""The front matter of a model card, which the Hub files the model by: licence, base model, data, measured metrics.
+"""Build the front matter of a model card, from which the Hub lists the model: licence, base model, data, metrics.
 
-huggingface_hub's ModelCardData writes the YAML, since names may hold what YAML reads as something else. Each metric
-names its 95 % interval and n and has them as `args`, unrounded.
+huggingface_hub's ModelCardData writes the YAML, since names may hold characters that YAML interprets. The name of each
+metric has the 95 % interval and n, and its `args` have them unrounded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.config.settings import Data, Model, Settings
-from gpt2_rlhf.evidence import terminal
+from gpt2_rlhf.evidence import tables
 from gpt2_rlhf.models.model_files import local_dir
 
 _TAGS = ["trl", "rlhf", "reinforcement-learning-from-human-feedback", "human-preferences"]
-_TYPES = {  # key in the evaluation, and what the metric's type is called on the Hub
-    "reward": "mean_reward",
-    "judge_reward": "mean_judge_reward",
-    "utility": "mean_utility",
-    "win_rate_vs_sft": "win_rate",
-    "win_rate_vs_base": "win_rate",
-    "kl_to_sft_nats": "kl_divergence",
-}
+_GENERATION, _CLASSIFICATION = "text-generation", "text-classification"
 
 
 def policy(settings: Settings, title: str, evaluation: Mapping[str, Any]) -> ModelCardData:
-    """Of the model that PPO left."""
-    metrics = _means(settings.data, evaluation["models"]["ppo"], list(_TYPES))
-    return _card_data(settings, title, "text-generation", ["ppo", *_TAGS], metrics)
+    """Return that of the policy after PPO."""
+    results = _means(settings.data, evaluation["models"]["ppo"])
+    return _card_data(settings, title, _GENERATION, ["ppo", *_TAGS], results)
 
 
 def sft(settings: Settings, title: str, report: Mapping[str, Any], evaluation: Mapping[str, Any]) -> ModelCardData:
-    """Of the SFT model. report: its stage's metrics."""
-    loss = report["heldout_loss_after"]
-    against_others = [key for key in _TYPES if key not in ("win_rate_vs_sft", "kl_to_sft_nats")]
-    metrics = [
-        _metric(settings.data, "text-generation", "loss", "Loss on chosen answers, nats per token", loss),
-        *_means(settings.data, evaluation["models"]["sft"], against_others),
-    ]
-    return _card_data(settings, title, "text-generation", ["sft", *_TAGS], metrics)
+    """Return that of the SFT model. report: its stage's metrics."""
+    loss, name = report["heldout_loss_after"], f"{metrics.SFT_LOSS.label} on chosen answers, {metrics.SFT_LOSS.unit}"
+    figures = {**evaluation["models"]["sft"], metrics.KL.key: None}  # the KL of SFT to itself is zero
+    results = [_metric(settings.data, _GENERATION, metrics.SFT_LOSS, loss, name), *_means(settings.data, figures)]
+    return _card_data(settings, title, _GENERATION, ["sft", *_TAGS], results)
 
 
 def reward(settings: Settings, title: str, report: Mapping[str, Any]) -> ModelCardData:
-    """Of the reward model. report: its stage's metrics."""
-    name = "Accuracy on held-out pairs"
-    metrics = [_metric(settings.data, "text-classification", "accuracy", name, report["accuracy"], is_share=True)]
-    return _card_data(settings, title, "text-classification", ["reward-model", *_TAGS], metrics)
+    """Return that of the reward model. report: its stage's metrics."""
+    name = f"{metrics.ACCURACY.label} on held-out pairs"
+    results = [_metric(settings.data, _CLASSIFICATION, metrics.ACCURACY, report["accuracy"], name)]
+    return _card_data(settings, title, _CLASSIFICATION, ["reward-model", *_TAGS], results)
 
 
 def base_text(model: Model) -> str:
-    """The base model in words, without the folders of a local one."""
+    """Return the base model in words, without the folders of a local one."""
     if model.name == "embedded":
         return "The bundled GPT-2"
     if model.random is not None:
@@ -61,7 +53,7 @@ def base_text(model: Model) -> str:
 
 
 def data_text(data: Data) -> str:
-    """The data in words, without the folders of local files."""
+    """Return the data in words, without the folders of local files."""
     if data.path is not None:
         return f"local files ({Path(data.path).name})"
     if data.name == "embedded":
@@ -71,7 +63,7 @@ def data_text(data: Data) -> str:
 
 
 def is_hub_data(data: Data) -> bool:
-    """Whether the pairs come from a dataset of the Hub."""
+    """Return whether the pairs come from a dataset of the Hub."""
     return data.path is None and data.name != "embedded"
 
 
@@ -80,7 +72,7 @@ def _is_on_hub(model: Model) -> bool:
 
 
 def _card_data(
-    settings: Settings, title: str, pipeline_tag: str, tags: list[str], metrics: list[EvalResult]
+    settings: Settings, title: str, pipeline_tag: str, tags: list[str], results: list[EvalResult]
 ) -> ModelCardData:
     return ModelCardData(
         license=settings.card.license,
@@ -90,22 +82,17 @@ def _card_data(
         datasets=[settings.data.name] if is_hub_data(settings.data) else None,
         tags=tags,
         model_name=title,
-        eval_results=metrics,
+        eval_results=results,
     )
 
 
-def _means(data: Data, model: Mapping[str, Any], keys: Sequence[str]) -> list[EvalResult]:
-    return [
-        _metric(data, "text-generation", _TYPES[key], label, model[key], is_share)
-        for key, label, is_share in terminal.FIGURES
-        if key in keys and model[key] is not None
-    ]
+def _means(data: Data, figures: Mapping[str, Any]) -> list[EvalResult]:
+    known = [one for one in metrics.OF_MODEL if one.hub_type is not None and figures.get(one.key) is not None]
+    return [_metric(data, _GENERATION, one, figures[one.key], one.title) for one in known]
 
 
-def _metric(
-    data: Data, task: str, kind: str, name: str, estimate: Mapping[str, float], is_share: bool = False
-) -> EvalResult:
-    shown = terminal.share(estimate) if is_share else terminal.figure(estimate)
+def _metric(data: Data, task: str, metric: Metric, estimate: Mapping[str, float], name: str) -> EvalResult:
+    assert metric.hub_type is not None
     on_hub = is_hub_data(data)
     return EvalResult(
         task_type=task,
@@ -114,8 +101,8 @@ def _metric(
         dataset_config=", ".join(data.subsets) if data.subsets is not None else None,
         dataset_revision=data.revision if on_hub else None,
         dataset_split="test",
-        metric_type=kind,
-        metric_name=f"{name}: {shown}, n = {estimate['n']}",
+        metric_type=metric.hub_type,
+        metric_name=f"{name}: {tables.text(estimate, metric.unit)}, n = {estimate['n']}",
         metric_value=estimate["mean"],
         metric_args={"low": estimate["low"], "high": estimate["high"], "n": estimate["n"]},
     )

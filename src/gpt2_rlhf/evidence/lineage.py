@@ -1,80 +1,72 @@
 """Turn a run's manifests into where it came from: data, models, code, machine, seeds and times, to make it again."""
 
-from gpt2_rlhf.evidence.report_tables import Row, Sources, Table, cell, look_up
+from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.evidence.tables import Row, Sources, Table, by_place, cell, look_up, titles
+
+_DATA = "manifests/data/metrics"
+_OF_STAGE = (
+    Metric("seed", "Seed", "count"),
+    Metric("wall_s", "Wall time", "seconds"),
+    Metric("work_s", "Of which work", "seconds"),
+    Metric("peak_rss_mib", "Peak memory", "MiB"),
+    Metric("device", "Device"),
+    Metric("cpus", "CPUs", "count"),
+    Metric("finished_at", "Finished"),
+)
+_OF_ROWS = (Metric("pairs", "Pairs", "count"), Metric("prompts", "Prompts", "count"))
+
+
+def rows_read(sources: Sources) -> Table:
+    """Return how many rows of the source were read, dropped by reason, cut and kept."""
+    columns = {"train": "Training", "test": "Test"}
+    reasons = sorted({reason for side in columns for reason in look_up(sources, f"{_DATA}/{side}/dropped")})
+    counted = {
+        "read": "Read",
+        **{f"dropped/{reason}": f"Dropped: {reason}" for reason in reasons},
+        "kept": "Kept",
+        "turns_cut": "With turns cut from the prompt",
+    }
+    # a reason that is not listed for a side dropped none of its rows
+    rows = [
+        Row(label, [cell(sources, f"{_DATA}/{side}/{key}", default=0 if key.startswith("dropped/") else None)
+                    for side in columns])
+        for key, label in counted.items()
+    ]  # fmt: skip
+    return Table("rows", "Rows of the data", columns, [row for row in rows if row.is_known])
 
 
 def lineage(sources: Sources) -> list[Table]:
-    """What the run was made of: the rows of the data, and each stage's seed, time, memory and machine."""
-    data, stages = "manifests/data/metrics", list(sources["manifests"])
-    sides = [look_up(sources, f"{data}/{side}") for side in ("train", "test")]
-    reasons = sorted({reason for side in sides for reason in side["dropped"]})
-    counted = {"read": "Read", **{f"dropped/{reason}": f"Dropped: {reason}" for reason in reasons}, "kept": "Kept"}
-    of_stage = {
-        "seed": ("Seed", "count"),
-        "wall_s": ("Wall time", "seconds"),
-        "work_s": ("Of which work", "seconds"),
-        "peak_rss_mib": ("Peak memory", "MiB"),
-        "device": ("Device", "count"),
-        "cpus": ("CPUs", "count"),
-        "finished_at": ("Finished", "count"),
-    }
+    """Return what the run was made of: the rows of the data, and each stage's seed, time, memory and machine."""
+    used = {f"{_DATA}/tables/{name}": name for name in look_up(sources, f"{_DATA}/tables")}
+    stages = {f"manifests/{name}": name for name in sources["manifests"]}
     return [
-        Table(
-            "rows",
-            "Rows of the data",
-            ["Train", "Test"],
-            [
-                Row(label, [cell(sources, f"{data}/{s}/{key}") for s in ("train", "test")])
-                for key, label in counted.items()
-            ],
-            None,
-        ),
-        Table(
-            "used",
-            "Rows by stage",
-            ["Pairs", "Prompts"],
-            [
-                Row(name, [cell(sources, f"{data}/tables/{name}/{key}") for key in ("pairs", "prompts")])
-                for name in look_up(sources, f"{data}/tables")
-            ],
-            None,
-        ),
-        Table(
-            "stages",
-            "Stages, as they were built",
-            [label for label, _ in of_stage.values()],
-            [
-                Row(name, [cell(sources, f"manifests/{name}/{key}", unit) for key, (_, unit) in of_stage.items()])
-                for name in stages
-            ],
-            None,
-        ),
+        rows_read(sources),
+        Table("used", "Rows by stage", titles(_OF_ROWS), by_place(sources, _OF_ROWS, used)),
+        Table("stages", "Stages, as they were built", titles(_OF_STAGE), by_place(sources, _OF_STAGE, stages)),
     ]
 
 
 def facts(sources: Sources) -> list[Row]:
-    """What identifies the run, a fact in a row."""
+    """Return what identifies the run, a fact in a row."""
     records = sources["manifests"]
     keys = {
-        "Command": "command",
-        "Run": "run",
-        "Seed": "seed",
-        "Seed of the evaluation": "evaluation/seed",
-        "Data": "manifests/data/metrics/source",
-        "Data by content": "manifests/data/inputs/source",
-        "Base model": "base_model",
-        "Base model by content": "manifests/sft/inputs/model",
-        "Python": "manifests/ppo/python",
-        "Platform": "manifests/ppo/platform",
-        "Commit of this project": "manifests/ppo/git_commit",
+        "command": "Command",
+        "run": "Run",
+        "seed": "Seed",
+        "evaluation/seed": "Seed of the evaluation",
+        f"{_DATA}/source": "Data",
+        "manifests/data/inputs/source": "Data by content",
+        "base_model": "Base model",
+        "manifests/sft/inputs/model": "Base model by content",
+        "manifests/ppo/python": "Python",
+        "manifests/ppo/platform": "Platform",
+        "manifests/ppo/git_commit": "Commit of this project",
+        **{f"manifests/ppo/libraries/{name}": name for name in records["ppo"]["libraries"]},
+        **{f"manifests/{name}/directory": f"Directory of {name}" for name in records},
+        **{
+            f"manifests/{name}/weights_sha256/{file}": f"sha256 of {name}'s {file}"
+            for name, record in records.items()
+            for file in record["weights_sha256"]
+        },
     }
-    rows = [Row(label, [cell(sources, key)]) for label, key in keys.items()]
-    libraries = records["ppo"]["libraries"]
-    rows += [Row(name, [cell(sources, f"manifests/ppo/libraries/{name}")]) for name in libraries]
-    rows += [Row(f"Directory of {name}", [cell(sources, f"manifests/{name}/directory")]) for name in records]
-    rows += [
-        Row(f"sha256 of {name}'s {file}", [cell(sources, f"manifests/{name}/weights_sha256/{file}")])
-        for name, record in records.items()
-        for file in record["weights_sha256"]
-    ]
-    return rows
+    return [Row(label, [cell(sources, key)]) for key, label in keys.items()]

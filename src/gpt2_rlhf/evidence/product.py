@@ -1,7 +1,6 @@
 """Write the folders that a run hands to its user: each model with its card, settings and manifests.
 
-`model` is what `make publish` pushes, all of it and nothing else; `sft_model` and `reward_model` are made like it.
-Nothing in them names a folder of this machine.
+`make publish` pushes the folder `model`, all of it and nothing else. No file in them names a folder of this machine.
 """
 
 import json
@@ -17,7 +16,7 @@ from gpt2_rlhf.store.files import read_json_lines
 from gpt2_rlhf.store.portable import without_folders
 from gpt2_rlhf.store.run import Run
 
-REPORT = "report"  # of its files in the run's directory, the pictures go into `model`
+_REPORT = "report"  # report.DIRECTORY, whose import takes time; its pictures go into `model`
 
 
 def write(run: Run) -> list[Path]:
@@ -26,13 +25,13 @@ def write(run: Run) -> list[Path]:
     of_seeds = without_folders(run.manifests())
     records = of_seeds[0]
     others = {f"{name}-seed{one['ppo']['seed']}": one[name] for one in of_seeds[1:] for name in ("ppo", "evaluate")}
-    pictures = sorted((run.directory / REPORT).glob("*.png"))
-    filled_from = card.Run(
+    pictures = sorted((run.directory / _REPORT).glob("*.png"))
+    sources = card.CardSources(
         command=run.portable_command,
         records=records,
         seeds=seeds.of_run(run, of_seeds),
         samples=read_json_lines(stages["evaluate"].directory / "samples.jsonl"),
-        pictures=[PurePosixPath(REPORT, picture.name) for picture in pictures],
+        pictures=[PurePosixPath(_REPORT, picture.name) for picture in pictures],
     )
     manifests = {"command": run.portable_command, "stages": {**records, **others}}
     texts = {
@@ -42,15 +41,15 @@ def write(run: Run) -> list[Path]:
     for folder, name in card.FOLDERS.items():
         files = {PurePosixPath(file.name): file for file in stages[name].model_dir.iterdir()}
         if folder == "model":
-            files |= dict(zip(filled_from.pictures, pictures, strict=True))
-        _fill(run.directory / folder, files, {**texts, "README.md": card.render(run.settings, filled_from, folder)})
+            files |= dict(zip(sources.pictures, pictures, strict=True))
+        _fill(run.directory / folder, files, {**texts, "README.md": card.render(run.settings, sources, folder)})
     return [run.directory / folder for folder in card.FOLDERS]
 
 
 def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str]) -> None:
-    """Put these files and texts, and nothing else, into a folder; it is built aside and then takes the old one's place.
+    """Replace a folder by one with these files and texts.
 
-    Files are hard links where the file system allows: the weights take no space twice.
+    Files are hard links where the file system allows it, so that the weights take no space twice.
     """
     part = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Turn a finished run into one page that carries its evidence: index.html, its figures as JSON, its pictures as PNG.
 
 The page loads nothing: pictures, style and script are inside, and its content security policy lets nothing else run.
-What models and data sets wrote reaches it through Jinja's autoescape alone, since a preference data set may hold any
-text. All of it is readable without the script, which only filters the samples.
+Texts of models and data sets pass Jinja's autoescape, since a preference data set may hold any text. The page can be
+read without the script, which only filters the samples.
 """
 
 import base64
@@ -15,19 +15,21 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.evidence import lineage, report_tables
+from gpt2_rlhf.evidence import lineage, results, terminal
+from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
 from gpt2_rlhf.evidence.verdict import verdict
-from gpt2_rlhf.store.files import write_json
+from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
 
-DIRECTORY = "report"  # within the run's
+DIRECTORY = "report"  # in the directory of the run
 PAGE = "index.html"
 FIGURES = "report.json"
 SAMPLES_SHOWN = 512  # of the held-out prompts; the page stays within a few megabytes, samples.jsonl has all
 SAMPLES_PRINTED = 20  # of those that the filter leaves
 
 _TEMPLATES = Path(__file__).parent / "report_page"
-_OF_THE_CALL = ("wall_s", "work_s", "stages")  # of the summary: what differs between two calls that show the same run
+_OF_THE_CALL = ("wall_s", "work_s", "stages")  # keys of the summary that differ between two calls for the same run
 
 
 def write(
@@ -35,8 +37,8 @@ def write(
 ) -> Path:
     """Write the report of a run that is evaluated, and return the page's path.
 
-    records: each stage's manifest by its name; their folders, and samples.jsonl, are in `run_dir`. A report that was
-    made of the same manifests by the same code is left as it is, within milliseconds.
+    records: each stage's manifest by its name; their folders, and samples.jsonl, are in `run_dir`. A report of the same
+    manifests by the same code is left as it is.
     """
     directory = run_dir / DIRECTORY
     page, figures_file = directory / PAGE, directory / FIGURES
@@ -48,48 +50,53 @@ def write(
         if written["inputs_sha256"] == inputs_sha256:
             return page
 
-    from gpt2_rlhf.evidence import plots  # matplotlib takes a second, which a report that is up to date need not wait
+    from gpt2_rlhf.evidence import plots  # here, since importing matplotlib takes a second
 
     directory.mkdir(exist_ok=True)
-    with (run_dir / "samples.jsonl").open(encoding="utf-8") as lines:
-        samples = [json.loads(line) for line in lines]
+    samples = read_json_lines(run_dir / "samples.jsonl")
     heldout = [sample for sample in samples if sample["group"] == "heldout"]
     pictures = [
         {"title": one.title, "alt": one.alt, "uri": _data_uri(one.save(directory)), "file": one.file}
         for one in plots.pictures(run_dir, records, heldout)
     ]
-    tables = {
-        "results": report_tables.results(sources),
-        "training": report_tables.training(sources),
-        "lineage": lineage.lineage(sources),
-    }
-    facts = lineage.facts(sources)
+    tables, facts = _tables(sources), lineage.facts(sources)
     html = _render(
         {
             "summary": kept,
             "verdict": verdict(summary),
             "pictures": pictures,
             "tables": tables,
+            "models": results.model_names(sources),
             "facts": facts,
+            "forced": [terminal.forced_text(fault) for fault in summary["ppo"]["forced"]],
             "samples": _shown(samples),
             "examples": len(samples) - len(heldout),
             "heldout": len(heldout),
             "printed": SAMPLES_PRINTED,
         }
     )
-    part = directory / f".{PAGE}.tmp"
-    part.write_text(html, encoding="utf-8")
-    part.replace(page)
-    every_table = [table for group in tables.values() for table in group]
-    write_json(  # last: it says that all the rest is there
-        figures_file,
-        {
-            "inputs_sha256": inputs_sha256,
-            "verdict": verdict(summary),
-            "figures": report_tables.shown(every_table, facts, sources),
-        },
-    )
+    with replacing(page) as file:
+        file.write(html)
+    figures = shown_values([table for group in tables.values() for table in group], facts)
+    # last, since it marks the report as complete
+    write_json(figures_file, {"inputs_sha256": inputs_sha256, "verdict": verdict(summary), "figures": figures})
     return page
+
+
+def _tables(sources: Sources) -> dict[str, list[Table]]:
+    """The tables of each part of the page."""
+    found = [results.models(sources), results.paired(sources), results.subsets(sources)]
+    if sources["seeds"] is not None:
+        found += [results.by_seed(sources), results.over_seeds(sources)]
+    heldout = results.heldout(sources)
+    training = [
+        results.sft_loss(sources),
+        results.accuracy(sources),
+        results.reward_model_faults(sources),
+        results.calibration(sources),
+        *([heldout] if heldout is not None else []),
+    ]
+    return {"results": found, "training": training, "lineage": lineage.lineage(sources)}
 
 
 def _render(content: Mapping[str, Any]) -> str:
@@ -111,7 +118,7 @@ def _render(content: Mapping[str, Any]) -> str:
 
 
 def _shown(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The examples and the first held-out samples, with what PPO changed in reward against SFT."""
+    """The examples and the first held-out samples, each with the change of reward from SFT to PPO."""
     examples = [sample for sample in samples if sample["group"] == "example"]
     heldout = [sample for sample in samples if sample["group"] == "heldout"][:SAMPLES_SHOWN]
     shown = []
@@ -122,9 +129,9 @@ def _shown(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _inputs_sha256(sources: Mapping[str, Any]) -> str:
-    """Of all that decides the report. Manifests stand for the stages' files, which do not change once these exist."""
+    """The digest of all that decides the report; a stage's files do not change once its manifest exists."""
     digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
-    for file in sorted([*Path(__file__).parent.glob("*.py"), *_TEMPLATES.iterdir()]):
+    for file in sorted([Path(metrics.__file__), *Path(__file__).parent.glob("*.py"), *_TEMPLATES.iterdir()]):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -1,7 +1,7 @@
 """Turn PPO runs that differ in their seed alone into their spread, and name the ones that collapsed.
 
-PPO at this size fails on some seeds (of four of 1B parameters two collapsed, vwxyzjn/summarize_from_feedback_details),
-so one seed's figures say little about the next one's.
+PPO fails on some seeds (two of four at 1B parameters, vwxyzjn/summarize_from_feedback_details), so the figures of one
+seed tell little about the next.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,23 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.settings import Guard
+from gpt2_rlhf.evidence.tables import text
 from gpt2_rlhf.store.run import Run
-
-METRICS = (
-    "reward",
-    "judge_reward",
-    "utility",
-    "win_rate_vs_sft",
-    "kl_to_sft_nats",
-    "answer_tokens",
-    "eos_rate",
-    "distinct_2",
-)
 
 
 def of_run(run: Run, manifests: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any] | None:
-    """Return the spread over the PPO seeds of a run, or None where no seeds were asked for.
+    """Return the spread over the PPO seeds of a run, or None where the settings list no seeds.
 
     manifests: those of the stages by name, for each seed.
     """
@@ -35,18 +26,19 @@ def of_run(run: Run, manifests: Sequence[Mapping[str, Mapping[str, Any]]]) -> di
 
 
 def spread(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], guard: Guard) -> dict[str, Any]:
-    """What `summary.json` says of the seeds. runs: each one's manifests of PPO and of its evaluation.
+    """Return what `summary.json` has on the seeds. runs: the manifests of PPO and of its evaluation, for each seed.
 
-    `over_seeds` has mean, sample standard deviation (null for one seed), min, max and n by metric, null where unknown;
-    the first run is the one whose model is handed on, whatever the others gave.
+    `over_seeds` has mean, sample standard deviation (null for one seed), min, max and n by metric, null where unknown.
+    The model of the first seed is handed on, whatever the others gave.
     """
+    keys = [one.key for one in metrics.OF_MODEL if one.over_seeds]
     by_seed = [
         {
             "seed": ppo["seed"],
             "kept_update": ppo["metrics"]["kept_update"],
             "stopped": ppo["metrics"]["stopped"],
             "collapsed": collapse(ppo["metrics"], evaluation["metrics"], guard),
-            **{name: evaluation["metrics"]["models"]["ppo"][name] for name in METRICS},
+            **{name: evaluation["metrics"]["models"]["ppo"][name] for name in keys},
         }
         for ppo, evaluation in runs
     ]
@@ -54,20 +46,20 @@ def spread(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], guard: G
         "by_seed": by_seed,
         "collapsed": [one["seed"] for one in by_seed if one["collapsed"] is not None],
         "stopped": [one["seed"] for one in by_seed if one["stopped"] is not None],
-        "over_seeds": {name: _over_seeds([one[name] for one in by_seed]) for name in METRICS},
+        "over_seeds": {name: _over_seeds([one[name] for one in by_seed]) for name in keys},
     }
 
 
 def collapse(ppo: Mapping[str, Any], evaluation: Mapping[str, Any], guard: Guard) -> str | None:
-    """Why a policy counts as collapsed: worse than SFT beyond its interval, never ending or repeating; else None.
+    """Return why a policy counts as collapsed: worse than SFT beyond the interval, endless or repetitive; else None.
 
-    Worse by the utility where it is known, else by a judge that tells answers apart, else by the reward.
+    Worse is by the utility where it is known, else by a judge better than chance, else by the reward.
     """
     gain, figures = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
-    witnesses = ("utility", "reward") if ppo["judge_fault"] else ("utility", "judge_reward", "reward")
-    name = next(name for name in witnesses if gain[name] is not None)
-    if gain[name]["high"] < 0:
-        return f"{name} {gain[name]['mean']:.2f} [{gain[name]['low']:.2f}, {gain[name]['high']:.2f}] against SFT"
+    judge = [] if ppo["judge_fault"] else [metrics.JUDGE_REWARD]
+    measure = next(one for one in (metrics.UTILITY, *judge, metrics.REWARD) if gain[one.key] is not None)
+    if gain[measure.key]["high"] < 0:
+        return f"{measure.label.lower()} {text(gain[measure.key], measure.unit)} against SFT"
     if figures["eos_rate"]["mean"] < guard.min_eos_rate:
         return f"EOS rate {figures['eos_rate']['mean']:.3f}"
     if figures["distinct_2"]["mean"] < guard.min_distinct_2:

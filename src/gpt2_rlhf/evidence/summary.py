@@ -1,6 +1,6 @@
-"""Gather what summary.json holds of a finished run; the README documents it. Every figure comes from a manifest."""
+"""Write the summary.json of a finished run, which the README documents; every figure comes from a manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,23 @@ def write(run: Run, built: Sequence[Stage], wall_s: float) -> dict[str, Any]:
             }
             for name, record in records.items()
         },
+        **findings(records, seeds.of_run(run, of_seeds)),
+    }
+    write_json(run.directory / FILE, result)
+    link(run.directory / "samples.jsonl", Path("evaluate", "samples.jsonl"))
+    return result
+
+
+def findings(records: Mapping[str, Mapping[str, Any]], over_seeds: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the stages found, by the names that summary.json and the tables have for it.
+
+    records: each stage's manifest by its name. over_seeds: the spread over PPO seeds, None without seeds.
+    """
+    return {
         "sft": records["sft"]["metrics"],
         "reward_model": records["reward"]["metrics"],
         "judge": records["judge"]["metrics"] if "judge" in records else None,
         "ppo": records["ppo"]["metrics"],
         "evaluation": records["evaluate"]["metrics"],
-        "seeds": seeds.of_run(run, of_seeds),
+        "seeds": over_seeds,
     }
-    write_json(run.directory / FILE, result)
-    link(run.directory / "samples.jsonl", Path("evaluate", "samples.jsonl"))
-    return result

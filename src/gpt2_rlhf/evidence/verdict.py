@@ -1,20 +1,22 @@
-"""Turn a run's figures into one sentence that a careful reader would sign.
+"""Turn a run's figures into one sentence that claims no more than its intervals show.
 
-A higher reward alone is no better answer: PPO is paid by the reward model and comes to exploit its errors (Gao et al.
-2023, arXiv:2210.10760). Better needs a measure that PPO was not trained on, the data's utility or else the judge, and
-a difference whose 95 % interval leaves out zero.
+A higher reward alone shows no better answers: PPO is trained on the reward model and comes to exploit its errors (Gao
+et al. 2023, arXiv:2210.10760). "Better" needs a measure that PPO was not trained on, the data's utility or else the
+judge, and a difference whose 95 % interval leaves out zero.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from gpt2_rlhf.evidence.terminal import estimate_text
+from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.evidence.tables import text
 
 Estimate = Mapping[str, float]
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """What PPO did to the answers, in one sentence with n and intervals; differences are PPO's less SFT's."""
+    """Return what PPO did to the answers, in one sentence with n and intervals; differences are PPO - SFT."""
     ppo = summary["ppo"]
     clauses = [_finding(summary) if ppo["kept_update"] != 0 else "PPO handed on the SFT model unchanged"]
     if ppo["stopped"] is not None:
@@ -24,7 +26,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     elif ppo["kept_update"] != ppo["updates"]:
         clauses.append(f"the policy of update {ppo['kept_update']} of {ppo['updates']} was handed on")
     if ppo["forced"]:
-        clauses.append("PPO was trained past a gate by force")
+        clauses.append("PPO was trained although a gate failed (force=true)")
     seeds = summary["seeds"]
     if seeds is None:
         clauses.append(f"one training seed ({summary['seed']})")
@@ -34,43 +36,61 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 
 def _finding(summary: Mapping[str, Any]) -> str:
-    gain, n = summary["evaluation"]["paired"]["ppo_minus_sft"], summary["evaluation"]["prompts"]
+    evaluation, judge_is_usable = summary["evaluation"], summary["ppo"]["judge_fault"] is None
+    gain, n = evaluation["paired"]["ppo_minus_sft"], evaluation["prompts"]
+    independent = [metrics.UTILITY, *([metrics.JUDGE_REWARD] if judge_is_usable else [])]  # PPO was not trained on them
+    measured = [one for one in independent if gain[one.key] is not None]
+    quality = measured[0] if measured else None
+    # utility first, then the reward, and the judge beside the utility
+    shown = [*measured[:1], metrics.REWARD, *measured[1:]]
+    figures = ", ".join(f"{_name(one)} {text(gain[one.key], one.unit)}" for one in shown)
+    differences = f"PPO - SFT on the same {n} held-out prompts: {figures}"
+    if quality is None:
+        differences += ", with neither a utility nor a usable judge"
+    return f"{_claim(evaluation, quality)}; {differences}{_longer(evaluation['models'])}"
+
+
+def _claim(evaluation: Mapping[str, Any], quality: Metric | None) -> str:
+    gain, models, n = evaluation["paired"]["ppo_minus_sft"], evaluation["models"], evaluation["prompts"]
+
+    def change(metric: Metric, verb: str) -> str:
+        before, after = (models[name][metric.key]["mean"] for name in ("sft", "ppo"))
+        return f"{_name(metric)} {verb} from {text(float(before), metric.unit)} to {text(float(after), metric.unit)}"
+
     reward = gain["reward"]
-    quality = "utility"
-    truth = gain["utility"]
-    if truth is None and summary["ppo"]["judge_fault"] is None:  # a judge no better than chance is no witness
-        quality, truth = "judge's reward", gain["judge_reward"]
-    over = f"on the same {n} held-out prompts, PPO less SFT"
-    said = f"reward {estimate_text(reward, False)}"
-    if truth is None:
-        return f"{_by_reward_alone(reward, n)}: {over}, {said}; neither utility nor a fit judge was there to ask"
-    said = f"{quality} {estimate_text(truth, False)}, {said}"
-    judge = gain["judge_reward"]
-    if quality == "utility" and judge is not None and summary["ppo"]["judge_fault"] is None:
-        said += f", judge's reward {estimate_text(judge, False)}"
-    return f"{_by(quality, truth, reward, n)}: {over}, {said}"
-
-
-def _by(quality: str, truth: Estimate, reward: Estimate, n: int) -> str:
-    if _rose(truth):
-        return f"PPO answers better than SFT by {quality}" + (
-            "" if _rose(reward) else ", though its reward did not rise"
+    reward_rose, reward_fell = _rose(reward), _fell(reward)
+    none = f"No difference between PPO and SFT shows on {n} prompts"
+    if quality is None:
+        if reward_rose:
+            return f"PPO's {change(metrics.REWARD, 'rose')}, which alone does not show better answers"
+        return f"PPO's {change(metrics.REWARD, 'fell')}" if reward_fell else none
+    if _rose(gain[quality.key]):
+        but = "" if reward_rose else ", though no rise of its reward shows"
+        return f"PPO's answers are better: {change(quality, 'rose')}{but}"
+    if _fell(gain[quality.key]):
+        but = (
+            f"although its {change(metrics.REWARD, 'rose')}: PPO exploited the reward model, and"
+            if reward_rose
+            else ":"
         )
-    if _fell(truth):
-        fooled = "The reward model was fooled: PPO's reward rose and its" if _rose(reward) else "PPO answers worse: its"
-        return f"{fooled} {quality} fell"
-    if _rose(reward):
-        shown = f"PPO's reward rose and its {quality} did not, as far as {n} prompts can show"
-        return f"{shown}: the reward model may be fooled"
-    if _fell(reward):
-        return f"PPO's reward fell, without a change in {quality} that {n} prompts can show"
-    return f"No difference between PPO and SFT that {n} prompts can show"
+        return f"PPO's answers are worse{' ' if reward_rose else ''}{but} {change(quality, 'fell')}"
+    unchanged = f"no change of its {_name(quality)} shows on {n} prompts"
+    if reward_rose:
+        return f"PPO's {change(metrics.REWARD, 'rose')}, but {unchanged}: PPO may have exploited the reward model"
+    return f"PPO's {change(metrics.REWARD, 'fell')}, but {unchanged}" if reward_fell else none
 
 
-def _by_reward_alone(reward: Estimate, n: int) -> str:
-    if _rose(reward):
-        return "PPO's reward rose, which alone does not make its answers better"
-    return "PPO's reward fell" if _fell(reward) else f"No difference between PPO and SFT that {n} prompts can show"
+def _longer(models: Mapping[str, Any]) -> str:
+    """How much longer or shorter the answers became, where the intervals of the mean lengths do not overlap."""
+    sft, ppo = (models[name][metrics.TOKENS.key] for name in ("sft", "ppo"))
+    percent = f"{100 * abs(ppo['mean'] / sft['mean'] - 1):.0f} %" if sft["mean"] else ""
+    if percent and ppo["low"] > sft["high"]:
+        return f"; PPO's answers are {percent} longer"
+    return f"; PPO's answers are {percent} shorter" if percent and ppo["high"] < sft["low"] else ""
+
+
+def _name(metric: Metric) -> str:
+    return metric.label.lower()
 
 
 def _rose(difference: Estimate) -> bool:

@@ -78,7 +78,7 @@ def failure(error: Exception) -> Failure:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__  # not __context__, which would hide a defect in code that handles a fault
 
 
 def _is_wrapper(error: BaseException) -> bool:

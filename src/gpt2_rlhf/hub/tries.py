@@ -7,7 +7,6 @@ when no byte has moved for `silence_s`, and it is killed after `try_s`. The call
 is no part of them: the child finds it as huggingface_hub does.
 """
 
-import contextlib
 import dataclasses
 import os
 import pickle
@@ -98,9 +97,9 @@ def _child() -> None:
     parent, silence_s, step, arguments = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     set_client_factory(partial(httpx2.Client, follow_redirects=True, timeout=silence_s))  # the default has no timeout
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the pickled outcome alone
-        outcome = _outcome(step, arguments)
-    pickle.dump(outcome, sys.stdout.buffer)
+    with os.fdopen(os.dup(1), "wb") as answer:
+        os.dup2(2, 1)  # what libraries print, in C as well, must not mix with the answer
+        pickle.dump(_outcome(step, arguments), answer)
 
 
 def _end_with(parent: int) -> None:

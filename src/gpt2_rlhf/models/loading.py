@@ -1,6 +1,7 @@
-"""Load the models that the stages train and hand on: policy, reward model, and LoRA around either.
+"""Load and save the models that the stages train: the policy, the reward model, and LoRA on either.
 
-Weights are always float32 here (mixed precision is the trainer's), always safetensors, and never with remote code.
+Weights are always float32, since the trainers do mixed precision themselves. They are always safetensors, and code from
+a model's repository is never run.
 """
 
 import copy
@@ -23,13 +24,13 @@ from gpt2_rlhf.models import model_files, tokens
 
 
 def load_base_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer under the token contract."""
+    """Load the base model's tokenizer, as tokens.py describes it."""
     place = model.name if model.tokenizer is None else model.tokenizer
     return tokens.load_tokenizer(model_files.source(place), model.revision)
 
 
 def load_base(model: Model, seed: int) -> PreTrainedModel:
-    """The base policy: trained weights, or random ones of the shape in `model.random`, drawn with `seed`."""
+    """Load the base policy; with `model.random`, draw random weights of that shape with `seed` instead."""
     if model.random is None:
         return load_policy(model_files.source(model.name), model.revision)
     eos_token_id = load_base_tokenizer(model).eos_token_id
@@ -39,14 +40,14 @@ def load_base(model: Model, seed: int) -> PreTrainedModel:
 
 
 def load_policy(path: str, revision: str | None = None) -> PreTrainedModel:
-    """A causal language model in float32 from a folder or the Hub."""
+    """Load a causal language model in float32 from a folder or the Hub."""
     return AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32, use_safetensors=True)
 
 
 def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:
-    """A sequence classifier with one score, in float32, that reads it at the last token that is not padding.
+    """Load a sequence classifier in float32 with one score, read at the last token that is not padding.
 
-    From a policy's folder the score head is new: seed the global generator before the call.
+    From a policy's folder the score head is drawn at random: seed the global generator before the call.
     """
     model = AutoModelForSequenceClassification.from_pretrained(
         path, num_labels=1, dtype=torch.float32, use_safetensors=True
@@ -56,7 +57,7 @@ def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:
 
 
 def lora(peft: Peft, task: TaskType) -> LoraConfig | None:
-    """The adapter that `peft` asks for, or None at rank 0: all weights are trained."""
+    """Return the adapter's config, or None at rank 0, where all weights are trained."""
     if peft.r == 0:
         return None
     return LoraConfig(
@@ -70,12 +71,12 @@ def lora(peft: Peft, task: TaskType) -> LoraConfig | None:
 
 
 def merged(model: torch.nn.Module) -> PreTrainedModel:
-    """The model with its adapter folded into the weights; unchanged when it has none."""
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
+    """Return the model with its adapter merged into the weights; without an adapter, the model itself."""
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[return-value]  # a trainer's model is typed as any module
 
 
 def save(model: torch.nn.Module | None, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a trainer's model, its adapter merged, with the tokenizer of the token contract."""
+    """Save a trainer's model, its adapter merged, together with the tokenizer."""
     assert model is not None  # transformers types a trainer's model as optional
     merged(model).save_pretrained(directory)
     copy.deepcopy(tokenizer).save_pretrained(directory)

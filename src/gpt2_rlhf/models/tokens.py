@@ -1,10 +1,10 @@
-"""The token contract that all stages keep: where EOS stands, what is padding, and what a trainer is handed.
+"""The tokens that all stages agree on: where EOS stands, which token pads, and the columns each trainer gets.
 
-GPT-2 has no pad token. The saved tokenizer pads with EOS, as every GPT-2 user expects, and the vocabulary is never
-resized. But with EOS as padding PPO hides the EOS it should train and the reward model scores the token before it
-(TRL 1.12 `ppo_trainer.py`, `sequence_length`). So the reward model and PPO get an in-memory copy that pads with the
-byte symbol of 0xFF, which no UTF-8 text contains. That copy is never saved: reloaded, it would read a literal "ÿ"
-in a text as padding.
+GPT-2 has no pad token. The saved tokenizer pads with EOS, as GPT-2 users expect, and the vocabulary is never resized.
+But with EOS as padding PPO masks the EOS that it should train, and the reward model scores the token before it
+(TRL 1.12 `ppo_trainer.py`, `sequence_length`). So the reward model and PPO get a copy in memory that pads with the byte
+symbol of 0xFF, which no UTF-8 text contains. That copy is never saved: reloaded, it would read a literal "ÿ" in a text
+as padding.
 """
 
 import copy
@@ -20,17 +20,21 @@ _UNUSED_BYTE_SYMBOLS = ("ÿ", "þ", "ý", "ü", "û", "ú", "ù", "ø", "÷", "�
 
 
 def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or Hub name, padding with EOS on the right: the one that is saved."""
+    """Load the tokenizer of a model folder or Hub name, padding with EOS on the right, as it is saved.
+
+    Raises:
+        UserError: the tokenizer has no EOS token.
+    """
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     if tokenizer.eos_token is None:
-        raise UserError(f"model: the tokenizer at {path} has no EOS token; PPO needs one to know where answers end")
+        raise UserError(f"model: the tokenizer at {path} has no EOS token; expected one that ends an answer")
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
 
 
 def padding_copy(tokenizer: PreTrainedTokenizerBase, side: Literal["left", "right"]) -> PreTrainedTokenizerBase:
-    """A copy that pads with a token no text produces, for the reward model and PPO. Never save it.
+    """Return a copy that pads with a token no text produces, for the reward model and PPO. Never save it.
 
     Raises:
         UserError: the vocabulary has none of the byte symbols that UTF-8 text cannot contain.
@@ -49,26 +53,26 @@ def padding_copy(tokenizer: PreTrainedTokenizerBase, side: Literal["left", "righ
 
 
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of EOS, which load_tokenizer has made sure of."""
+    """Return the id of EOS, which every tokenizer from `load_tokenizer` has."""
     assert isinstance(tokenizer.eos_token_id, int)
     return tokenizer.eos_token_id
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the padding that `padding_copy` chose."""
+    """Return the id of the padding token."""
     assert isinstance(tokenizer.pad_token_id, int)
     return tokenizer.pad_token_id
 
 
 def encode_sft(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str]) -> dict[str, list[int]]:
-    """Columns for SFTTrainer: prompt + chosen + EOS, with labels -100 on the prompt."""
+    """Return the columns for SFTTrainer: prompt + chosen + EOS, with labels -100 on the prompt."""
     prompt = tokenizer(row["prompt"])["input_ids"]
     answer = [*tokenizer(row["chosen"])["input_ids"], eos_id(tokenizer)]
     return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
 
 def encode_reward(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str]) -> dict[str, list[int]]:
-    """Columns for RewardTrainer: prompt + answer + EOS for both answers; the score is read at EOS."""
+    """Return the columns for RewardTrainer: prompt + answer + EOS for both answers; the score is read at EOS."""
     prompt = tokenizer(row["prompt"])["input_ids"]
     return {
         f"{side}_ids": [*prompt, *tokenizer(row[side])["input_ids"], eos_id(tokenizer)]
@@ -77,5 +81,5 @@ def encode_reward(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str]) ->
 
 
 def encode_ppo(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str]) -> dict[str, list[int]]:
-    """Columns for PPOTrainer: the prompt alone."""
+    """Return the columns for PPOTrainer: the prompt alone."""
     return {"input_ids": tokenizer(row["prompt"])["input_ids"]}

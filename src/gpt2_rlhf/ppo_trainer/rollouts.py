@@ -15,10 +15,15 @@ from peft import PeftModel
 from torch import Tensor, nn
 from trl.experimental.ppo import PPOConfig
 
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models.sampling import sample_ids
-from gpt2_rlhf.ppo_trainer import forward
+from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
 from gpt2_rlhf.ppo_trainer.metrics import Clock
+
+
+class Diverged(UserError):
+    """The scores of the rollouts are not finite."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,26 @@ def roll_out(
             values=in_parts(lambda part: forward.answer_values(models.value_model, part)),
             scores=in_parts(models.score),
         )
+
+
+def check(rollout: Rollout, accelerator: Accelerator, update: int) -> tuple[float, int]:
+    """Return over all processes the mean k3 KL of an answer, in nats, and the number of answers that ended with EOS.
+
+    Raises:
+        Diverged: a score is not finite; `update` is the number of updates done before.
+    """
+    k3 = losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, "k3").sum(1)
+    here = torch.stack([k3.sum(), rollout.ended.sum(), rollout.scores.isfinite().sum()]).float()
+    everywhere = accelerator.reduce(here, "sum")
+    assert isinstance(everywhere, Tensor)
+    kl_nats, ended, finite = everywhere.tolist()
+    answers = len(rollout.scores) * accelerator.num_processes
+    if finite < answers:
+        raise Diverged(
+            f"ppo: update {update + 1}: {answers - finite:.0f} of {answers} scores are not finite; the reward (or the "
+            "policy) has diverged: lower ppo.args.learning_rate, or check the reward model or ppo.reward.function"
+        )
+    return kl_nats / answers, int(ended)
 
 
 def sample(

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, patch_environment
 from datasets import Dataset
 from peft import PeftConfig
-from torch import Tensor
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -36,13 +36,7 @@ from gpt2_rlhf.ppo_trainer import checkpoints, checks, forward, gates, losses, r
 from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Clock, Means, explained_variance
 from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
 from gpt2_rlhf.ppo_trainer.reward_scores import ScoreFunction, Shaping
-from gpt2_rlhf.ppo_trainer.rollouts import Rollout
 from gpt2_rlhf.ppo_trainer.watch import Seen, Watch
-
-
-class Diverged(UserError):
-    """The scores of the rollouts are not finite."""
-
 
 _UNSHAPED = Shaping()
 _FIXED_KL = PpoKl(target_nats=None, horizon_episodes=1)
@@ -134,7 +128,7 @@ class PPOTrainer(TrlPPOTrainer):
             reference=self.ref_model,
             value_model=self.value_model,
             score=(
-                (lambda part: forward.answer_scores(self.reward_model, part))
+                partial(forward.answer_scores, self.reward_model)
                 if score_function is None
                 else reward_scores.by_function(score_function, processing_class)
             ),
@@ -176,7 +170,7 @@ class PPOTrainer(TrlPPOTrainer):
             self.control = handler.on_step_begin(self.args, self.state, self.control)
             try:
                 metrics = self._update()
-            except Diverged as fault:
+            except rollouts.Diverged as fault:
                 if self._watch is None or not self._watch.is_guarded:
                     raise
                 self.stopped = str(fault)
@@ -222,6 +216,8 @@ class PPOTrainer(TrlPPOTrainer):
                 self._measure()
             else:
                 self._act_on(found)
+                if checkpoint is None:  # a checkpoint holds the log history of its measurements, a new start has none
+                    self.log(found.metrics)
 
     def _update(self) -> dict[str, Any]:
         """Sample one batch of rollouts, take the optimizer steps on it, and return what to log."""
@@ -230,7 +226,10 @@ class PPOTrainer(TrlPPOTrainer):
         prompts = self.batches.batch(step)
         draws = self._generator(_DRAWS).random((len(prompts), args.response_length))
         rollout = rollouts.roll_out(self._models, prompts, draws, args, self.accelerator, clock)
-        self._check_rollout(rollout)
+        kl_nats, ended = rollouts.check(rollout, self.accelerator, step)
+        if step == 0:
+            faults = [gates.reference_fault(kl_nats), gates.sft_fault(ended, self.episodes_per_update)]
+            self.forced = gates.pass_or_stop(faults, self._force)
         learning_rate = self.lr_scheduler.get_last_lr()[0]  # type: ignore[union-attr]  # typed as optional
         with clock.phase("update"):
             batch = updates.prepare(rollout, args, kl_coef, self._shaping, means)
@@ -259,24 +258,6 @@ class PPOTrainer(TrlPPOTrainer):
             "lr": learning_rate,
             **clock.metrics(text_tokens, self.episodes_per_update),
         }
-
-    def _check_rollout(self, rollout: Rollout) -> None:
-        """Refuse scores that are not finite, and before the first update the faults that gates.py finds."""
-        k3 = losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, "k3").sum(1)
-        here = torch.stack([k3.sum(), rollout.ended.sum(), rollout.scores.isfinite().sum()]).float()
-        everywhere = self.accelerator.reduce(here, "sum")
-        assert isinstance(everywhere, Tensor)
-        kl_nats, ended, finite = everywhere.tolist()
-        answers = self.episodes_per_update
-        if finite < answers:
-            raise Diverged(
-                f"ppo: update {self.state.global_step + 1}: {answers - finite:.0f} of {answers} scores are not finite; "
-                "the reward (or the policy) has diverged: lower ppo.args.learning_rate, or check the reward model or "
-                "ppo.reward.function"
-            )
-        if self.state.global_step == 0:
-            faults = [gates.reference_fault(kl_nats / answers), gates.sft_fault(int(ended), answers)]
-            self.forced = gates.pass_or_stop(faults, self._force)
 
     def _generator(self, purpose: int) -> np.random.Generator:
         """Return a generator that depends on seed, process and update only, so that a resumed run draws the same."""

@@ -1,8 +1,8 @@
 """Decide from the names of a source's files which are read, as which subset, and as training or test rows.
 
-`train.*` and `test.*` (or shards of them, as the Hub names them: `train-00000-of-00002.*`) are one subset, named after
-their folder; files of other names in one folder are one set without a split. The same rule serves a folder on disk and
-the listing of a Hub repository, so that a data set means the same in both places.
+`train.*` and `test.*` in one folder are a subset with the folder's name; so are their shards, which the Hub names
+`train-00000-of-00002.*`. Files of other names in one folder are one subset without a split. One rule serves a folder on
+disk and the list of files in a Hub repository, so a data set is read alike from both.
 """
 
 import re
@@ -24,20 +24,20 @@ class File:
 
     name: str
     subset: str
-    split: Split  # unsplit: its subset has no test file, so that some of its prompts must be held out
+    split: Split  # unsplit: its subset has no test file, so some of its prompts are held out
 
 
 def layout(names: Sequence[str], title: str, subsets: Sequence[str] | None, where: str) -> list[File]:
-    """Which files of a folder are read, and as which subset and split.
+    """Return the files of a folder to read, with subset and split.
 
     Args:
-        names: paths inside the folder, with forward slashes; anything without a known ending is passed over.
-        title: the folder's own name, its subset's name where the files lie in it directly (or in `data/`).
-        subsets: the subset folders wanted; None reads every folder with a `train.*`.
-        where: what the user calls the folder.
+        names: paths inside the folder, with forward slashes; files without a known ending are ignored.
+        title: the folder's own name; names the subset of files that lie directly in it or in its `data/`.
+        subsets: the subset folders to read; None reads every folder with a `train.*`.
+        where: the folder as the user named it, for errors.
 
     Raises:
-        UserError: a subset is not there, or nothing is.
+        UserError: a subset is missing, or there are no data files.
     """
     folders: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -51,33 +51,34 @@ def layout(names: Sequence[str], title: str, subsets: Sequence[str] | None, wher
         if missing:
             raise UserError(
                 f"data.subsets: {where} has no {', '.join(missing)}; it has {', '.join(folders) or 'no data files'}; "
-                "name some of these, or read every one with data.subsets=null"
+                "choose from these, or read all with data.subsets=null"
             )
-        wanted = list(subsets)
+        chosen = list(subsets)
     elif title in with_train or (not with_train and title in folders):
-        wanted = [title]
+        chosen = [title]
     else:
-        wanted = with_train
-    if not wanted:
+        chosen = with_train
+    if not chosen:
         raise UserError(
-            f"data: {where} has no data files; wanted train.* and test.* with one of the endings {' '.join(ENDINGS)}, "
-            "in it or in a folder for each subset"
+            f"data: {where} has no data files; expected train.* and test.*, with one of the endings "
+            f"{' '.join(ENDINGS)}, in it or in a folder for each subset"
         )
-    return [file for subset in sorted(set(wanted)) for file in _subset_files(folders[subset], subset, where)]
+    return [file for subset in sorted(set(chosen)) for file in _subset_files(folders[subset], subset, where)]
 
 
 def _subset_files(names: Sequence[str], subset: str, where: str) -> list[File]:
     splits: dict[str, Literal["train", "test"] | None] = {name: _split(name) for name in names}
-    if "train" not in splits.values():  # loose files: any but the test files hold training rows
+    if "train" not in splits.values():  # then all files but the test files hold training rows
         splits = {name: split or "train" for name, split in splits.items()}
     if "train" not in splits.values():
-        raise UserError(f"data: {where} has test files only ({', '.join(names)}); wanted a train.* beside them")
-    if "test" not in splits.values():
-        return [File(name, subset, "unsplit") for name, split in splits.items() if split]
-    return [File(name, subset, split) for name, split in splits.items() if split]
+        raise UserError(f"data: {where} has test files only ({', '.join(names)}); expected a train.* beside them")
+    has_test = "test" in splits.values()
+    return [File(name, subset, split if has_test else "unsplit") for name, split in splits.items() if split]
 
 
 def _split(name: str) -> Literal["train", "test"] | None:
     base = name.rpartition("/")[2]
     match = _SPLIT.fullmatch(base.removesuffix(ending(base) or ""))
-    return None if match is None else match.group(1)  # type: ignore[return-value]
+    if match is None:
+        return None
+    return "train" if match[1] == "train" else "test"

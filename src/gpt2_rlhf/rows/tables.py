@@ -1,4 +1,4 @@
-"""Write and read the tables of prepared rows that the data stage leaves for the others, as parquet."""
+"""Write and read the tables of rows that the data stage makes for the other stages, as parquet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields

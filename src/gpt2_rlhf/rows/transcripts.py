@@ -1,9 +1,9 @@
-"""Turn one row of a preference data set into prompt, chosen answer and rejected answer, or say why it cannot be.
+"""Turn one row of a preference data set into prompt, chosen answer and rejected answer, or give the reason why not.
 
-Anthropic/hh-rlhf holds two conversations a row, meant to share all but the last Assistant turn, which raters compared
-(Bai et al. 2022, arXiv:2204.05862); other data sets name the prompt, as text or as messages. All become one form: the
-prompt a transcript that ends where the assistant is to speak, the answers one space and then text, so that prompt and
-answer tokenize apart exactly as they do together (with the space at the prompt's end, GPT-2's BPE would not).
+A row of Anthropic/hh-rlhf holds two conversations that should differ only in the last Assistant turn, which raters
+compared (Bai et al. 2022, arXiv:2204.05862). Other data sets have a prompt column, as text or as messages. All become
+one form: the prompt is a transcript that ends with "Assistant:", an answer is one space and then text. The space is
+part of the answer because GPT-2's BPE then gives prompt and answer the same tokens apart as together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
 _TURNS = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT, "system": "\n\nSystem:"}
 
-MALFORMED = "malformed row"  # not an object, a column missing or of another type, an unknown role, an empty prompt
+MALFORMED = "malformed row"  # not an object, a missing column, a wrong type, an unknown role, an empty prompt
 NO_ASSISTANT = "no assistant turn"  # the conversation does not end with one
 PROMPTS_DIFFER = "prompts differ"
 EMPTY = "empty answer"
@@ -22,26 +22,26 @@ IDENTICAL = "identical answers"
 
 
 class Unusable(Exception):
-    """This row cannot be used; the message is the reason that the report counts."""
+    """The row cannot be used; the message is the reason under which the row report counts it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One comparison as the stages read it; `row` names where it came from, 1-based: "train.jsonl.gz:12"."""
+    """One comparison as the stages read it; `row` names its place in the source, such as "train.jsonl.gz:12"."""
 
     prompt: str
     chosen: str
     rejected: str
     subset: str
     row: str
-    chosen_probability: float | None  # that `chosen` wins under the utility that made the labels, where known
+    chosen_probability: float | None  # that `chosen` wins, by the utility behind the labels; None: unknown
 
 
 def pair(values: Any, subset: str, row: str) -> Pair:
-    """The comparison in a source's row; a `subset` column of the row's own wins over `subset`.
+    """Return the comparison in a source's row; a `subset` column of the row replaces `subset`.
 
     Raises:
-        Unusable: with the reason.
+        Unusable: gives the reason.
     """
     if not isinstance(values, Mapping):
         raise Unusable(MALFORMED)
@@ -64,9 +64,9 @@ def pair(values: Any, subset: str, row: str) -> Pair:
 def fit_prompts(
     prompts: Sequence[str], limit_tokens: int, count_tokens: Callable[[list[str]], list[int]]
 ) -> list[tuple[str, int] | None]:
-    """Each prompt without the turns on its left that are too many, with its tokens.
+    """Return each prompt with its number of tokens, after cutting as many turns from its left as the limit requires.
 
-    A cut prompt starts with a Human turn. None where the last Human turn alone is over the limit.
+    A cut prompt starts with a Human turn. None stands for a prompt whose last Human turn alone is over the limit.
     """
     fitted: dict[str, tuple[str, int] | None] = {}
     candidates = {prompt: prompt for prompt in prompts}
@@ -86,7 +86,7 @@ def fit_prompts(
 
 
 def _texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[str, str, str]:
-    """Prompt in its final form and the two answers without the space."""
+    """Return the prompt in its final form, and the two answers without the leading space."""
     chosen_prompt, chosen_answer = _conversation(chosen)
     rejected_prompt, rejected_answer = _conversation(rejected)
     if prompt is None:
@@ -97,7 +97,7 @@ def _texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[str, str, str]:
         return chosen_prompt, chosen_answer, rejected_answer
     shared = _prompt(prompt)
     for own_prompt in (chosen_prompt, rejected_prompt):
-        # data sets with both repeat the conversation in the answers, some with a system turn that the prompt lacks
+        # some data sets repeat the prompt in the answers, a few with a system turn that the prompt column lacks
         if own_prompt is not None and not own_prompt.endswith(shared):
             raise Unusable(PROMPTS_DIFFER)
     if chosen_prompt != rejected_prompt and None not in (chosen_prompt, rejected_prompt):
@@ -106,7 +106,7 @@ def _texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[str, str, str]:
 
 
 def _conversation(value: Any) -> tuple[str | None, str]:
-    """A conversation's prompt and its last Assistant turn; the prompt is None for an answer alone."""
+    """Return a conversation's prompt and its last Assistant turn; the prompt is None for an answer alone."""
     if isinstance(value, list):
         turns = _turns(value)
         if not turns or turns[-1][0] != ASSISTANT:
@@ -115,7 +115,7 @@ def _conversation(value: Any) -> tuple[str | None, str]:
     text = _text(value)
     if not _is_transcript(text):
         if HUMAN in text or ASSISTANT in text:
-            raise Unusable(NO_ASSISTANT)  # an answer that plays on alone: both sides' turns
+            raise Unusable(NO_ASSISTANT)  # an answer that goes on with turns of both sides
         return None, text.strip()
     head, marker, answer = text.rpartition(ASSISTANT)
     if not marker or HUMAN in answer:
@@ -138,14 +138,14 @@ def _prompt(value: Any) -> str:
 
 
 def _is_transcript(text: str) -> bool:
-    """Whether it opens with a Human turn, or has a Human turn before one of the Assistant."""
+    """Return whether the text starts with a Human turn, or has a Human turn before an Assistant turn."""
     if text.lstrip().startswith(HUMAN.lstrip()):
         return True
     return 0 <= text.find(HUMAN) < text.rfind(ASSISTANT)
 
 
 def _with_turn_start(text: str) -> str:
-    """The transcript opening with the blank line that every turn opens with."""
+    """Return the transcript with the blank line that every turn starts with."""
     stripped = text.lstrip()
     return f"\n\n{stripped}" if stripped.startswith(HUMAN.lstrip()) else text
 
@@ -168,7 +168,7 @@ def _text(value: Any) -> str:
         raise Unusable(MALFORMED)
     try:
         value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and no tokenizer can read
+    except UnicodeEncodeError:  # half of a surrogate pair: valid in JSON, but no tokenizer can encode it
         raise Unusable(MALFORMED) from None
     return value.replace("\r\n", "\n")
 

@@ -1,4 +1,4 @@
-"""What each call does to the store and answers, without HTTP: a request in, an answer out."""
+"""Change the store as each call says and return the answer, without HTTP."""
 
 import base64
 import json
@@ -41,7 +41,7 @@ class Answer:
 
 
 class State:
-    """All that the hub holds, and where its two origins are."""
+    """Everything that the hub holds, and the addresses of its two origins."""
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}  # by token
@@ -52,7 +52,7 @@ class State:
 
 
 class Refused(Exception):
-    """The request ends with this answer."""
+    """The hub refuses the request with this answer."""
 
     def __init__(self, status: int, text: str, code: str | None = None) -> None:
         super().__init__(text)
@@ -84,16 +84,16 @@ def validate(state: State, request: Request) -> Answer:
 
 def create(state: State, request: Request) -> Answer:
     """POST /api/repos/create"""
-    asked = request.json()
+    body = request.json()
     account = _account(request)
-    namespace = asked["organization"] or account.name
-    name = f"{namespace}/{asked['name']}"
+    namespace = body["organization"] or account.name
+    name = f"{namespace}/{body['name']}"
     if not account.writes(namespace):
         raise Refused(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
     known = {"url": f"{state.address}/{name}", "name": name, "id": "0"}
     if name in state.repositories:
         return as_json({"error": "You already created this model repo", **known}, 409)
-    state.repositories[name] = new_repository(name, asked.get("visibility") == "private")
+    state.repositories[name] = new_repository(name, body.get("visibility") == "private")
     return as_json(known)
 
 
@@ -120,8 +120,8 @@ def tree(state: State, request: Request) -> Answer:
 def paths_info(state: State, request: Request) -> Answer:
     """POST /api/models/<repo>/paths-info/<revision>, a form"""
     commit = _commit(_readable(state, request), request.parts["revision"])
-    wanted = {unquote(v.partition("=")[2]) for v in request.body.decode().split("&") if v.startswith("paths=")}
-    return as_json([_entry(path, blob) for path, blob in commit.files.items() if path in wanted])
+    paths = {unquote(v.partition("=")[2]) for v in request.body.decode().split("&") if v.startswith("paths=")}
+    return as_json([_entry(path, blob) for path, blob in commit.files.items() if path in paths])
 
 
 def refs(state: State, request: Request) -> Answer:
@@ -158,7 +158,7 @@ def tag(state: State, request: Request) -> Answer:
 
 
 def preupload(state: State, request: Request) -> Answer:
-    """POST /api/models/<repo>/preupload/<branch>: how each file is kept, and what is there under its path"""
+    """POST /api/models/<repo>/preupload/<branch>: how to upload each file, and the hash of what is at its path"""
     commit = _commit(_writable(state, request), request.parts["revision"])
     answers: list[dict[str, Any]] = []
     for file in request.json()["files"]:
@@ -170,14 +170,14 @@ def preupload(state: State, request: Request) -> Answer:
 
 
 def batch(state: State, request: Request) -> Answer:
-    """POST /<repo>.git/info/lfs/objects/batch: where to upload what is not there yet"""
+    """POST /<repo>.git/info/lfs/objects/batch: where to upload the objects that are missing"""
     repository = _writable(state, request)
     answers: list[dict[str, Any]] = []
-    for wanted in request.json()["objects"]:
-        answer: dict[str, Any] = {"oid": wanted["oid"], "size": wanted["size"]}
-        if wanted["oid"] not in state.objects:
+    for file in request.json()["objects"]:
+        answer: dict[str, Any] = {"oid": file["oid"], "size": file["size"]}
+        if file["oid"] not in state.objects:
             answer["actions"] = {
-                "upload": {"href": f"{state.storage_address}/storage/{wanted['oid']}?X-Amz-Signature=signed-secret"},
+                "upload": {"href": f"{state.storage_address}/storage/{file['oid']}?X-Amz-Signature=signed-secret"},
                 "verify": {"href": f"{state.address}/{repository.name}.git/info/lfs/verify"},
             }
         answers.append(answer)
@@ -185,7 +185,7 @@ def batch(state: State, request: Request) -> Answer:
 
 
 def put(state: State, request: Request) -> Answer:
-    """PUT to the storage, by an address that is signed: no token is wanted, or welcome"""
+    """PUT to the storage, whose addresses are signed: it refuses a token"""
     if request.has_token:
         raise Refused(400, "Only one auth mechanism allowed")
     blob = Blob(request.body, is_lfs=True)
@@ -198,14 +198,14 @@ def put(state: State, request: Request) -> Answer:
 def verify(state: State, request: Request) -> Answer:
     """POST /<repo>.git/info/lfs/verify"""
     _writable(state, request)
-    asked = request.json()
-    if len(state.objects.get(asked["oid"], b"")) != asked["size"]:
+    body = request.json()
+    if len(state.objects.get(body["oid"], b"")) != body["size"]:
         raise Refused(404, "LFS object not found")
     return as_json({})
 
 
 def commit(state: State, request: Request) -> Answer:
-    """POST /api/models/<repo>/commit/<branch>, NDJSON: all of it or nothing"""
+    """POST /api/models/<repo>/commit/<branch>, NDJSON: makes the whole commit or none"""
     repository = _writable(state, request)
     name = request.parts["revision"]
     head = _commit(repository, name).sha
@@ -228,7 +228,7 @@ def commit(state: State, request: Request) -> Answer:
 
 
 def resolve(state: State, request: Request) -> Answer:
-    """HEAD and GET /<repo>/resolve/<revision>/<path>: the file, or for LFS where the storage has it"""
+    """HEAD and GET /<repo>/resolve/<revision>/<path>: the file, or for LFS its address in the storage"""
     found = _commit(_readable(state, request), request.parts["revision"])
     blob = found.files.get(request.parts["path"])
     if blob is None:
@@ -273,8 +273,8 @@ def _readable(state: State, request: Request) -> Repository:
     if request.has_token:
         _account(request)
     repository = state.repositories.get(request.repo)
-    sees = request.account is not None and request.account.reads(request.parts["namespace"])
-    if repository is None or (repository.is_private and not sees):
+    may_read = request.account is not None and request.account.reads(request.parts["namespace"])
+    if repository is None or (repository.is_private and not may_read):
         raise Refused(404 if request.has_token else 401, "Repository not found", "RepoNotFound")
     return repository
 

@@ -1,4 +1,4 @@
-"""What POST /api/validate-yaml finds in a card's front matter; an approximation of the Hub's own rules."""
+"""Check the front matter of a card as POST /api/validate-yaml does; the rules approximate those of the Hub."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _LISTS_OR_STRINGS = ("datasets", "language", "base_model", "license")
 
 
 def errors(content: str) -> list[str]:
-    """What makes the Hub refuse this README.md."""
+    """Return the reasons for which the Hub refuses this README.md."""
     matter = _front_matter(content)
     if matter is None:
         return []
@@ -34,7 +34,7 @@ def errors(content: str) -> list[str]:
 
 
 def warnings(content: str) -> list[str]:
-    """What the Hub takes, and complains of."""
+    """Return what the Hub accepts with a warning."""
     return ["empty or missing yaml metadata in repo card"] if _front_matter(content) is None else []
 
 

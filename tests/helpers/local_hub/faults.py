@@ -1,4 +1,4 @@
-"""Faults as records: which call, what happens to it, how often."""
+"""Describe faults: which call fails, how, and how often."""
 
 import threading
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from typing import Literal
 
 Kind = Literal[
     "status",  # answer with `status` and do nothing
-    "html",  # the same with a page, as a gateway does
-    "reset",  # cut the connection, after half of what is uploaded, and do nothing
+    "html",  # the same with an HTML page, as a gateway does
+    "reset",  # cut the connection after half of the upload, and do nothing
     "lost",  # do it, and cut the connection without an answer
-    "hang",  # accept, and say nothing until the hub is closed
-    "late",  # say nothing until the next request for the call is there, then do this one before it
+    "hang",  # accept, and send nothing until the hub is closed
+    "late",  # send nothing until the next request for the call arrives, then do this one before it
     "truncate",  # send half of the body
     "flip",  # send the body with one byte changed
 ]
@@ -18,7 +18,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to the next `times` requests for `call`, a name of server.ROUTES."""
+    """A fault of the next `times` requests for `call`, a name in server.ROUTES."""
 
     call: str
     kind: Kind
@@ -28,19 +28,19 @@ class Fault:
 
 
 class Faults:
-    """The faults that are still to come. Requests come from several threads."""
+    """The faults that have not happened yet. Requests come from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left: list[tuple[Fault, int]] = []
 
     def add(self, fault: Fault) -> None:
-        """Have it happen from now on, after those that were added before it."""
+        """Add a fault; it happens after those that were added before it."""
         with self._lock:
             self._left.append((fault, fault.times))
 
     def take(self, call: str) -> Fault | None:
-        """The fault for this request, counted down."""
+        """Return the fault for this request, if there is one, and count it down."""
         with self._lock:
             for index, (fault, left) in enumerate(self._left):
                 if fault.call == call and left > 0:
@@ -49,11 +49,11 @@ class Faults:
         return None
 
     def left(self) -> int:
-        """How many are still to come."""
+        """Return how many have not happened yet."""
         with self._lock:
             return sum(left for _, left in self._left)
 
     def clear(self) -> None:
-        """From now on all is well."""
+        """Remove all faults."""
         with self._lock:
             self._left.clear()

@@ -1,4 +1,4 @@
-"""The HTTP side of the local hub: routes, tokens, faults and a log of what was asked.
+"""Serve the local hub over HTTP: routes, tokens, faults and a log of the requests.
 
 with Hub() as hub:
     hub.accounts["hf_token"] = Account("somebody")
@@ -28,7 +28,7 @@ _REPO = r"(?P<namespace>[^/]+)/(?P<name>[^/]+)"
 _API = rf"/api/models/{_REPO}"
 _REVISION = r"(?P<revision>[^/]+)"
 
-# call: methods, path, what answers. The names are what faults and the log go by.
+# call: methods, path, handler. Faults and the log use the names of the calls.
 ROUTES: dict[str, tuple[str, str, answers.Handler]] = {
     "whoami": ("GET", "/api/whoami-v2", answers.whoami),
     "validate": ("POST", "/api/validate-yaml", answers.validate),
@@ -51,8 +51,8 @@ _LONGEST_S = 60  # no thread of the hub waits for longer
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request as the log keeps it."""
+class LoggedRequest:
+    """One request in the log."""
 
     call: str
     method: str
@@ -62,7 +62,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Late:
-    """The request for `call` that is held back until the next one comes."""
+    """The request for `call` that waits until the next one arrives."""
 
     call: str = ""
     next_came: threading.Event = field(default_factory=threading.Event)
@@ -78,7 +78,7 @@ class Hub:
         self._lock = threading.Lock()  # the store changes by one request at a time
         self._late = _Late()
         self._closing = threading.Event()
-        self.log: list[Asked] = []
+        self.log: list[LoggedRequest] = []
         self._servers = [self._server(), self._server()]
         self._state.address, self._state.storage_address = (
             f"http://127.0.0.1:{server.server_port}" for server in self._servers
@@ -86,7 +86,7 @@ class Hub:
 
     @property
     def address(self) -> str:
-        """What HF_ENDPOINT is to be."""
+        """The value for HF_ENDPOINT."""
         return self._state.address
 
     @property
@@ -100,21 +100,21 @@ class Hub:
         return self._state.repositories
 
     def fail(self, *faults: Fault) -> None:
-        """Have these happen."""
+        """Add these faults."""
         for fault in faults:
             self._faults.add(fault)
 
     def faults_left(self) -> int:
-        """How many faults did not happen yet."""
+        """Return how many faults have not happened yet."""
         return self._faults.left()
 
     def heal(self) -> None:
-        """Take back the faults that did not happen yet."""
+        """Remove the faults that have not happened yet."""
         self._faults.clear()
 
     def calls(self, call: str) -> int:
-        """How often a call was made so far."""
-        return sum(asked.call == call for asked in self.log)
+        """Return how often a call was made so far."""
+        return sum(request.call == call for request in self.log)
 
     def __enter__(self) -> Self:
         for server in self._servers:
@@ -143,7 +143,7 @@ class Hub:
             return http.send(Answer(501, f"the local hub has no {http.command} {path}".encode()))
         call, match, handler = found
         token = http.headers.get("Authorization", "").removeprefix("Bearer ")
-        self.log.append(Asked(call, http.command, path, bool(token)))
+        self.log.append(LoggedRequest(call, http.command, path, bool(token)))
         fault = self._faults.take(call)
         kind = None if fault is None else fault.kind
         if kind == "late":
@@ -190,7 +190,7 @@ def _failed(fault: Fault) -> Answer:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients that hang up are part of the tests
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients that cut the connection are part of the tests
             super().handle_error(request, client_address)
 
 
@@ -209,11 +209,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def send(self, answer: Answer, kind: Kind | None = None) -> None:
-        """Write an answer, or the part of it that the client asked for, damaged by a fault."""
+        """Write an answer or the requested range of it; a fault may damage it."""
         body, status, headers = answer.body, answer.status, dict(answer.headers)
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if status == 200 and wanted:
-            first = int(wanted[1])
+        requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if status == 200 and requested:
+            first = int(requested[1])
             headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
             body, status = body[first:], 206
         self.send_response(status)
@@ -232,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def cut(self) -> None:
-        """Reset the connection: the client sees no end of it, but an error."""
+        """Reset the connection, so that the client gets an error and not the end of a body."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        os.close(self.connection.detach())  # at once, where socketserver would first say goodbye
+        os.close(self.connection.detach())  # at once; socketserver would first end the connection properly
         self.close_connection = True

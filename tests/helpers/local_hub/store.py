@@ -1,4 +1,4 @@
-"""What the hub holds: accounts, repositories with their commits and references, and uploaded LFS objects."""
+"""Hold what the hub knows: accounts, files, and repositories with their commits, branches and tags."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Account:
-    """Who a token stands for, and what it may do."""
+    """The account of a token, and what the token may do."""
 
     name: str
     role: str = "write"  # of the token: read, write or fineGrained
@@ -29,11 +29,11 @@ class Account:
         }
 
     def reads(self, namespace: str) -> bool:
-        """Whether private repositories below this name are seen."""
+        """Return whether the account may read private repositories in this namespace."""
         return namespace == self.name or namespace in self.organisations
 
     def writes(self, namespace: str) -> bool:
-        """Whether repositories below this name may be made and changed."""
+        """Return whether the account may create and change repositories in this namespace."""
         if self.role == "fineGrained":
             return "repo.write" in self.scopes.get(namespace, [])
         return self.role == "write" and self.reads(namespace) and self.organisations.get(namespace) != "read"
@@ -41,29 +41,29 @@ class Account:
 
 @dataclass(frozen=True)
 class Blob:
-    """A file's content and whether it is kept by LFS."""
+    """The content of a file, and whether LFS keeps it."""
 
     content: bytes
     is_lfs: bool
 
     @property
     def sha256(self) -> str:
-        """What LFS names it by."""
+        """The name of the content in LFS."""
         return hashlib.sha256(self.content).hexdigest()
 
     @property
     def oid(self) -> str:
-        """Git's name of the blob, for LFS that of the pointer."""
+        """The name of the blob in Git, for LFS that of the pointer."""
         return git_blob(self.pointer if self.is_lfs else self.content)
 
     @property
     def etag(self) -> str:
-        """What names the content in a download."""
+        """The ETag of a download."""
         return self.sha256 if self.is_lfs else self.oid
 
     @property
     def pointer(self) -> bytes:
-        """The file that git holds in place of an LFS object."""
+        """The file that Git holds in place of an LFS object."""
         text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
         return text.encode()
 
@@ -89,7 +89,7 @@ class Repository:
     tags: dict[str, str] = field(default_factory=dict)
 
     def commit(self, branch: str, title: str, changed: Mapping[str, Blob]) -> Commit:
-        """Put a commit on a branch, also an empty one: the Hub takes those too."""
+        """Add a commit to a branch; it may be empty, as on the Hub."""
         parent = self.branches.get(branch)
         files = {**(self.commits[parent].files if parent else {}), **changed}
         listing = "".join(f"{path} {blob.oid}\n" for path, blob in sorted(files.items()))
@@ -100,12 +100,12 @@ class Repository:
         return made
 
     def find(self, revision: str) -> Commit | None:
-        """The commit that a branch, tag or sha names."""
+        """Return the commit that a branch, tag or sha names."""
         sha = self.branches.get(revision) or self.tags.get(revision) or revision
         return self.commits.get(sha)
 
     def history(self, branch: str = "main") -> list[Commit]:
-        """The commits of a branch, newest first; the last is the one that made the repository."""
+        """Return the commits of a branch, newest first; the last is the first commit of the repository."""
         found: list[Commit] = []
         sha = self.branches.get(branch)
         while sha is not None:
@@ -115,7 +115,7 @@ class Repository:
 
 
 def new_repository(name: str, is_private: bool) -> Repository:
-    """A repository as the Hub makes it: with a first commit of .gitattributes."""
+    """Return a repository as the Hub creates it: its first commit holds .gitattributes."""
     repository = Repository(name, is_private)
     attributes = Blob(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n", is_lfs=False)
     repository.commit("main", "initial commit", {".gitattributes": attributes})
@@ -123,12 +123,12 @@ def new_repository(name: str, is_private: bool) -> Repository:
 
 
 def upload_mode(path: str, size: int, sample: bytes) -> str:
-    """How the Hub would keep a file: safetensors and what is large or binary by LFS."""
+    """Return how the Hub keeps a file: safetensors, large and binary files by LFS."""
     is_binary = b"\0" in sample
     large = size >= 10_000_000 or (is_binary and size > 1_000_000)
     return "lfs" if path.endswith(".safetensors") or large else "regular"
 
 
 def git_blob(content: bytes) -> str:
-    """Git's sha1 of a file."""
+    """Return the sha1 of a file in Git."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

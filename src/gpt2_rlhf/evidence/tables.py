@@ -1,0 +1,168 @@
+"""The one type of table that the terminal, the report and the model cards print, with a printer for each.
+
+A cell's key is the path of its figure in the sources ("evaluation/models/ppo/reward"). The page carries it, and
+report.json has the figure under it, so that each number on the page can be traced, and a test can compare all of them.
+An estimate stands with its interval, and its n is in its row.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config.metrics import Metric
+
+Sources = Mapping[str, Any]  # what a summary holds of a run's results, and each stage's manifest below "manifests"
+
+WIDTH = 100  # columns of a terminal
+_SUFFIXES = {"share": " %", "seconds": " s", "MiB": " MiB"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as text, with its path in the sources and its value; a text that is no figure has no key."""
+
+    text: str
+    key: str = ""
+    value: Any = None
+
+    @property
+    def n(self) -> int | None:
+        """How many values an estimate is over."""
+        return self.value["n"] if isinstance(self.value, Mapping) else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A label and its cells, one a column. better: the direction of better figures, None where there is none."""
+
+    label: str
+    cells: Sequence[Cell]
+    better: str | None = None
+
+    @property
+    def n(self) -> str:
+        """How many values the estimates are over: one number where they agree, "-" where there are none."""
+        counts = ["-" if cell.n is None else str(cell.n) for cell in self.cells]
+        known = set(counts) - {"-"}
+        return ", ".join(counts) if len(known) > 1 else next(iter(known), "-")
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any cell has a value."""
+        return any(cell.text != "-" for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of figures under columns, which are headers by key. n_of: what n counts, None without estimates."""
+
+    name: str
+    title: str
+    columns: Mapping[str, str]
+    rows: Sequence[Row]
+    n_of: str | None = None
+
+    def only(self, *keys: str) -> "Table":
+        """Return the table with these of its columns alone, and without the rows of which they know nothing."""
+        places = [place for place, key in enumerate(self.columns) if key in keys]
+        columns = {key: header for key, header in self.columns.items() if key in keys}
+        rows = [replace(row, cells=[row.cells[place] for place in places]) for row in self.rows]
+        return replace(self, columns=columns, rows=[row for row in rows if row.is_known])
+
+
+def look_up(sources: Sources, key: str) -> Any:
+    """Return what stands at a path; None where the path ends early in a null or has no such entry."""
+    found: Any = sources
+    for part in key.split("/"):
+        if found is None:
+            return None
+        found = found[int(part)] if isinstance(found, list) else found.get(part)
+    return found
+
+
+def text(value: Any, unit: str = "points") -> str:
+    """Write a figure as it is printed everywhere; an estimate is `mean [low, high]`, what is unknown is "-"."""
+    if value is None:
+        return "-"
+    decimals, scale, suffix = metrics.decimals(unit), 100 if unit == "share" else 1, _SUFFIXES.get(unit, "")
+    if isinstance(value, Mapping):
+        mean, low, high = (scale * value[name] for name in ("mean", "low", "high"))
+        if unit != "share":  # three columns of larger figures with as many decimals would not fit a terminal
+            largest = max(abs(low), abs(high))
+            decimals = max(0, decimals - (largest >= 100) - (largest >= 1000))
+        return f"{mean:.{decimals}f}{suffix} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return f"{scale * value:.{decimals}f}{suffix}" if isinstance(value, float) else str(value)
+
+
+def cell(sources: Sources, key: str, unit: str = "points", default: Any = None) -> Cell:
+    """Return the cell of the figure at a path. default: the value where there is none."""
+    value = look_up(sources, key)
+    value = default if value is None else value
+    return Cell(text(value, unit), key, value)
+
+
+def by_metric(sources: Sources, shown: Sequence[Metric], places: Sequence[str]) -> list[Row]:
+    """Return a row for each metric with a cell for each place; metrics that are known of no place are left out."""
+    rows = [
+        Row(one.title, [cell(sources, f"{place}/{one.key}", one.unit) for place in places], one.better) for one in shown
+    ]
+    return [row for row in rows if row.is_known]
+
+
+def by_place(sources: Sources, shown: Sequence[Metric], places: Mapping[str, str]) -> list[Row]:
+    """Return a row for each place (path to label) with a cell for each metric."""
+    return [
+        Row(label, [cell(sources, f"{place}/{one.key}", one.unit) for one in shown]) for place, label in places.items()
+    ]
+
+
+def titles(shown: Sequence[Metric]) -> dict[str, str]:
+    """Return the headers of metrics by key."""
+    return {one.key: one.title for one in shown}
+
+
+def shown_values(tables: Sequence[Table], facts: Sequence[Row]) -> dict[str, Any]:
+    """Return the figures that these tables and rows show, by key."""
+    rows = [*facts, *(row for table in tables for row in table.rows)]
+    return {cell.key: cell.value for row in rows for cell in row.cells}
+
+
+def markdown(table: Table) -> str:
+    """Print a table for a model card; names out of the data may hold what would break its rows."""
+    header, rows = _grid(table, with_n=True)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(_on_one_line(text) for text in line)} |" for line in lines)
+
+
+def plain(table: Table, with_n: bool = True) -> str:
+    """Print a table in ASCII for a terminal or a log, no wider than 100 columns; its rows are Markdown too."""
+    header, rows = _grid(table, with_n)
+    grid = RichTable(box=box.MARKDOWN)
+    for place, title in enumerate(header):
+        # only labels are broken, since figures broken over two lines are hard to read
+        grid.add_column(title, justify="right" if place else "left", no_wrap=place > 0)
+    for row in rows:
+        grid.add_row(*row)
+    lines = io.StringIO()
+    # whatever the terminal is, the text is the same
+    Console(
+        file=lines, width=WIDTH, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False
+    ).print(grid)
+    return "\n".join(line.rstrip() for line in lines.getvalue().strip("\n").splitlines() if line.strip())
+
+
+def _grid(table: Table, with_n: bool) -> tuple[list[str], list[list[str]]]:
+    """The texts of the header and of the rows; the title heads the labels."""
+    with_n = with_n and table.n_of is not None
+    header = [table.title, *table.columns.values(), *(["n"] if with_n else [])]
+    return header, [[row.label, *(one.text for one in row.cells), *([row.n] if with_n else [])] for row in table.rows]
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

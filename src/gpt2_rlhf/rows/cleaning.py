@@ -1,0 +1,132 @@
+"""Keep the rows of a source that can be used, with their lengths, and note every other row under a reason.
+
+No filter drops rows silently: data.json names every dropped row. Training rows whose prompt is also in the test set are
+dropped, so that the test set stays unseen. Over-long prompts lose whole turns from the left.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.settings import Data
+from gpt2_rlhf.rows.sources import RawRow, describe
+from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, pair
+
+HELD_OUT_SHARE = 0.1  # of the prompts of a subset without a test file
+
+ANSWER_TOO_LONG = "answer too long"
+PROMPT_TOO_LONG = "prompt too long"
+SPECIAL_TOKEN = "special token in the text"  # the trainers would take it for the end of the answer
+LEAKED = "leaked from train"
+LEAKED_ONCE_CUT = "leaked from train once cut"  # it differed from the test prompt only in turns that were cut
+
+CountTokens = Callable[[list[str]], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A pair within the limits, with its numbers of tokens, all without EOS."""
+
+    pair: Pair
+    prompt_tokens: int
+    chosen_tokens: int
+    rejected_tokens: int
+
+
+@dataclass
+class Side:
+    """The training rows or the test rows of a source."""
+
+    rows_read: int = 0
+    kept: list[Measured] = field(default_factory=list)
+    turns_cut: int = 0  # how many of the kept rows lost turns of their prompt
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # names of rows by reason
+
+    def drop(self, reason: str, row: str) -> None:
+        """Note a row that cannot be used."""
+        self.dropped.setdefault(reason, []).append(row)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Both sides of a source; held_out_prompts: how many prompts became test prompts for want of a test file."""
+
+    train: Side
+    test: Side
+    held_out_prompts: int
+
+
+def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special_tokens: Sequence[str] = ()) -> Cleaned:
+    """Return the usable pairs of all rows, with train and test prompts kept apart and within the limits of `data`.
+
+    Raises:
+        UserError: no training rows or no test rows are left.
+    """
+    read = [(raw.split, raw.name, _usable(raw, special_tokens)) for raw in rows]
+    read.sort(key=lambda row: row[0] == "unsplit")  # rows of training and test files come first
+    held_out = _held_out({row.prompt for split, _, row in read if split == "unsplit" and isinstance(row, Pair)})
+    train, test = Side(), Side()
+    train_pairs: list[Pair] = []
+    test_pairs: list[Pair] = []
+    for split, name, row in read:
+        is_test = split == "test" or (split == "unsplit" and isinstance(row, Pair) and row.prompt in held_out)
+        side, pairs = (test, test_pairs) if is_test else (train, train_pairs)
+        side.rows_read += 1
+        if isinstance(row, Pair):
+            pairs.append(row)
+        else:
+            side.drop(row, name)
+    test_prompts = {row.prompt for row in test_pairs}
+    for row in train_pairs:
+        if row.prompt in test_prompts:
+            train.drop(LEAKED, row.row)
+    _fit(test, test_pairs, data, count_tokens)
+    cut_test_prompts = {measured.pair.prompt for measured in test.kept}
+    _fit(train, [row for row in train_pairs if row.prompt not in test_prompts], data, count_tokens, cut_test_prompts)
+    for name, side in (("train", train), ("test", test)):
+        if not side.kept:
+            reasons = ", ".join(f"{len(names)} {why} ({names[0]})" for why, names in side.dropped.items())
+            raise UserError(
+                f"data: {describe(data)} leaves no {name} rows of {side.rows_read} read"
+                f"{': ' if reasons else ''}{reasons}; correct these rows, or raise data.max_prompt_tokens "
+                "and data.max_answer_tokens"
+            )
+    return Cleaned(train, test, len(held_out))
+
+
+def _usable(raw: RawRow, special_tokens: Sequence[str]) -> Pair | str:
+    """Return the pair in a row, or the reason why the row cannot be used."""
+    try:
+        row = pair(raw.values, raw.subset, raw.name)
+    except Unusable as reason:
+        return str(reason)
+    texts = (row.prompt, row.chosen, row.rejected)
+    return SPECIAL_TOKEN if any(token in text for token in special_tokens for text in texts) else row
+
+
+def _held_out(prompts: set[str]) -> set[str]:
+    """Return the tenth of the prompts with the smallest hashes, which no seed and no order of the rows changes."""
+    by_hash = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+    return set(by_hash[: math.ceil(HELD_OUT_SHARE * len(by_hash))])
+
+
+def _fit(
+    side: Side, pairs: Sequence[Pair], data: Data, count_tokens: CountTokens, other_prompts: set[str] | None = None
+) -> None:
+    """Keep the pairs within the limits, with prompts cut where needed; none whose cut prompt is in `other_prompts`."""
+    chosen_tokens = count_tokens([row.chosen for row in pairs])
+    rejected_tokens = count_tokens([row.rejected for row in pairs])
+    fits = fit_prompts([row.prompt for row in pairs], data.max_prompt_tokens, count_tokens)
+    for row, chosen, rejected, fit in zip(pairs, chosen_tokens, rejected_tokens, fits, strict=True):
+        if max(chosen, rejected) > data.max_answer_tokens:
+            side.drop(ANSWER_TOO_LONG, row.row)
+        elif fit is None:
+            side.drop(PROMPT_TOO_LONG, row.row)
+        elif other_prompts is not None and fit[0] in other_prompts:
+            side.drop(LEAKED_ONCE_CUT, row.row)
+        else:
+            prompt, prompt_tokens = fit
+            side.turns_cut += prompt != row.prompt
+            side.kept.append(Measured(replace(row, prompt=prompt), prompt_tokens, chosen, rejected))

@@ -1,0 +1,129 @@
+"""The row report, data.json: how many rows of the source were read, kept and dropped, and which tables they became."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gpt2_rlhf.config.settings import Data
+from gpt2_rlhf.evidence.intervals import wilson
+from gpt2_rlhf.rows.cleaning import Cleaned, Side
+from gpt2_rlhf.rows.sources import describe
+from gpt2_rlhf.rows.transcripts import Pair
+
+_NAMES_SHOWN = 10
+
+
+def make(data: Data, cleaned: Cleaned, tables: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
+    """Return the report on the whole source, as data.json has it; its rows may be more than the tables take."""
+    subsets = {
+        name: Counter(measured.pair.subset for measured in side.kept)
+        for name, side in (("train", cleaned.train), ("test", cleaned.test))
+    }
+    return {
+        "source": describe(data),
+        "held_out_prompts": cleaned.held_out_prompts,
+        "max_prompt_tokens": data.max_prompt_tokens,
+        "max_answer_tokens": data.max_answer_tokens,
+        "train": _side(cleaned.train),
+        "test": _side(cleaned.test),
+        "tables": {
+            name: {"pairs": len(pairs), "prompts": len({row.prompt for row in pairs})} for name, pairs in tables.items()
+        },
+        "subsets": {
+            subset: {name: found[subset] for name, found in subsets.items()}
+            for subset in sorted(set().union(*subsets.values()))
+        },
+    }
+
+
+def write(directory: Path, report: Mapping[str, Any]) -> None:
+    """Write data.json into the data stage's directory."""
+    (directory / "data.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """Read data.json from the data stage's directory."""
+    return json.loads((directory / "data.json").read_text(encoding="utf-8"))
+
+
+def counts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the report with the number of dropped rows in place of their names."""
+    numbers = dict(report)
+    for side in ("train", "test"):
+        dropped = {reason: len(names) for reason, names in report[side]["dropped"].items()}
+        numbers[side] = {**report[side], "dropped": dropped}
+    return numbers
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """Return the report as a table for the terminal; the line of a reason ends with the first rows it applies to."""
+    train, test = report["train"], report["test"]
+    lines = [
+        f"data: {report['source']}",
+        "",
+        _cells("rows", "train", "test"),
+        _cells("read", train["read"], test["read"]),
+    ]
+    for reason in sorted({*train["dropped"], *test["dropped"]}):
+        names = [train["dropped"].get(reason, []), test["dropped"].get(reason, [])]
+        lines.append(f"{_cells(f'- {reason}', *map(len, names))}   {_shortened([*names[0], *names[1]])}")
+    lines.append(_cells("kept", train["kept"], test["kept"]))
+    lines.append(_cells("  of these with turns cut", train["turns_cut"], test["turns_cut"]))
+    lines += [
+        _cells(f"  of these {subset or '(no subset)'}", found["train"], found["test"])
+        for subset, found in report["subsets"].items()
+    ]
+    if report["held_out_prompts"]:
+        lines.append(f"no test file: {report['held_out_prompts']} prompts were held out as the test set")
+    lines += ["", _cells("table", "pairs", "prompts")]
+    lines += [_cells(name, size["pairs"], size["prompts"]) for name, size in report["tables"].items()]
+    lines += ["", _cells("tokens, median / p95 / max", "train", "test", width=24)]
+    for part in ("prompt", "chosen", "rejected"):
+        spreads = [" / ".join(f"{value}" for value in side["tokens"][part].values()) for side in (train, test)]
+        lines.append(_cells(part, *spreads, width=24))
+    lines.append(f"limits: {report['max_prompt_tokens']} prompt, {report['max_answer_tokens']} answer, EOS not counted")
+    shares = [side["longer_answer_wins"] for side in (train, test)]
+    intervals = [f"{share['mean']:.3f} [{share['low']:.3f}, {share['high']:.3f}]" for share in shares]
+    return "\n".join([*lines, _cells("longer answer wins, 95 %", *intervals, width=24)])
+
+
+def _side(side: Side) -> dict[str, Any]:
+    kept = side.kept
+    longer = sum(m.chosen_tokens > m.rejected_tokens for m in kept)
+    ties = sum(m.chosen_tokens == m.rejected_tokens for m in kept)
+    return {
+        "read": side.rows_read,
+        "dropped": side.dropped,
+        "kept": len(kept),
+        "turns_cut": side.turns_cut,
+        "tokens": {
+            "prompt": _spread([m.prompt_tokens for m in kept]),
+            "chosen": _spread([m.chosen_tokens for m in kept]),
+            "rejected": _spread([m.rejected_tokens for m in kept]),
+        },
+        # accuracy of a reward model that always prefers the longer answer; a tie counts half
+        "longer_answer_wins": asdict(wilson(longer + ties / 2, len(kept))),
+    }
+
+
+def _spread(values: list[int]) -> dict[str, int]:
+    """Return the nearest-rank median and 95th percentile, and the maximum."""
+    ordered = sorted(values)
+    return {
+        "median": ordered[math.ceil(0.5 * len(ordered)) - 1],
+        "p95": ordered[math.ceil(0.95 * len(ordered)) - 1],
+        "max": ordered[-1],
+    }
+
+
+def _cells(label: str, left: object, right: object, width: int = 9) -> str:
+    return f"{label:<27}{left!s:>{width}}{right!s:>{width}}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f", and {more} more" if more > 0 else "")

@@ -1,0 +1,98 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.rows import sources
+from gpt2_rlhf.rows.cleaning import Side, clean
+from gpt2_rlhf.rows.sources import RawRow
+from helpers.pairs import PAIRS, TEST, asking, count_words, questions, raw, with_settings, write_warts
+
+
+def prompts_of(side: Side) -> set[str]:
+    return {measured.pair.prompt for measured in side.kept}
+
+
+def test_every_row_that_cannot_be_used_is_counted_and_named(tmp_path: Path) -> None:
+    settings = with_settings(path=str(write_warts(tmp_path)))
+    cleaned = clean(settings, sources.read(settings), count_words)
+    train, test = cleaned.train, cleaned.test
+    assert train.dropped == {
+        "prompts differ": ["train.jsonl.gz:11"],
+        "empty answer": ["train.jsonl.gz:12", "train.jsonl.gz:13"],
+        "identical answers": ["train.jsonl.gz:14"],
+        "leaked from train": ["train.jsonl.gz:15", "train.jsonl.gz:16"],
+        "no assistant turn": ["train.jsonl.gz:17"],
+        "answer too long": ["train.jsonl.gz:18"],
+        "prompt too long": ["train.jsonl.gz:19"],
+    }
+    assert test.dropped == {"prompts differ": ["test.jsonl.gz:2"]}
+    assert (train.rows_read, len(train.kept), train.turns_cut) == (20, 11, 1)
+    assert (test.rows_read, len(test.kept), test.turns_cut) == (2, 1, 0)
+    assert {measured.pair.subset for measured in [*train.kept, *test.kept]} == {"harmless"}
+
+
+def test_the_row_that_lost_its_first_turns_starts_with_a_human_turn(tmp_path: Path) -> None:
+    settings = with_settings(path=str(write_warts(tmp_path)))
+    kept = clean(settings, sources.read(settings), count_words).train.kept
+    rows = {measured.pair.row: measured.pair for measured in kept}
+    assert rows["train.jsonl.gz:20"].prompt == "\n\nHuman: Is it new?\n\nAssistant:"
+
+
+def test_prompts_that_equal_a_test_prompt_once_cut_are_leaks_too() -> None:
+    last = "\n\nHuman: Is it?\n\nAssistant:"
+    rows = [
+        *asking(f"\n\nHuman: {'old ' * 100}\n\nAssistant: Oh.{last}", *questions(3)),
+        *asking(f"\n\nHuman: {'new ' * 100}\n\nAssistant: Ah.{last}", split="test"),
+    ]
+    train = clean(PAIRS, rows, count_words).train
+    assert train.dropped == {"leaked from train once cut": ["train.jsonl:1"]}
+    assert (len(train.kept), train.turns_cut) == (3, 0)
+
+
+def test_a_special_token_in_the_text_is_a_reason_to_drop() -> None:
+    rows = [*asking(*questions(5)), raw("Bread?", "Yes.<|end|> And", "No.", "train", 6), *TEST]
+    train = clean(PAIRS, rows, count_words, ["<|end|>"]).train
+    assert train.dropped == {"special token in the text": ["train.jsonl:6"]}
+
+
+def test_a_limit_counts_the_tokens_of_the_text_and_is_itself_allowed() -> None:
+    rows = [*asking(*questions(3)), raw("Bread?", "a b c", "d", "train", 4), raw("Tea?", "a b", "d", "train", 5), *TEST]
+    train = clean(with_settings(max_answer_tokens=2), rows, count_words).train
+    assert train.dropped == {"answer too long": ["train.jsonl:4"]}
+
+
+def test_without_a_test_file_a_tenth_of_the_prompts_is_held_out_in_whatever_order() -> None:
+    rows = asking(*questions(95) * 2, split="unsplit")
+    cleaned, reversed_rows = (clean(PAIRS, order, count_words) for order in (rows, rows[::-1]))
+    wrapped = [f"\n\nHuman: {question}\n\nAssistant:" for question in questions(95)]
+    by_hash = sorted(wrapped, key=lambda prompt: hashlib.sha256(prompt.encode()).hexdigest())
+    held_out = set(by_hash[:10])  # a tenth of 95, rounded up
+    assert prompts_of(cleaned.test) == prompts_of(reversed_rows.test) == held_out
+    assert not held_out & prompts_of(cleaned.train)
+    assert (cleaned.held_out_prompts, cleaned.train.rows_read, cleaned.test.rows_read) == (10, 170, 20)
+
+
+def test_rows_without_a_test_file_come_after_those_of_training_files() -> None:
+    rows = [*asking(*questions(20), split="unsplit"), *asking("Asked in training?"), *TEST]
+    kept = clean(PAIRS, rows, count_words).train.kept
+    assert kept[0].pair.prompt == "\n\nHuman: Asked in training?\n\nAssistant:"
+    assert len(kept) == 1 + 18  # a tenth of 20 prompts is held out
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([*asking(*questions(3))], r"pairs leaves no test rows of 0 read"),
+        ([*TEST], r"pairs leaves no train rows of 0 read"),
+        (
+            [raw("Hi", "", "No.", "train", 4), raw("Hi", "No.", "No.", "train", 7), *TEST],
+            r"no train rows of 2 read: 1 empty answer \(train\.jsonl:4\), 1 identical answers \(train\.jsonl:7\)",
+        ),
+    ],
+)
+def test_a_side_left_without_rows_is_refused(rows: list[RawRow], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        clean(PAIRS, rows, count_words)
+    assert "\n" not in str(refused.value)
