@@ -75,16 +75,16 @@ def test_a_stage_alone_is_not_refused_for_settings_of_later_stages(overrides: li
 
 
 def test_a_stage_alone_is_still_refused_for_its_own_settings() -> None:
-    with pytest.raises(UserError, match="reward.args.learning_rate"):
+    with pytest.raises(UserError, match=r"reward\.args\.learning_rate"):
         preflight.check(compose.load(["reward.args.learning_rate=0"]).settings, "reward")
-    with pytest.raises(UserError, match="evaluate.batch_size"):
+    with pytest.raises(UserError, match=r"evaluate\.batch_size"):
         preflight.check(compose.load(["evaluate.batch_size=0"]).settings, "sft")
 
 
 def test_a_stage_alone_needs_no_room_for_the_answers_of_later_stages() -> None:
     settings = compose.load(["ppo.args.response_length=400"]).settings
     preflight.check_lengths(settings, 512, "reward")
-    with pytest.raises(UserError, match="ppo.args.response_length"):
+    with pytest.raises(UserError, match=r"ppo\.args\.response_length"):
         preflight.check_lengths(settings, 512, "ppo")
 
 
@@ -112,7 +112,7 @@ def test_a_launcher_file_that_accelerate_cannot_use_is_refused(tmp_path: Path, t
     if text is not None:
         file.write_text(text)
     settings = compose.load(["launch=accelerate", f"launch.accelerate_config={file}"]).settings
-    with pytest.raises(UserError, match="accelerate.yaml: cannot be read .*`accelerate config"):
+    with pytest.raises(UserError, match=r"accelerate\.yaml: cannot be read .*`accelerate config"):
         preflight.check(settings, "sft")
 
 
