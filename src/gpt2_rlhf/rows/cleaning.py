@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Data
 from gpt2_rlhf.rows.conversations import Conversation, conversations
+from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
 from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, pair
 
@@ -42,10 +43,14 @@ class Measured:
 class Side:
     """The training rows or the test rows of a source."""
 
-    rows_read: int = 0
     kept: list[Measured] = field(default_factory=list)
     turns_cut: int = 0  # how many of the kept rows lost turns of their prompt
     dropped: dict[str, list[str]] = field(default_factory=dict)  # names of rows by reason
+
+    @property
+    def rows_read(self) -> int:
+        """Number of rows of this side in the source."""
+        return len(self.kept) + sum(map(len, self.dropped.values()))
 
     def drop(self, reason: str, row: str) -> None:
         """Note a row that cannot be used."""
@@ -67,21 +72,22 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     Raises:
         UserError: no training rows or no test rows are left.
     """
-    read = [(raw.split, raw.name, _usable(raw, special_tokens)) for raw in rows]
-    read.sort(key=lambda row: row[0] == "unsplit")  # rows of training and test files come first
-    conversation_of = conversations(row.prompt for _, _, row in read if isinstance(row, Pair))
-    unsplit = {row.prompt for split, _, row in read if split == "unsplit" and isinstance(row, Pair)}
-    held_out = _held_out({conversation_of[prompt] for prompt in unsplit})
-    sides, pairs = {False: Side(), True: Side()}, {False: list[Pair](), True: list[Pair]()}
-    for split, name, row in read:
-        is_held_out = split == "unsplit" and isinstance(row, Pair) and conversation_of[row.prompt] in held_out
-        is_test = split == "test" or is_held_out
-        sides[is_test].rows_read += 1
+    train, test = Side(), Side()
+    usable: list[tuple[Split, Pair]] = []
+    for raw in rows:
+        row = _usable(raw, special_tokens)
         if isinstance(row, Pair):
-            pairs[is_test].append(row)
+            usable.append((raw.split, row))
         else:
-            sides[is_test].drop(row, name)
-    train, test = sides[False], sides[True]
+            (test if raw.split == "test" else train).drop(row, raw.name)
+    usable.sort(key=lambda found: found[0] == "unsplit")  # rows of training and test files come first
+    conversation_of = conversations(row.prompt for _, row in usable)
+    unsplit = {row.prompt for split, row in usable if split == "unsplit"}
+    held_out = _held_out({conversation_of[prompt] for prompt in unsplit})
+    pairs: dict[bool, list[Pair]] = {False: [], True: []}  # by whether they are of the test side
+    for split, row in usable:
+        is_test = split == "test" or (split == "unsplit" and conversation_of[row.prompt] in held_out)
+        pairs[is_test].append(row)
     test_prompts = {row.prompt for row in pairs[True]}
     in_test = {conversation_of[prompt] for prompt in test_prompts}
     for row in pairs[False]:

@@ -13,8 +13,6 @@ from gpt2_rlhf.config.settings import TABLES, Data
 from gpt2_rlhf.rows.cleaning import Measured
 from gpt2_rlhf.rows.conversations import Conversation
 
-Group = list[Measured]
-
 
 def divide(train: Sequence[Measured], test: Sequence[Measured], data: Data) -> dict[str, list[Measured]]:
     """Return the rows of each table, in an order drawn with `data.seed`; the ppo table has each prompt once.
@@ -43,9 +41,9 @@ def divide(train: Sequence[Measured], test: Sequence[Measured], data: Data) -> d
     return {**tables, "test": random.Random(data.seed).sample(test, len(test))[: data.test_pairs]}
 
 
-def _shuffled_by_conversation(rows: Sequence[Measured], seed: int) -> list[Group]:
+def _shuffled_by_conversation(rows: Sequence[Measured], seed: int) -> list[list[Measured]]:
     """Return the rows of each conversation; conversations with a prompt in common, once it is cut, are one group."""
-    groups: dict[Conversation | str, Group] = {}  # by conversation and by prompt
+    groups: dict[Conversation | str, list[Measured]] = {}  # by conversation and by prompt
     for row in rows:
         own = groups.setdefault(row.conversation, [])
         other = groups.setdefault(row.pair.prompt, own)
