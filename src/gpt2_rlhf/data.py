@@ -48,9 +48,9 @@ def prepare(
         UserError: a stage or the test set is left without rows.
     """
     cleaned = clean(data, rows, count_tokens, special_tokens)
-    train, test = ([measured.pair for measured in side.kept] for side in (cleaned.train, cleaned.test))
-    divided = divide(train, test, data)
-    return divided, row_report.make(data, cleaned, divided)
+    divided = divide(cleaned.train.kept, cleaned.test.kept, data)
+    pairs = {name: [measured.pair for measured in rows] for name, rows in divided.items()}
+    return pairs, row_report.make(data, cleaned, pairs)
 
 
 if __name__ == "__main__":  # `python -m gpt2_rlhf.data` is `python -m gpt2_rlhf data`

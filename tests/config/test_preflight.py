@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,3 +55,71 @@ def test_a_value_that_no_run_could_use_is_refused(overrides: list[str], message:
     with pytest.raises(UserError, match=message) as caught:
         preflight.check(settings)
     assert "\n" not in str(caught.value)
+
+
+PPO_FAULTS = [
+    ["ppo.args.temperature=0"],
+    ["ppo.seeds=[1,1]"],
+    ["ppo.heldout.hand_on=best", "ppo.args.eval_strategy=no"],
+    ["evaluate.best_of=0"],
+]
+
+
+@pytest.mark.parametrize("overrides", PPO_FAULTS)
+def test_a_stage_alone_is_not_refused_for_settings_of_later_stages(overrides: list[str]) -> None:
+    settings = compose.load(overrides).settings
+    for last in ("data", "sft", "reward"):
+        preflight.check(settings, last)
+    with pytest.raises(UserError):
+        preflight.check(settings, "evaluate")
+
+
+def test_a_stage_alone_is_still_refused_for_its_own_settings() -> None:
+    with pytest.raises(UserError, match=r"reward\.args\.learning_rate"):
+        preflight.check(compose.load(["reward.args.learning_rate=0"]).settings, "reward")
+    with pytest.raises(UserError, match=r"evaluate\.batch_size"):
+        preflight.check(compose.load(["evaluate.batch_size=0"]).settings, "sft")
+
+
+def test_a_stage_alone_needs_no_room_for_the_answers_of_later_stages() -> None:
+    settings = compose.load(["ppo.args.response_length=400"]).settings
+    preflight.check_lengths(settings, 512, "reward")
+    with pytest.raises(UserError, match=r"ppo\.args\.response_length"):
+        preflight.check_lengths(settings, 512, "ppo")
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_an_engine_that_ppo_cannot_train_with_is_refused_before_sft(tmp_path: Path, engine: str) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(f"compute_environment: LOCAL_MACHINE\ndistributed_type: {engine}\n")
+    settings = compose.load(["launch=accelerate", f"launch.accelerate_config={file}"]).settings
+    preflight.check(settings, "reward")
+    with pytest.raises(UserError, match=f"{engine}: PPO trains data parallel only"):
+        preflight.check(settings, "ppo")
+
+
+def test_an_engine_of_the_command_that_started_this_process_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = compose.load([]).settings
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    preflight.check(settings, "reward")
+    with pytest.raises(UserError, match="accelerate launch: FSDP: PPO trains data parallel only"):
+        preflight.check(settings)
+
+
+@pytest.mark.parametrize("text", [None, "", "- a list", "{", "num_processes: 2"])
+def test_a_launcher_file_that_accelerate_cannot_use_is_refused(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "accelerate.yaml"
+    if text is not None:
+        file.write_text(text)
+    settings = compose.load(["launch=accelerate", f"launch.accelerate_config={file}"]).settings
+    with pytest.raises(UserError, match=r"accelerate\.yaml: cannot be read .*`accelerate config"):
+        preflight.check(settings, "sft")
+
+
+def test_a_launcher_file_for_one_process_is_refused_since_nothing_would_read_it(tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("distributed_type: MULTI_CPU\n")
+    overrides = ["launch=accelerate", f"launch.accelerate_config={file}"]
+    preflight.check(compose.load(overrides).settings)
+    with pytest.raises(UserError, match="not used by one process"):
+        preflight.check(compose.load([*overrides, "launch.processes=1"]).settings)

@@ -1,8 +1,16 @@
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
+from transformers.training_args import OptimizerNames
+from trl.experimental.ppo import PPOConfig
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.sft_config import SFTConfig
 
 from gpt2_rlhf import pipeline, ppo
 from gpt2_rlhf.config import compose
@@ -77,3 +85,71 @@ def test_a_gpu_trains_in_the_chosen_precision(tmp_path: Path) -> None:
     settings = compose.load([f"{name}.args.bf16=true" for name in PARTS]).settings
     assert all(args["bf16"] for args in chosen_arguments(settings, part).values())
     assert not any(args["bf16"] for args in chosen_arguments(compose.load([]).settings, part).values())
+
+
+# an optimizer by each of the functions that transformers makes them with, and the package that it needs
+NEEDS = {
+    "adamw_bnb_8bit": "bitsandbytes",
+    "rmsprop_bnb": "bitsandbytes",
+    "adamw_torch_4bit": "torchao",
+    "galore_adamw": "galore_torch",
+    "apollo_adamw": "apollo_torch",
+    "lomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free_adamw": "schedulefree",
+    "stable_adamw": "optimi",
+    "adamw_anyprecision": "torchdistx",
+    "adamw_torch_xla": "torch_xla",
+    "adamw_torch_npu_fused": "torch_npu",
+}
+
+
+@pytest.mark.parametrize("stage", PARTS)
+def test_an_optimizer_whose_package_is_missing_is_refused_before_training(tmp_path: Path, stage: str) -> None:
+    kind = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}[stage]
+    given = {
+        **chosen_arguments(compose.load([]).settings, ppo_stage(tmp_path))[stage],
+        "optim_target_modules": ["attn"],
+    }
+    for optimizer, package in NEEDS.items():
+        assert find_spec(package) is None, f"{package} is installed; the rest of this test needs it missing"
+        with pytest.raises(UserError, match=rf"{stage}\.args\.optim: {optimizer}: ") as refused:
+            training.check(stage, kind, {**given, "optim": optimizer, "optim_target_modules": ["attn"]})
+        assert "\n" not in str(refused.value)
+    training.check(stage, kind, {**given, "optim": "adafactor"})
+
+
+def test_every_way_in_which_transformers_makes_an_optimizer_is_covered() -> None:
+    handlers = {name: _OPTIMIZER_HANDLERS[name] for name in OptimizerNames}
+    without_packages = {"adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"}
+    assert {handlers[name] for name in (*NEEDS, *without_packages)} == set(handlers.values())
+
+
+@pytest.mark.parametrize("optimizer", ["lomo", "galore_adamw"])
+def test_an_optimizer_that_reads_the_model_passes_if_its_package_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    for package in ("galore_torch", "lomo_optim"):
+        names = ("GaLoreAdafactor", "GaLoreAdamW", "GaLoreAdamW8bit", "AdaLomo", "Lomo")
+        monkeypatch.setitem(sys.modules, package, SimpleNamespace(**dict.fromkeys(names)))
+    for library in ("galore_torch", "lomo"):
+        monkeypatch.setattr(f"transformers.trainer_optimizer.is_{library}_available", lambda: True)
+    given = chosen_arguments(compose.load([]).settings, ppo_stage(tmp_path))["sft"]
+    training.check("sft", SFTConfig, {**given, "optim": optimizer, "optim_target_modules": ["attn"]})
+    with pytest.raises(UserError, match=r"sft\.args\.optim: galore_adamw: You need to define `optim_target_modules`"):
+        training.check("sft", SFTConfig, {**given, "optim": "galore_adamw"})
+
+
+@pytest.mark.parametrize("schedule", ["cosine_with_min_lr", "warmup_stable_decay"])
+def test_a_schedule_without_its_arguments_is_refused_before_training(tmp_path: Path, schedule: str) -> None:
+    given = {**chosen_arguments(compose.load([]).settings, ppo_stage(tmp_path))["ppo"], "lr_scheduler_type": schedule}
+    with pytest.raises(UserError, match=rf"ppo\.args\.lr_scheduler_type: {schedule}: .*lr_scheduler_kwargs"):
+        training.check("ppo", PPOConfig, given)
+    kwargs = {"cosine_with_min_lr": {"min_lr": 0.0}, "warmup_stable_decay": {"num_decay_steps": 2}}[schedule]
+    training.check("ppo", PPOConfig, {**given, "lr_scheduler_kwargs": kwargs})
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_machine_without_gpu_moves_no_activations_to_the_cpu(tmp_path: Path) -> None:
+    settings = compose.load(["sft.args.activation_offloading=true"]).settings
+    assert not training.arguments(ppo_stage(tmp_path), settings.sft.args)["activation_offloading"]

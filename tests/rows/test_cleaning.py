@@ -51,6 +51,45 @@ def test_prompts_that_equal_a_test_prompt_once_cut_are_leaks_too() -> None:
     assert (len(train.kept), train.turns_cut) == (3, 0)
 
 
+def talk(*turns: str) -> str:
+    """A prompt of Human and Assistant turns in alternation."""
+    return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {turn}" for i, turn in enumerate(turns)) + "\n\nAssistant:"
+
+
+def test_training_rows_of_a_conversation_in_the_test_set_are_dropped_at_any_depth() -> None:
+    rows = [
+        *asking(
+            talk("How do I bake  bread?"),
+            talk("How do I bake bread?", "Mix it.", "And then?"),
+            talk("How do I bake bread?", "Buy it.", "Where?", "There.", "When?"),
+            *questions(3),
+        ),
+        *asking(talk("How do I bake bread?", "Mix it.", "With what?"), split="test"),
+    ]
+    train = clean(PAIRS, rows, count_words).train
+    assert train.dropped == {"same conversation as test": [f"train.jsonl:{number}" for number in (1, 2, 3)]}
+    assert len(train.kept) == 3
+
+
+def test_a_conversation_whose_turns_were_cut_keeps_its_side() -> None:
+    rows = [
+        *asking(talk(f"Read {'this ' * 100}", "Yes.", "Is it long?"), *questions(3)),
+        *asking(talk(f"Read {'this ' * 100}", "Yes.", "Is it old?"), split="test"),
+    ]
+    assert clean(PAIRS, rows, count_words).train.dropped == {"same conversation as test": ["train.jsonl:1"]}
+
+
+def test_held_out_conversations_of_an_unsplit_source_have_no_prompt_in_training() -> None:
+    deeper = [talk(question, "Go on.", f"Why {question}") for question in questions(40)]
+    cleaned = clean(PAIRS, asking(*questions(40), *deeper, split="unsplit"), count_words)
+    train, test = (
+        {prompt.removeprefix("\n\nHuman: ").partition("?")[0] for prompt in prompts_of(side)}
+        for side in (cleaned.train, cleaned.test)
+    )
+    assert not train & test
+    assert (len(test), len(train), cleaned.held_out_prompts) == (4, 36, 8)
+
+
 def test_a_special_token_in_the_text_is_a_reason_to_drop() -> None:
     rows = [*asking(*questions(5)), raw("Bread?", "Yes.<|end|> And", "No.", "train", 6), *TEST]
     train = clean(PAIRS, rows, count_words, ["<|end|>"]).train
@@ -63,11 +102,12 @@ def test_a_limit_counts_the_tokens_of_the_text_and_is_itself_allowed() -> None:
     assert train.dropped == {"answer too long": ["train.jsonl:4"]}
 
 
-def test_without_a_test_file_a_tenth_of_the_prompts_is_held_out_in_whatever_order() -> None:
+def test_without_a_test_file_a_tenth_of_the_conversations_is_held_out_in_whatever_order() -> None:
     rows = asking(*questions(95) * 2, split="unsplit")
     cleaned, reversed_rows = (clean(PAIRS, order, count_words) for order in (rows, rows[::-1]))
     wrapped = [f"\n\nHuman: {question}\n\nAssistant:" for question in questions(95)]
-    by_hash = sorted(wrapped, key=lambda prompt: hashlib.sha256(prompt.encode()).hexdigest())
+    openings = {prompt: prompt.removesuffix("\n\nAssistant:").strip() for prompt in wrapped}
+    by_hash = sorted(wrapped, key=lambda prompt: hashlib.sha256(openings[prompt].encode()).hexdigest())
     held_out = set(by_hash[:10])  # a tenth of 95, rounded up
     assert prompts_of(cleaned.test) == prompts_of(reversed_rows.test) == held_out
     assert not held_out & prompts_of(cleaned.train)

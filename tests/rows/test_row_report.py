@@ -17,8 +17,8 @@ def test_lengths_and_the_score_of_length_alone_are_reported_per_side() -> None:
         *TEST,
     ]
     cleaned = clean(PAIRS, rows, count_words)
-    train, test = ([measured.pair for measured in side.kept] for side in (cleaned.train, cleaned.test))
-    report = row_report.make(PAIRS, cleaned, divide(train, test, with_settings(disjoint=False)))
+    divided = divide(cleaned.train.kept, cleaned.test.kept, with_settings(disjoint=False))
+    report = row_report.make(PAIRS, cleaned, {name: [row.pair for row in rows] for name, rows in divided.items()})
     # the markers Human: and Assistant: are two words more in each prompt
     assert report["train"]["tokens"] == {
         "prompt": {"median": 5, "p95": 7, "max": 7},

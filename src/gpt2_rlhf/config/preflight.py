@@ -1,16 +1,23 @@
 """Refuse values that no run could use, before anything is trained.
 
-Neither this module nor what it imports needs torch, so that a wrong value shows within a second.
+Neither this module nor what it imports needs torch, so that a wrong value shows within a second. A stage built alone
+is not refused for the settings of later stages.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import TABLES, Settings
+from gpt2_rlhf.config.settings import TABLES, Launch, Settings
+
+_STAGES = ("data", "sft", "reward", "ppo", "evaluate")
 
 _ABOVE_0 = (
     "data.train_pairs", "data.test_pairs", "data.max_prompt_tokens", "data.max_answer_tokens",
@@ -58,21 +65,48 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
 )
 
 
-def check(settings: Settings) -> None:
-    """Refuse values out of range, and values that contradict each other.
+def check(settings: Settings, last: str = "evaluate") -> None:
+    """Refuse values out of range, and values that contradict each other, of the stages up to `last`.
 
     Raises:
         UserError: names the first fault.
     """
-    values = asdict(settings)
+    values, later = asdict(settings), _later(last)
     for expected, is_valid, keys in RANGES:
         for key in keys:
             *parents, name = key.split(".")
             value = reduce(getitem, parents, values).get(name)
-            if value is not None and not is_valid(value):
+            is_used = key.split(".")[0] not in later or key == "evaluate.batch_size"  # all stages measure with it
+            if is_used and value is not None and not is_valid(value):
                 raise UserError(f"{key}: {value}; expected {expected}")
-    for fault in _contradictions(settings):
+    for fault in _launch_faults(settings.launch, trains_ppo="ppo" not in later):
         raise UserError(fault)
+    for fault in _contradictions(settings) if "ppo" not in later else ():
+        raise UserError(fault)
+
+
+def _later(last: str) -> tuple[str, ...]:
+    return _STAGES[_STAGES.index(last) + 1 :]
+
+
+def _launch_faults(launch: Launch, trains_ppo: bool) -> Iterator[str]:
+    """Find what the launcher's own config file or environment sets that PPO cannot train with."""
+    key, engine = f"launch.accelerate_config: {launch.accelerate_config}", None
+    if launch.accelerate_config is not None:
+        try:
+            engine = yaml.safe_load(Path(launch.accelerate_config).read_text(encoding="utf-8"))["distributed_type"]
+        except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
+            yield (
+                f"{key}: cannot be read ({type(error).__name__}); expected a file that `accelerate config "
+                "--config_file FILE` writes"
+            )
+        if launch.processes == 1:
+            yield f"{key}: not used by one process; set launch.processes, or leave it out"
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
+            key, engine = "accelerate launch", name
+    if trains_ppo and engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        yield f"{key}: {engine}: PPO trains data parallel only; choose MULTI_GPU or MULTI_CPU, or launch=processes"
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
@@ -90,8 +124,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield "ppo.heldout.best_by: utility, but it is unknown for these data; set data.utility"
 
 
-def check_lengths(settings: Settings, positions: int) -> None:
-    """Refuse lengths that do not fit into a model with this number of positions.
+def check_lengths(settings: Settings, positions: int, last: str = "evaluate") -> None:
+    """Refuse lengths of the stages up to `last` that do not fit into a model with this number of positions.
 
     Raises:
         UserError: a prompt and an answer together may be longer.
@@ -103,7 +137,7 @@ def check_lengths(settings: Settings, positions: int) -> None:
         "evaluate.max_new_tokens": settings.evaluate.max_new_tokens,
     }
     for key, tokens in answer_limits.items():
-        if prompt_tokens + tokens > positions:
+        if key.split(".")[0] not in _later(last) and prompt_tokens + tokens > positions:
             raise UserError(
                 f"{key}: {prompt_tokens} prompt tokens (data.max_prompt_tokens) and {tokens} answer tokens make "
                 f"{prompt_tokens + tokens}, but the model has {positions} positions; lower either"

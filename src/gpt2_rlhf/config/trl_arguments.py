@@ -5,6 +5,7 @@ most of what PPOConfig inherits from TrainingArguments. Setting one of these is 
 """
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from typing import Any
 
 from gpt2_rlhf.config import trl_fields
@@ -18,7 +19,7 @@ _NAMES_BY_REASON = {
     "stages are named by content below output_dir=<folder>": ("output_dir",),
     "set seed=<number>, which every stage uses": ("seed", "data_seed"),
     "an unfinished stage resumes by itself": ("resume_from_checkpoint",),
-    "a resumed stage must give the same result": ("ignore_data_skip",),
+    "a resumed stage must give the same result": ("ignore_data_skip", "save_only_model"),
     "the pipeline prints a progress line of its own": ("disable_tqdm",),
     "the next stage gets the weights after the last step": ("load_best_model_at_end",),
     "publishing is a step of its own; set publish.repo_id=<user/name>": (
@@ -30,6 +31,13 @@ _NAMES_BY_REASON = {
     "the data stage limits lengths; set data.max_prompt_tokens and data.max_answer_tokens": (
         "max_length", "truncation_mode",
     ),
+    "the pipeline trains without padding by itself, and keeps the rows apart": (
+        "packing", "packing_strategy", "padding_free", "eval_packing",
+    ),
+    "the pipeline trains with the model's own forward pass": ("use_liger_kernel", "liger_kernel_config"),
+    "TRL's losses have no label smoothing": ("label_smoothing_factor",),
+    "the launcher sets it; set launch.accelerate_config=<file>": ("fsdp", "fsdp_config", "deepspeed"),
+    "no override can give the object that it needs": ("parallelism_config",),
     "the loss is on the answer only": ("completion_only_loss", "assistant_only_loss"),
     "all stages share one tokenizer and its EOS": (
         "chat_template_path", "eos_token", "pad_token", "stop_token", "stop_token_id",
@@ -44,6 +52,16 @@ _NAMES_BY_REASON = {
 }  # fmt: skip
 
 REFUSED = {name: reason for reason, names in _NAMES_BY_REASON.items() for name in names}
+
+# Values that TRL knows, but that a stage trains wrongly with or fails on late: stage, argument, value, reason.
+_REFUSED_VALUES = (
+    ("*", "save_strategy", "best", "checkpoints are for resuming, which needs the newest; set no, steps or epoch"),
+    ("reward", "train_sampling_strategy", "group_by_length", "a pair has two lengths; set another"),
+    ("ppo", "lr_scheduler_type", "reduce_lr_on_plateau", "PPO has no evaluation loss to follow; set another"),
+    ("ppo", "optim", "*lomo", "it updates in the backward pass, which PPO does not allow for; set another"),
+    ("ppo", "optim", "*_layerwise", "it updates in the backward pass, which PPO does not allow for; set another"),
+    ("ppo", "optim", "schedule_free_*", "PPO does not switch its modes for training and generation; set another"),
+)
 
 PPO_USES = frozenset(
     {
@@ -75,3 +93,11 @@ def check(stage: str, args: Mapping[str, Any]) -> None:
             raise UserError(f"{key}: PPO does nothing with it; leave it out")
         if choices is not None and value is not None and value not in choices:
             raise UserError(f"{key}: {value!r} is not a value TRL knows; {did_you_mean(str(value), choices)}")
+        for stages, argument, pattern, reason in _REFUSED_VALUES:
+            if name == argument and fnmatch(stage, stages) and fnmatch(str(value), pattern):
+                raise UserError(f"{key}: {value}: {reason}")
+    if args.get("dataloader_persistent_workers") and not args.get("dataloader_num_workers"):
+        raise UserError(
+            f"{stage}.args.dataloader_persistent_workers: true, but there are no workers; set "
+            f"{stage}.args.dataloader_num_workers above 0"
+        )

@@ -44,6 +44,17 @@ def fields(stage: str) -> dict[str, TrlField]:
     return found
 
 
+@cache
+def model_types(head: str) -> frozenset[str]:
+    """Return the model types that transformers has a class with this head for: CAUSAL_LM or SEQUENCE_CLASSIFICATION."""
+    mapping = f"MODEL_FOR_{head}_MAPPING_NAMES"
+    for statement in _tree(_package_dir("transformers") / "models/auto/modeling_auto.py").body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == mapping:
+            assert isinstance(statement.value, ast.Call)
+            return frozenset(name for name, _ in ast.literal_eval(statement.value.args[0]))
+    raise LookupError(mapping)
+
+
 def _field(annotation: ast.expr) -> TrlField:
     members = {ast.unparse(member): _choices(member) for member in _union_members(annotation)}
     is_optional = "None" in members

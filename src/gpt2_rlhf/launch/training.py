@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, SchedulerType, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.training_args import OptimizerNames
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
@@ -31,8 +32,9 @@ def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "data_seed": stage.seed,
         "disable_tqdm": True,
     }
-    precision = {"bf16": False, "fp16": False} if no_accelerator else {}
-    return {**defaults, **chosen, **own, **precision}
+    # activations that are on the CPU already cannot be moved there; PPOConfig has no such field
+    of_accelerators = ["bf16", "fp16", *({"activation_offloading"} & chosen.keys())] if no_accelerator else []
+    return {**defaults, **chosen, **own, **dict.fromkeys(of_accelerators, False)}
 
 
 def _no_accelerator() -> bool:
@@ -45,17 +47,43 @@ def check(name: str, kind: Callable[..., TrainingArguments], given: Mapping[str,
     It may initialise a GPU: call it in a process of its own. kind: the stage's config class.
 
     Raises:
-        UserError: names the stage and what its config or its tracker does not allow.
+        UserError: names the stage and what its config, optimizer, schedule or tracker does not allow.
     """
     try:
         config = kind(**given)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{name}.args: {' '.join(str(error).split())}") from error
+    _check_optimizer(name, config)
     for tracker in get_reporting_integration_callbacks(config.report_to):
         try:
             tracker()
         except (RuntimeError, ImportError) as error:
             raise UserError(f"{name}.args.report_to: {config.report_to}: {' '.join(str(error).split())}") from error
+
+
+def _check_optimizer(name: str, config: TrainingArguments) -> None:
+    """Refuse an optimizer or a schedule that transformers would refuse only once the models are loaded."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(config)
+    except (ValueError, ImportError, NotImplementedError) as error:
+        if "to pass a" not in str(error):  # LOMO and GaLore miss the model only, which is not loaded yet
+            optim = OptimizerNames(config.optim).value
+            raise UserError(f"{name}.args.optim: {optim}: {' '.join(str(error).split())}") from error
+    try:
+        get_scheduler(
+            config.lr_scheduler_type,
+            torch.optim.SGD([weight]),
+            num_warmup_steps=config.get_warmup_steps(10),
+            num_training_steps=10,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs,  # type: ignore[arg-type]  # parsed if it was JSON
+        )
+    except (ValueError, TypeError) as error:
+        schedule = SchedulerType(config.lr_scheduler_type).value
+        raise UserError(
+            f"{name}.args.lr_scheduler_type: {schedule}: {' '.join(str(error).split())}; set {name}.args."
+            "lr_scheduler_kwargs, or choose another"
+        ) from error
 
 
 def say_if_float32(settings: Settings) -> None:

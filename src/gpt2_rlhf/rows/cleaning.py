@@ -1,25 +1,28 @@
 """Keep the rows of a source that can be used, with their lengths, and note every other row under a reason.
 
-No filter drops rows silently: data.json names every dropped row. Training rows whose prompt is also in the test set are
-dropped, so that the test set stays unseen. Over-long prompts lose whole turns from the left.
+No filter drops rows silently: data.json names every dropped row. Training rows of a conversation that is also in the
+test set are dropped, so that the test set stays unseen. Over-long prompts lose whole turns from the left.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Data
+from gpt2_rlhf.rows.conversations import Conversation, conversations
+from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
 from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, pair
 
-HELD_OUT_SHARE = 0.1  # of the prompts of a subset without a test file
+HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 
 ANSWER_TOO_LONG = "answer too long"
 PROMPT_TOO_LONG = "prompt too long"
 SPECIAL_TOKEN = "special token in the text"  # the trainers would take it for the end of the answer
-LEAKED = "leaked from train"
+LEAKED = "leaked from train"  # its prompt is in the test set
+SAME_CONVERSATION = "same conversation as test"
 LEAKED_ONCE_CUT = "leaked from train once cut"  # it differed from the test prompt only in turns that were cut
 
 CountTokens = Callable[[list[str]], list[int]]
@@ -27,9 +30,10 @@ CountTokens = Callable[[list[str]], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A pair within the limits, with its numbers of tokens, all without EOS."""
+    """A pair within the limits, with its conversation, and its numbers of tokens, all without EOS."""
 
     pair: Pair
+    conversation: Conversation  # of the prompt before it was cut
     prompt_tokens: int
     chosen_tokens: int
     rejected_tokens: int
@@ -39,10 +43,14 @@ class Measured:
 class Side:
     """The training rows or the test rows of a source."""
 
-    rows_read: int = 0
     kept: list[Measured] = field(default_factory=list)
     turns_cut: int = 0  # how many of the kept rows lost turns of their prompt
     dropped: dict[str, list[str]] = field(default_factory=dict)  # names of rows by reason
+
+    @property
+    def rows_read(self) -> int:
+        """Number of rows of this side in the source."""
+        return len(self.kept) + sum(map(len, self.dropped.values()))
 
     def drop(self, reason: str, row: str) -> None:
         """Note a row that cannot be used."""
@@ -51,7 +59,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """Both sides of a source; held_out_prompts: how many prompts became test prompts for want of a test file."""
+    """Both sides of a source; held_out_prompts: the test prompts taken from subsets without a test file."""
 
     train: Side
     test: Side
@@ -64,27 +72,31 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     Raises:
         UserError: no training rows or no test rows are left.
     """
-    read = [(raw.split, raw.name, _usable(raw, special_tokens)) for raw in rows]
-    read.sort(key=lambda row: row[0] == "unsplit")  # rows of training and test files come first
-    held_out = _held_out({row.prompt for split, _, row in read if split == "unsplit" and isinstance(row, Pair)})
     train, test = Side(), Side()
-    train_pairs: list[Pair] = []
-    test_pairs: list[Pair] = []
-    for split, name, row in read:
-        is_test = split == "test" or (split == "unsplit" and isinstance(row, Pair) and row.prompt in held_out)
-        side, pairs = (test, test_pairs) if is_test else (train, train_pairs)
-        side.rows_read += 1
+    usable: list[tuple[Split, Pair]] = []
+    for raw in rows:
+        row = _usable(raw, special_tokens)
         if isinstance(row, Pair):
-            pairs.append(row)
+            usable.append((raw.split, row))
         else:
-            side.drop(row, name)
-    test_prompts = {row.prompt for row in test_pairs}
-    for row in train_pairs:
-        if row.prompt in test_prompts:
-            train.drop(LEAKED, row.row)
-    _fit(test, test_pairs, data, count_tokens)
+            (test if raw.split == "test" else train).drop(row, raw.name)
+    usable.sort(key=lambda found: found[0] == "unsplit")  # rows of training and test files come first
+    conversation_of = conversations(row.prompt for _, row in usable)
+    unsplit = {row.prompt for split, row in usable if split == "unsplit"}
+    held_out = _held_out({conversation_of[prompt] for prompt in unsplit})
+    pairs: dict[bool, list[Pair]] = {False: [], True: []}  # by whether they are of the test side
+    for split, row in usable:
+        is_test = split == "test" or (split == "unsplit" and conversation_of[row.prompt] in held_out)
+        pairs[is_test].append(row)
+    test_prompts = {row.prompt for row in pairs[True]}
+    in_test = {conversation_of[prompt] for prompt in test_prompts}
+    for row in pairs[False]:
+        if conversation_of[row.prompt] in in_test:
+            train.drop(LEAKED if row.prompt in test_prompts else SAME_CONVERSATION, row.row)
+    _fit(test, pairs[True], conversation_of, data, count_tokens)
     cut_test_prompts = {measured.pair.prompt for measured in test.kept}
-    _fit(train, [row for row in train_pairs if row.prompt not in test_prompts], data, count_tokens, cut_test_prompts)
+    unseen = [row for row in pairs[False] if conversation_of[row.prompt] not in in_test]
+    _fit(train, unseen, conversation_of, data, count_tokens, cut_test_prompts)
     for name, side in (("train", train), ("test", test)):
         if not side.kept:
             reasons = ", ".join(f"{len(names)} {why} ({names[0]})" for why, names in side.dropped.items())
@@ -93,7 +105,7 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
                 f"{': ' if reasons else ''}{reasons}; correct these rows, or raise data.max_prompt_tokens "
                 "and data.max_answer_tokens"
             )
-    return Cleaned(train, test, len(held_out))
+    return Cleaned(train, test, sum(conversation_of[prompt] in held_out for prompt in unsplit))
 
 
 def _usable(raw: RawRow, special_tokens: Sequence[str]) -> Pair | str:
@@ -106,14 +118,19 @@ def _usable(raw: RawRow, special_tokens: Sequence[str]) -> Pair | str:
     return SPECIAL_TOKEN if any(token in text for token in special_tokens for text in texts) else row
 
 
-def _held_out(prompts: set[str]) -> set[str]:
-    """Return the tenth of the prompts with the smallest hashes, which no seed and no order of the rows changes."""
-    by_hash = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+def _held_out(found: set[Conversation]) -> set[Conversation]:
+    """Return the tenth of the conversations with the smallest hashes: no seed and no order of the rows changes it."""
+    by_hash = sorted(found, key=lambda turns: hashlib.sha256("\n".join(turns).encode()).digest())
     return set(by_hash[: math.ceil(HELD_OUT_SHARE * len(by_hash))])
 
 
 def _fit(
-    side: Side, pairs: Sequence[Pair], data: Data, count_tokens: CountTokens, other_prompts: set[str] | None = None
+    side: Side,
+    pairs: Sequence[Pair],
+    conversation_of: Mapping[str, Conversation],
+    data: Data,
+    count_tokens: CountTokens,
+    other_prompts: Set[str] = frozenset(),
 ) -> None:
     """Keep the pairs within the limits, with prompts cut where needed; none whose cut prompt is in `other_prompts`."""
     chosen_tokens = count_tokens([row.chosen for row in pairs])
@@ -124,9 +141,10 @@ def _fit(
             side.drop(ANSWER_TOO_LONG, row.row)
         elif fit is None:
             side.drop(PROMPT_TOO_LONG, row.row)
-        elif other_prompts is not None and fit[0] in other_prompts:
+        elif fit[0] in other_prompts:
             side.drop(LEAKED_ONCE_CUT, row.row)
         else:
             prompt, prompt_tokens = fit
             side.turns_cut += prompt != row.prompt
-            side.kept.append(Measured(replace(row, prompt=prompt), prompt_tokens, chosen, rejected))
+            fitted = replace(row, prompt=prompt)
+            side.kept.append(Measured(fitted, conversation_of[row.prompt], prompt_tokens, chosen, rejected))

@@ -1,7 +1,7 @@
 """Divide the pairs among the stages: tables sft, reward, judge and ppo for training, and test.
 
-Prompts are divided, not rows, so that no stage meets a prompt that another was trained on. Otherwise PPO would ask the
-reward model about its own training prompts, where it scores more confidently than on new ones.
+Conversations are divided, not rows, so that no stage gets a prompt that another was trained on, at any depth. Otherwise
+the reward model would score answers to its own training prompts in PPO, where it is more confident than on new ones.
 """
 
 import random
@@ -10,56 +10,55 @@ from itertools import accumulate
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import TABLES, Data
-from gpt2_rlhf.rows.transcripts import Pair
+from gpt2_rlhf.rows.cleaning import Measured
+from gpt2_rlhf.rows.conversations import Conversation
 
 
-def divide(train: Sequence[Pair], test: Sequence[Pair], data: Data) -> dict[str, list[Pair]]:
+def divide(train: Sequence[Measured], test: Sequence[Measured], data: Data) -> dict[str, list[Measured]]:
     """Return the rows of each table, in an order drawn with `data.seed`; the ppo table has each prompt once.
 
+    A share is one of the training pairs. The last conversation of a table is cut to meet it.
+
     Raises:
-        UserError: there are too few training prompts for the shares.
+        UserError: there are too few training pairs for the shares.
     """
-    groups = _first_pairs(_shuffled_by_prompt(train, data.seed), data.train_pairs)
-    if data.disjoint:
-        tables = _shares(groups, data)
-    else:
-        whole = [row for group in groups for row in group]
-        tables = {"sft": whole, "reward": whole, "ppo": [group[0] for group in groups]}
+    total = len(train) if data.train_pairs is None else min(data.train_pairs, len(train))
+    shares = {name: data.shares[name] for name in TABLES if data.shares[name] > 0} if data.disjoint else {"sft": 1.0}
+    ends = [round(share * total) for share in accumulate(shares.values())]
+    remaining = iter(_shuffled_by_conversation(train, data.seed))
+    tables: dict[str, list[Measured]] = {}
+    for name, start, end in zip(shares, [0, *ends], ends, strict=False):
+        rows = tables[name] = []
+        while len(rows) < end - start and (group := next(remaining, None)):
+            rows += (_one_row_a_prompt(group) if name == "ppo" else group)[: end - start - len(rows)]
+        if not rows:
+            raise UserError(
+                f"data: {total} training pairs leave none for {name} (share {shares[name]:g}); "
+                "use more pairs, or data.disjoint=false"
+            )
+    if not data.disjoint:
+        tables |= {"reward": tables["sft"], "ppo": _one_row_a_prompt(tables["sft"])}
     return {**tables, "test": random.Random(data.seed).sample(test, len(test))[: data.test_pairs]}
 
 
-def _shuffled_by_prompt(pairs: Sequence[Pair], seed: int) -> list[list[Pair]]:
-    by_prompt: dict[str, list[Pair]] = {}
-    for row in pairs:
-        by_prompt.setdefault(row.prompt, []).append(row)
-    groups = list(by_prompt.values())
-    random.Random(seed).shuffle(groups)
-    return groups
+def _shuffled_by_conversation(rows: Sequence[Measured], seed: int) -> list[list[Measured]]:
+    """Return the rows of each conversation; conversations with a prompt in common, once it is cut, are one group."""
+    groups: dict[Conversation | str, list[Measured]] = {}  # by conversation and by prompt
+    for row in rows:
+        own = groups.setdefault(row.conversation, [])
+        other = groups.setdefault(row.pair.prompt, own)
+        own.append(row)
+        if other is not own:
+            other += own
+            for member in own:
+                groups[member.conversation] = groups[member.pair.prompt] = other
+    found = list({id(group): group for group in groups.values()}.values())
+    random.Random(seed).shuffle(found)
+    return found
 
 
-def _first_pairs(groups: list[list[Pair]], limit: int | None) -> list[list[Pair]]:
-    """Return the first groups, the last of them cut, so that they hold `limit` pairs together."""
-    if limit is None:
-        return groups
-    taken: list[list[Pair]] = []
-    for group in groups:
-        if limit <= 0:
-            break
-        taken.append(group[:limit])
-        limit -= len(group)
-    return taken
-
-
-def _shares(groups: list[list[Pair]], data: Data) -> dict[str, list[Pair]]:
-    shares = {name: data.shares[name] for name in TABLES if data.shares[name] > 0}
-    ends = [round(share * len(groups)) for share in accumulate(shares.values())]
-    tables: dict[str, list[Pair]] = {}
-    for name, start, end in zip(shares, [0, *ends], ends, strict=False):
-        own = groups[start:end]
-        if not own:
-            raise UserError(
-                f"data: {len(groups)} training prompts leave none for {name} (share {shares[name]:g}); "
-                "use more pairs, or data.disjoint=false"
-            )
-        tables[name] = [group[0] for group in own] if name == "ppo" else [row for group in own for row in group]
-    return tables
+def _one_row_a_prompt(rows: Sequence[Measured]) -> list[Measured]:
+    first: dict[str, Measured] = {}
+    for row in rows:
+        first.setdefault(row.pair.prompt, row)
+    return list(first.values())

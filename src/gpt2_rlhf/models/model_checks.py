@@ -1,0 +1,140 @@
+"""Refuse a base model that some stage could not use, without torch: its kind, its vocabulary, its weights.
+
+model_files.check finds the files that every model has; here is what is wrong with a model whose files are all there.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from gpt2_rlhf.config import trl_fields
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.settings import Model
+from gpt2_rlhf.models import model_files
+
+_ADAPTER = "adapter_config.json"
+
+
+def check(model: Model, last: str = "evaluate") -> dict[str, Any]:
+    """Return the base model's config, after all checks of the base model that the stages up to `last` need.
+
+    Raises:
+        UserError: as model_files.check; or the model is an adapter, of a type without a class for a stage, has fewer
+            embeddings than its tokenizer has tokens, or its weights are incomplete.
+    """
+    folder = model_files.local_dir(model.name)
+    if folder is not None and (folder / _ADAPTER).is_file():
+        raise _is_adapter(model.name)  # also with a config.json: transformers would load the adapter's own base
+    try:
+        config = model_files.check(model)
+    except UserError:
+        if folder is None and _hub_has_adapter(model):
+            raise _is_adapter(model.name) from None
+        raise
+    heads = ["CAUSAL_LM"] if last in ("data", "sft") else ["CAUSAL_LM", "SEQUENCE_CLASSIFICATION"]
+    for head in heads:
+        if config.get("model_type") not in trl_fields.model_types(head):
+            use = "the reward model needs one" if head == "SEQUENCE_CLASSIFICATION" else "SFT and PPO need one"
+            raise UserError(
+                f"model.name: {model.name}: transformers has no {head.lower().replace('_', ' ')} class for the model "
+                f"type {config.get('model_type')!r}; {use}; choose a base model of another type, such as gpt2"
+            )
+    _check_vocabulary(model, config)
+    if folder is not None and model.random is None:
+        _check_weights(folder)
+    return config
+
+
+def _is_adapter(name: str) -> UserError:
+    return UserError(
+        f"model.name: {name} is an adapter, not a whole model; merge it first, with "
+        f"peft.AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER), save its "
+        "tokenizer there too, and set model.name=FOLDER"
+    )
+
+
+def _hub_has_adapter(model: Model) -> bool:
+    import httpx2
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().file_exists(model.name, _ADAPTER, revision=model.revision)
+    except (httpx2.HTTPError, OSError, ValueError):  # the fault that the first check found is the one to show
+        return False
+
+
+def _check_vocabulary(model: Model, config: dict[str, Any]) -> None:
+    """Refuse a tokenizer with tokens that the model has no embedding for.
+
+    Special tokens without an embedding pass, if they are not BOS or EOS: no text of the rows has them. Gemma 3 has one.
+    """
+    place = model.name if model.tokenizer is None else model.tokenizer
+    path, named = _path(place, "tokenizer.json", model), _path(place, "tokenizer_config.json", model)
+    if path is None or "vocab_size" not in config:
+        return
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        names = {} if named is None else json.loads(named.read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises no narrower type
+        raise UserError(f"model.name: {path} cannot be read ({error}); download or save it again") from error
+    ends = [names.get(key) for key in ("bos_token", "eos_token")]
+    used = {end["content"] if isinstance(end, dict) else end for end in ends}
+    unused = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special and t.content not in used}
+    largest, token = max((i, token) for token, i in tokenizer.get_vocab().items() if i not in unused)
+    if largest >= config["vocab_size"]:
+        raise UserError(
+            f"model.tokenizer: {place} has the token {token!r} with id {largest}, but {model.name} has embeddings for "
+            f"{config['vocab_size']} (vocab_size) only; use the model's own tokenizer, or resize the model's embeddings"
+        )
+
+
+def _path(place: str, file: str, model: Model) -> Path | None:
+    """Return a file that is on disk, in the model's folder or the Hub's cache."""
+    folder = model_files.local_dir(place)
+    if folder is not None:
+        return folder / file if (folder / file).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(place, file, revision=model.revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse weights of which transformers would miss a file or a tensor."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        _tensors(whole)
+        return
+    if not index.is_file():
+        raise UserError(f"model.name: {folder} has neither {whole.name} nor {index.name}; save the model there again")
+    try:
+        shard_of: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(shard_of.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model.name: {index} cannot be read ({error}); download or save the model again") from error
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"model.name: {folder} has no {name}, which {index.name} names; download the model again")
+        missing = {tensor for tensor, shard in shard_of.items() if shard == name} - _tensors(folder / name)
+        if missing:
+            raise UserError(f"model.name: {folder / name} has no tensor {min(missing)}; download the model again")
+
+
+def _tensors(path: Path) -> set[str]:
+    """Return the names of the tensors in a file, which must be as long as its header says.
+
+    The header is 8 bytes of length, then JSON (github.com/huggingface/safetensors, Format).
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(size) if size < path.stat().st_size else b""
+    try:
+        offsets = {n: t["data_offsets"][1] for n, t in json.loads(header).items() if n != "__metadata__"}
+        end = max(offsets.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model.name: {path} is not a safetensors file; download or save it again") from error
+    if 8 + size + end != path.stat().st_size:
+        raise UserError(f"model.name: {path} is cut short or padded; download or save it again")
+    return set(offsets)

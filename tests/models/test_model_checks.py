@@ -1,0 +1,118 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.settings import Model
+from gpt2_rlhf.models import model_checks
+from gpt2_rlhf.models.model_files import EMBEDDED_DIR
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the bundled model."""
+    (tmp_path / "model").mkdir()
+    for file in EMBEDDED_DIR.iterdir():
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    return tmp_path / "model"
+
+
+def model(folder: Path) -> Model:
+    return Model(str(folder), None, None, None)
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+def shard(folder: Path) -> list[Path]:
+    """Store the folder's weights in two files with an index, as save_pretrained does above its limit."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    halves = {1: names[: len(names) // 2], 2: names[len(names) // 2 :]}
+    shard_of = {}
+    for number, half in halves.items():
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in half}, folder / file)
+        shard_of |= dict.fromkeys(half, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shard_of}))
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def refused(folder: Path, last: str = "evaluate") -> str:
+    with pytest.raises(UserError) as caught:
+        model_checks.check(model(folder), last)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_bundled_model_and_a_model_in_shards_pass(folder: Path) -> None:
+    assert model_checks.check(Model("embedded", None, None, None))["model_type"] == "gpt2"
+    shard(folder)
+    assert model_checks.check(model(folder))["model_type"] == "gpt2"
+
+
+@pytest.mark.parametrize("model_type", ["codegen", "granite"])
+def test_a_type_without_a_reward_model_class_is_refused_but_can_be_fine_tuned(folder: Path, model_type: str) -> None:
+    change(folder / "config.json", lambda config: config.update(model_type=model_type))
+    assert f"no sequence classification class for the model type '{model_type}'" in refused(folder)
+    assert model_checks.check(model(folder), "sft")["model_type"] == model_type
+
+
+@pytest.mark.parametrize("model_type", ["t5", "of-its-own-code", None])
+def test_a_type_without_a_causal_language_model_is_refused(folder: Path, model_type: str | None) -> None:
+    change(folder / "config.json", lambda config: config.update(model_type=model_type))
+    assert "no causal lm class" in refused(folder, "sft")
+
+
+def test_a_shard_that_is_missing_cut_or_of_another_model_is_refused(folder: Path) -> None:
+    first, second = shard(folder)
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-1])
+    assert f"{second} is cut short" in refused(folder)
+    second.write_bytes(first.read_bytes())
+    assert f"{second} has no tensor" in refused(folder)
+    second.unlink()
+    assert f"has no {second.name}, which model.safetensors.index.json names" in refused(folder)
+
+
+def test_shards_without_a_readable_index_are_refused(folder: Path) -> None:
+    shard(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text("[]")
+    assert "index.json cannot be read" in refused(folder)
+    index.unlink()
+    assert "has neither model.safetensors nor model.safetensors.index.json" in refused(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(folder: Path) -> None:
+    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    change(folder / "config.json", lambda config: config.update(vocab_size=vocab_size - 1))
+    assert f"id {vocab_size - 1}, but" in refused(folder)
+
+
+@pytest.mark.parametrize("use", ["text", "eos_token"])
+def test_an_added_token_that_rows_use_needs_an_embedding(folder: Path, use: str) -> None:
+    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    added = {"id": vocab_size, "content": "<new>", "single_word": False, "lstrip": False, "rstrip": False}
+    token = {**added, "normalized": False, "special": use != "text"}
+    change(folder / "tokenizer.json", lambda tokenizer: tokenizer["added_tokens"].append(token))
+    if use != "text":
+        assert model_checks.check(model(folder))  # no row has it
+        change(folder / "tokenizer_config.json", lambda config: config.update(eos_token="<new>"))
+    assert "the token '<new>'" in refused(folder)
+
+
+def test_an_adapter_is_refused_with_how_to_merge_it(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    assert "is an adapter" in refused(folder)  # transformers would load the adapter's own base
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    assert "merge_and_unload().save_pretrained" in refused(folder)
