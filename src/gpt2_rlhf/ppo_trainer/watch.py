@@ -49,6 +49,11 @@ class Watch:
         """Whether a passed limit stops the run."""
         return self._guard.enabled
 
+    @property
+    def best_by(self) -> str:
+        """What the best update is chosen by: "reward", "judge" or "utility"; known once something was measured."""
+        return guards.best_by(self._history[0], self._best_by)
+
     def resume(self, update: int) -> Seen | None:
         """Read the measurements up to this update from disk; return None if there are none."""
         self._history = heldout_files.read(self._directory, update)
@@ -87,6 +92,6 @@ class Watch:
         }
 
     def _result(self) -> Seen:
-        best_update = guards.best(self._history, self._best_by, self._guard)
-        stop = guards.verdict(self._history, self._guard)
-        return Seen(heldout_files.summary(self._history[-1]), best_update, stop)
+        reasons = guards.verdicts(self._history, self._guard)
+        best_update = guards.best(self._history, reasons, self.best_by)
+        return Seen(heldout_files.summary(self._history[-1]), best_update, reasons[-1])
