@@ -139,6 +139,7 @@ def test_a_policy_within_all_limits_trains_on():
             measured(12, tokens=31),
             "update 12: answers of 31.0 tokens, over ppo.guard.max_length_ratio 3 x the 10.0 of update 0",
         ),
+        (measured(12, tokens=0), "update 12: 16 of 16 answers are empty"),
         (measured(12, reward=np.nan), "update 12: mean reward nan: training has diverged"),
         (measured(12, kl=np.nan), "update 12: mean KL nan: training has diverged"),
     ],

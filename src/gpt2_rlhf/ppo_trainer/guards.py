@@ -15,6 +15,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Guard
 from gpt2_rlhf.evidence.intervals import student_t
 from gpt2_rlhf.evidence.measured import Measured
+from gpt2_rlhf.ppo_trainer import gates
 
 _FIELDS = {"reward": "rewards", "judge": "judge_rewards", "utility": "utilities"}  # of Measured, by name in best_by
 _LEVEL = 0.006  # of the first test, chosen by the simulations of tests/ppo_trainer/test_guards.py
@@ -111,6 +112,10 @@ def _limit_passed(
         return f"EOS rate {eos_rate:.3f}, below ppo.guard.min_eos_rate {guard.min_eos_rate:g}"
     if distinct_2_fell and distinct_2 < guard.min_distinct_2 <= start.distinct_2.mean():
         return f"distinct bigrams {distinct_2:.3f}, below ppo.guard.min_distinct_2 {guard.min_distinct_2:g}"
+    empty, already_empty = ((one.answer_tokens == 0).sum().item() for one in (newest, start))
+    prompts = newest.answer_tokens.size
+    if gates.mostly_empty(empty, prompts) and not gates.mostly_empty(already_empty, prompts):
+        return f"{empty} of {prompts} answers are empty"
     answer_tokens, start_tokens = newest.answer_tokens.mean(), start.answer_tokens.mean()
     if answer_tokens > guard.max_length_ratio * start_tokens:
         return (

@@ -226,9 +226,9 @@ class PPOTrainer(TrlPPOTrainer):
         prompts = self.batches.batch(step)
         draws = self._generator(_DRAWS).random((len(prompts), args.response_length))
         rollout = rollouts.roll_out(self._models, prompts, draws, args, self.accelerator, clock)
-        kl_nats, ended = rollouts.check(rollout, self.accelerator, step)
+        kl_nats, ended, empty = rollouts.check(rollout, self.accelerator, step)
         if step == 0:
-            faults = [gates.reference_fault(kl_nats), gates.sft_fault(ended, self.episodes_per_update)]
+            faults = [gates.reference_fault(kl_nats), gates.sft_fault(ended, empty, self.episodes_per_update)]
             self.forced = gates.pass_or_stop(faults, self._force)
         learning_rate = self.lr_scheduler.get_last_lr()[0]  # type: ignore[union-attr]  # typed as optional
         with clock.phase("update"):
