@@ -77,7 +77,6 @@ def test_outcomes_are_shares_of_prompts_for_reward_model_and_judge():
     pair = paired_figures(later, earlier, 1.0, seed=0)
     assert means(pair["by_reward"]) == {"win": 2 / 5, "tie": 1 / 5, "loss": 2 / 5}
     assert means(pair["by_judge"]) == {"win": 1 / 5, "tie": 2 / 5, "loss": 2 / 5}
-    assert (pair["got_better"], pair["unchanged"], pair["got_worse"]) == tuple(pair["by_reward"].values())
     assert pair["by_reward"]["win"]["low"] < 2 / 5 < pair["by_reward"]["win"]["high"]
     assert pair["judge_reward"]["mean"] == pytest.approx(-1 / 5)
 
@@ -92,7 +91,7 @@ def test_the_reward_difference_is_also_given_in_standard_deviations_of_the_score
 def test_the_mean_may_rise_while_most_prompts_get_worse():
     pair = paired_figures(measured([10, -1, -1, -1]), measured([0, 0, 0, 0]), 1.0, seed=0)
     assert pair["reward"]["mean"] == 7 / 4
-    assert pair["got_worse"]["mean"] == 3 / 4
+    assert pair["by_reward"]["loss"]["mean"] == 3 / 4
 
 
 @pytest.mark.parametrize(
@@ -156,7 +155,7 @@ def test_figures_of_a_subset_are_those_of_its_prompts():
     assert found["models"]["sft"]["reward"]["mean"] == 3.5
     assert found["ppo_minus_sft"]["reward"]["mean"] == -0.5
     assert found["ppo_minus_sft"]["reward_sd"]["mean"] == -0.25
-    assert found["ppo_minus_sft"]["got_worse"] == {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}
+    assert found["ppo_minus_sft"]["by_reward"]["loss"] == {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}
 
 
 def test_unknown_figures_are_null_and_the_metrics_are_json():

@@ -89,16 +89,12 @@ def paired_figures(later: Measured, earlier: Measured, score_std: float, seed: i
     """
     reward = later.rewards - earlier.rewards
     judge_reward = _difference(later.judge_rewards, earlier.judge_rewards)
-    by_reward = _outcomes(reward, seed)
     return {
         "reward": estimate(reward, seed),
         "judge_reward": estimate(judge_reward, seed),
         "utility": estimate(_difference(later.utilities, earlier.utilities), seed),
         "reward_sd": None if score_std == 0 else estimate(reward / score_std, seed),
-        "got_better": by_reward["win"],
-        "got_worse": by_reward["loss"],
-        "unchanged": by_reward["tie"],
-        "by_reward": by_reward,
+        "by_reward": _outcomes(reward, seed),
         "by_judge": None if judge_reward is None else _outcomes(judge_reward, seed),
         "length_matched": _length_matched(reward, later.answer_tokens, earlier.answer_tokens, seed),
     }
