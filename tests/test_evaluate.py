@@ -214,7 +214,7 @@ def test_equal_models_tie_exactly_and_have_zero_kl(needs):
     assert outcome.metrics["models"]["ppo"]["win_rate_vs_sft"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 4}
     pair = outcome.metrics["paired"]["ppo_minus_sft"]
     assert pair["reward"] == pair["judge_reward"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 4}
-    assert pair["unchanged"]["mean"] == pair["by_judge"]["tie"]["mean"] == 1.0
+    assert pair["by_reward"]["tie"]["mean"] == pair["by_judge"]["tie"]["mean"] == 1.0
     assert pair["length_matched"]["pairs"] == 4
 
 

@@ -51,13 +51,32 @@ def test_win_rates_are_paired_by_prompt_and_count_a_tie_as_one_half():
     assert figures["sft"]["win_rate_vs_sft"] is None
 
 
+def test_win_rates_are_by_reward_model_judge_and_utility():
+    by_model = {
+        "base": measured([0, 0, 0, 0], [3, 3, 0, 0], [1, 1, 1, 1]),
+        "sft": measured([1, 1, 1, 1], [2, 2, 2, 1], [0, 1, 2, 3]),
+        "ppo": measured([2, 2, 2, 0], [1, 1, 2, 3], [0, 0, 2, 2]),
+    }
+    figures = compare(by_model, {}, 1.0, seed=0)["models"]
+    keys = [f"win_rate_vs_{rival}{by}" for rival in ("sft", "base") for by in ("", "_by_judge", "_by_utility")]
+    assert [figures["ppo"][key]["mean"] for key in keys] == [3 / 4, 1.5 / 4, 1 / 4, 3.5 / 4, 2 / 4, 2 / 4]
+    assert [figures["sft"][key] for key in keys[:3]] == [None] * 3
+    assert figures["ppo"]["win_rate_vs_sft_by_judge"]["n"] == 4
+
+
+def test_a_model_that_gives_the_same_answers_as_sft_ties_with_it_by_every_measure():
+    one, equal = (measured([1, 2], [3, 4], [5, 6]) for _ in range(2))
+    figures = compare({"base": one, "sft": one, "ppo": equal}, {}, 1.0, seed=0)["models"]["ppo"]
+    for by in ("", "_by_judge", "_by_utility"):
+        assert figures[f"win_rate_vs_sft{by}"]["mean"] == 1 / 2
+
+
 def test_outcomes_are_shares_of_prompts_for_reward_model_and_judge():
     later = measured([2, 1, 3, 1, 0], judge_rewards=[0, 0, 0, 0, 1])
     earlier = measured([1, 1, 1, 5, 1], judge_rewards=[1, 1, 0, 0, 0])
     pair = paired_figures(later, earlier, 1.0, seed=0)
     assert means(pair["by_reward"]) == {"win": 2 / 5, "tie": 1 / 5, "loss": 2 / 5}
     assert means(pair["by_judge"]) == {"win": 1 / 5, "tie": 2 / 5, "loss": 2 / 5}
-    assert (pair["got_better"], pair["unchanged"], pair["got_worse"]) == tuple(pair["by_reward"].values())
     assert pair["by_reward"]["win"]["low"] < 2 / 5 < pair["by_reward"]["win"]["high"]
     assert pair["judge_reward"]["mean"] == pytest.approx(-1 / 5)
 
@@ -72,7 +91,7 @@ def test_the_reward_difference_is_also_given_in_standard_deviations_of_the_score
 def test_the_mean_may_rise_while_most_prompts_get_worse():
     pair = paired_figures(measured([10, -1, -1, -1]), measured([0, 0, 0, 0]), 1.0, seed=0)
     assert pair["reward"]["mean"] == 7 / 4
-    assert pair["got_worse"]["mean"] == 3 / 4
+    assert pair["by_reward"]["loss"]["mean"] == 3 / 4
 
 
 @pytest.mark.parametrize(
@@ -136,7 +155,7 @@ def test_figures_of_a_subset_are_those_of_its_prompts():
     assert found["models"]["sft"]["reward"]["mean"] == 3.5
     assert found["ppo_minus_sft"]["reward"]["mean"] == -0.5
     assert found["ppo_minus_sft"]["reward_sd"]["mean"] == -0.25
-    assert found["ppo_minus_sft"]["got_worse"] == {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}
+    assert found["ppo_minus_sft"]["by_reward"]["loss"] == {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}
 
 
 def test_unknown_figures_are_null_and_the_metrics_are_json():
@@ -146,6 +165,8 @@ def test_unknown_figures_are_null_and_the_metrics_are_json():
     assert metrics["models"]["ppo"]["judge_reward"] is None
     assert metrics["models"]["ppo"]["utility"] is None
     assert metrics["models"]["ppo"]["chosen_perplexity"] is None
+    assert metrics["models"]["ppo"]["win_rate_vs_sft_by_judge"] is None
+    assert metrics["models"]["ppo"]["win_rate_vs_base_by_utility"] is None
     pair = metrics["paired"]["ppo_minus_sft"]
     assert pair["judge_reward"] is pair["utility"] is pair["by_judge"] is None
 

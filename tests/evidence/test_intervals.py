@@ -12,6 +12,7 @@ from gpt2_rlhf.evidence.intervals import (
     bootstrap_mean,
     bootstrap_ratio,
     bootstrap_share,
+    student_t,
     wilson,
 )
 
@@ -139,3 +140,13 @@ def test_a_share_of_all_or_none_has_the_interval_of_wilson_and_any_other_a_boots
     assert bootstrap_share([False] * 9) == wilson(0, 9)
     for mixed in ([1, 0, 1, 1], [0.5, 0.5, 0.5], [1, 0.5]):
         assert bootstrap_share(mixed, 3) == bootstrap_mean(mixed, 3)
+
+
+@pytest.mark.parametrize("freedom", [15, 63, 255])
+@pytest.mark.parametrize("level", [0.025, 1e-4, 1e-7])
+def test_student_t_is_exceeded_with_at_most_the_given_probability(freedom: int, level: float):
+    # the density's integral beyond the bound, with x = 1 / u
+    u = np.linspace(0, 1 / student_t(level, freedom), 200_001)[1:]
+    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    probability = np.trapezoid(constant * (1 + 1 / (freedom * u**2)) ** (-(freedom + 1) / 2) / u**2, u)
+    assert 0.93 * level <= probability <= 1.0001 * level

@@ -33,11 +33,20 @@ def test_a_reward_model_above_its_baselines_passes():
 
 def test_an_sft_model_that_never_ends_its_answers_is_a_fault_and_one_that_seldom_does_is_not():
     # Wilson: 0 of 64 reaches up to 5.7 %, 2 of 64 to 10.7 %
-    fault = gates.sft_fault(0, 64)
+    fault = gates.sft_fault(0, 0, 64)
     assert fault is not None
     assert fault.startswith("sft: 0 of 64 answers")
-    assert gates.sft_fault(2, 64) is None
-    assert gates.sft_fault(0, 4) is None  # too few to say
+    assert gates.sft_fault(2, 0, 64) is None
+    assert gates.sft_fault(0, 0, 4) is None  # too few to say
+
+
+def test_an_sft_model_whose_answers_are_nearly_all_empty_is_a_fault_and_one_of_short_answers_is_not():
+    # Wilson: 61 of 63 is at least 89 %, 52 of 64 (81 %) at least 70 %
+    fault = gates.sft_fault(62, 61, 63)
+    assert fault is not None
+    assert fault.startswith("sft: 61 of 63 answers of the SFT model are empty")
+    assert gates.sft_fault(64, 52, 64) is None
+    assert gates.sft_fault(4, 4, 4) is None  # too few to say
 
 
 def test_a_reference_that_differs_from_the_policy_is_a_fault():

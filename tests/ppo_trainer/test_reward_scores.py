@@ -77,10 +77,13 @@ def test_another_reference_stops_the_run_before_the_first_update_unless_forced(t
     assert len(trainer.forced) == 1
 
 
-def test_a_policy_whose_answers_never_end_stops_the_run_before_the_first_update(tmp_path):
-    model = tiny.always_says(tiny.policy(), 300)
+@pytest.mark.parametrize(
+    ("token_id", "fault"), [(300, "0 of 40 answers of the SFT model ended"), (tiny.EOS_ID, "40 of 40 .* are empty")]
+)
+def test_a_policy_whose_answers_never_end_or_are_empty_stops_the_run_before_the_first_update(tmp_path, token_id, fault):
+    model = tiny.always_says(tiny.policy(), token_id)
     args = tiny.arguments(tmp_path, per_device_train_batch_size=40, gradient_accumulation_steps=1, total_episodes=40)
-    with pytest.raises(UserError, match="sft: 0 of 40 answers of the SFT model ended with EOS"):
+    with pytest.raises(UserError, match=f"sft: {fault}"):
         tiny.ours(args, model=model, train_dataset=tiny.prompts(40), force=False).train()
 
 

@@ -40,26 +40,27 @@ MODEL = tiny.policy()
 
 def test_each_measurement_is_kept_on_disk_and_gives_the_best_update_so_far(tmp_path: Path):
     one = watch(tmp_path, {0: 0.0, 4: 2.0, 8: 1.0})
-    assert [one.look(update, MODEL, None).best_update for update in (0, 4, 8)] == [0, 4, 4]
+    assert [one.measure(update, MODEL, None).best_update for update in (0, 4, 8)] == [0, 4, 4]
+    assert one.best_by == "reward"  # there is no judge
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"update-00000{n}.jsonl" for n in (0, 4, 8)]
 
 
 def test_a_resumed_watch_reads_the_measurements_up_to_its_checkpoint_only(tmp_path: Path):
     first = watch(tmp_path, {0: 0.0, 4: 1.0, 8: 2.0})
     for update in (0, 4, 8):
-        first.look(update, MODEL, None)
+        first.measure(update, MODEL, None)
     resumed = watch(tmp_path, {8: 0.5})
     result = resumed.resume(6)
     assert result is not None
     assert result.best_update == 4
-    assert resumed.look(8, MODEL, None).best_update == 4  # not what the first run found at update 8
+    assert resumed.measure(8, MODEL, None).best_update == 4  # not what the first run found at update 8
     assert watch(tmp_path / "none", {}).resume(6) is None
 
 
 def test_a_passed_limit_stops_the_run_and_its_update_is_not_the_best(tmp_path: Path):
     one = watch(tmp_path, {0: 0.0, 4: 9.0}, kl_nats=6)
-    assert one.look(0, MODEL, None).stop is None
-    result = one.look(4, MODEL, None)
+    assert one.measure(0, MODEL, None).stop is None
+    result = one.measure(4, MODEL, None)
     assert result.stop == "update 4: KL to SFT 6.0 nats per answer, over ppo.guard.max_kl_nats 5"
     assert result.best_update == 0
 
@@ -67,7 +68,7 @@ def test_a_passed_limit_stops_the_run_and_its_update_is_not_the_best(tmp_path: P
 def test_the_report_has_the_first_the_last_and_the_kept_measurement(tmp_path: Path):
     one = watch(tmp_path, {0: 0.0, 4: 2.0, 8: 1.0})
     for update in (0, 4, 8):
-        one.look(update, MODEL, None)
+        one.measure(update, MODEL, None)
     report = one.report(kept_update=4)
     assert report["measured_updates"] == [0, 4, 8]
     assert [report[name]["update"] for name in ("start", "last", "kept")] == [0, 8, 4]

@@ -30,20 +30,14 @@ def compare(
     """Return `models`, `paired` and `by_subset` of the evaluate stage's metrics.
 
     measured: base, sft and ppo, and best_of_n if the settings ask for it. groups: masks over the prompts, by name.
-    score_std: standard deviation of the reward model's scores on held-out answers. A win rate counts a tie as one
-    half; a model's win rate against itself is null.
+    score_std: standard deviation of the reward model's scores on held-out answers.
     """
-
-    def win_rate(name: str, rival: str) -> dict[str, Any] | None:
-        difference = measured[name].rewards - measured[rival].rewards
-        return None if name == rival else _share(0.5 + 0.5 * np.sign(difference), seed)
-
     return {
         "models": {
             name: {
                 **model_figures(one, seed),
-                "win_rate_vs_base": win_rate(name, "base"),
-                "win_rate_vs_sft": win_rate(name, "sft"),
+                **_win_rates(measured, name, "base", seed),
+                **_win_rates(measured, name, "sft", seed),
             }
             for name, one in measured.items()
         },
@@ -95,16 +89,12 @@ def paired_figures(later: Measured, earlier: Measured, score_std: float, seed: i
     """
     reward = later.rewards - earlier.rewards
     judge_reward = _difference(later.judge_rewards, earlier.judge_rewards)
-    by_reward = _outcomes(reward, seed)
     return {
         "reward": estimate(reward, seed),
         "judge_reward": estimate(judge_reward, seed),
         "utility": estimate(_difference(later.utilities, earlier.utilities), seed),
         "reward_sd": None if score_std == 0 else estimate(reward / score_std, seed),
-        "got_better": by_reward["win"],
-        "got_worse": by_reward["loss"],
-        "unchanged": by_reward["tie"],
-        "by_reward": by_reward,
+        "by_reward": _outcomes(reward, seed),
         "by_judge": None if judge_reward is None else _outcomes(judge_reward, seed),
         "length_matched": _length_matched(reward, later.answer_tokens, earlier.answer_tokens, seed),
     }
@@ -127,6 +117,24 @@ def best_of_kl_bound_nats(n: int) -> float:
     where no answer is likely to be sampled twice (Beirami et al. 2024, arXiv:2401.01879).
     """
     return math.log(n) - (n - 1) / n
+
+
+def _win_rates(measured: Mapping[str, Measured], name: str, rival: str, seed: int) -> dict[str, Any]:
+    """Return the share of prompts on which a model's answer beats the rival's, by each measure; a tie is one half.
+
+    The key without `_by` is by the reward model, whose reward PPO is trained to raise, so the others say more. A win
+    rate is null by an unknown measure, and of a model against itself.
+    """
+    one, other, key = measured[name], measured[rival], f"win_rate_vs_{rival}"
+    differences = {
+        key: one.rewards - other.rewards,
+        f"{key}_by_judge": _difference(one.judge_rewards, other.judge_rewards),
+        f"{key}_by_utility": _difference(one.utilities, other.utilities),
+    }
+    return {
+        key: None if name == rival or difference is None else _share(0.5 + 0.5 * np.sign(difference), seed)
+        for key, difference in differences.items()
+    }
 
 
 def _share(outcomes: np.ndarray, seed: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ inference"), which stays sensible at 0 and 1, where a bootstrap of equal items h
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -112,6 +113,16 @@ def wilson(successes: float, n: int) -> Estimate:
 def wilson_of_wins(differences: np.ndarray) -> Estimate:
     """Return the share of differences above 0 with Wilson's interval; a difference of 0 counts one half."""
     return wilson(float((0.5 + 0.5 * np.sign(differences)).sum()), differences.size)
+
+
+def student_t(level: float, freedom: int) -> float:
+    """Return the value that Student's t with these degrees of freedom exceeds with probability `level`, at most 0.5.
+
+    Approximated by Wallace 1959, "Bounds on normal approximations to Student's and the chi-square distributions". The
+    true probability is below `level`, with 15 degrees of freedom by at most 7 % of it where `level` is 1e-7 or more.
+    """
+    z = -NormalDist().inv_cdf(level) * (8 * freedom + 3) / (8 * freedom + 1)
+    return math.sqrt(freedom * math.expm1(z**2 / freedom))
 
 
 def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:

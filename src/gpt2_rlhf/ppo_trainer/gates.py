@@ -8,6 +8,7 @@ from gpt2_rlhf.evidence.intervals import wilson
 from gpt2_rlhf.launch import world
 
 _MIN_EOS_RATE = 0.1
+_MAX_EMPTY_RATE = 0.75
 _MAX_KL_NATS = (
     0.05  # rounding stays below, also in bf16; a reference that is another model is orders of magnitude above
 )
@@ -30,15 +31,24 @@ def reward_model_fault(report: Mapping[str, Any], name: str = "reward") -> str |
     return None
 
 
-def sft_fault(ended: int, answers: int) -> str | None:
-    """Return a fault if too few of the SFT model's answers `ended` with EOS."""
-    rate = wilson(ended, answers)
-    if rate.high >= _MIN_EOS_RATE:
+def sft_fault(ended: int, empty: int, answers: int) -> str | None:
+    """Return a fault if too few of the SFT model's answers `ended` with EOS, or nearly all are empty but for EOS."""
+    if mostly_empty(empty, answers):
+        return (
+            f"sft: {empty} of {answers} answers of the SFT model are empty, so PPO cannot learn from them; check that "
+            "no chosen answer is empty or starts with EOS, then train SFT again"
+        )
+    if wilson(ended, answers).high >= _MIN_EOS_RATE:
         return None
     return (
         f"sft: {ended} of {answers} answers of the SFT model ended with EOS, so PPO cannot learn when to stop; train "
         "SFT longer (sft.args), or raise ppo.args.response_length"
     )
+
+
+def mostly_empty(empty: int, answers: int) -> bool:
+    """Return whether nearly all answers are empty, beyond chance."""
+    return wilson(empty, answers).low > _MAX_EMPTY_RATE
 
 
 def reference_fault(kl_nats: float) -> str | None:

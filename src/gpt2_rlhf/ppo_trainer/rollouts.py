@@ -102,24 +102,25 @@ def roll_out(
         )
 
 
-def check(rollout: Rollout, accelerator: Accelerator, update: int) -> tuple[float, int]:
-    """Return over all processes the mean k3 KL of an answer, in nats, and the number of answers that ended with EOS.
+def check(rollout: Rollout, accelerator: Accelerator, update: int) -> tuple[float, int, int]:
+    """Return over all processes the mean k3 KL of an answer, in nats, and how many ended with EOS and how many at once.
 
     Raises:
         Diverged: a score is not finite; `update` is the number of updates done before.
     """
     k3 = losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, "k3").sum(1)
-    here = torch.stack([k3.sum(), rollout.ended.sum(), rollout.scores.isfinite().sum()]).float()
+    empty = rollout.ended & (rollout.rows.is_token.sum(1) == 1)
+    here = torch.stack([k3.sum(), rollout.ended.sum(), empty.sum(), rollout.scores.isfinite().sum()]).float()
     everywhere = accelerator.reduce(here, "sum")
     assert isinstance(everywhere, Tensor)
-    kl_nats, ended, finite = everywhere.tolist()
+    kl_nats, ended, at_once, finite = everywhere.tolist()
     answers = len(rollout.scores) * accelerator.num_processes
     if finite < answers:
         raise Diverged(
             f"ppo: update {update + 1}: {answers - finite:.0f} of {answers} scores are not finite; the reward (or the "
             "policy) has diverged: lower ppo.args.learning_rate, or check the reward model or ppo.reward.function"
         )
-    return kl_nats / answers, int(ended)
+    return kl_nats / answers, int(ended), int(at_once)
 
 
 def sample(

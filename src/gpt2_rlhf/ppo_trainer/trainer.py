@@ -36,7 +36,7 @@ from gpt2_rlhf.ppo_trainer import checkpoints, checks, forward, gates, losses, r
 from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Clock, Means, explained_variance
 from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
 from gpt2_rlhf.ppo_trainer.reward_scores import ScoreFunction, Shaping
-from gpt2_rlhf.ppo_trainer.watch import Seen, Watch
+from gpt2_rlhf.ppo_trainer.watch import Watch, WatchResult
 
 _UNSHAPED = Shaping()
 _FIXED_KL = PpoKl(target_nats=None, horizon_episodes=1)
@@ -226,9 +226,9 @@ class PPOTrainer(TrlPPOTrainer):
         prompts = self.batches.batch(step)
         draws = self._generator(_DRAWS).random((len(prompts), args.response_length))
         rollout = rollouts.roll_out(self._models, prompts, draws, args, self.accelerator, clock)
-        kl_nats, ended = rollouts.check(rollout, self.accelerator, step)
+        kl_nats, ended, empty = rollouts.check(rollout, self.accelerator, step)
         if step == 0:
-            faults = [gates.reference_fault(kl_nats), gates.sft_fault(ended, self.episodes_per_update)]
+            faults = [gates.reference_fault(kl_nats), gates.sft_fault(ended, empty, self.episodes_per_update)]
             self.forced = gates.pass_or_stop(faults, self._force)
         learning_rate = self.lr_scheduler.get_last_lr()[0]  # type: ignore[union-attr]  # typed as optional
         with clock.phase("update"):
@@ -266,12 +266,12 @@ class PPOTrainer(TrlPPOTrainer):
     def _measure(self) -> None:
         """Measure the policy on the held-out prompts, log the figures and act on them."""
         policy, reference = cast(PreTrainedModel, self.policy_model), cast(PreTrainedModel | None, self.ref_model)
-        found = self._from_main_process(lambda watch: watch.look(self.state.global_step, policy, reference))
+        found = self._from_main_process(lambda watch: watch.measure(self.state.global_step, policy, reference))
         if found is not None:
             self._act_on(found)
             self.log(found.metrics)
 
-    def _act_on(self, found: Seen) -> None:
+    def _act_on(self, found: WatchResult) -> None:
         """Save the policy if it is the best so far, and stop if the watch says so."""
         is_best = found.best_update == self.state.global_step > 0
         if is_best and found.best_update != self.best_update:
@@ -281,7 +281,7 @@ class PPOTrainer(TrlPPOTrainer):
             self.stopped = found.stop
             self.control.should_training_stop = True
 
-    def _from_main_process(self, use: Callable[[Watch], Seen | None]) -> Seen | None:
+    def _from_main_process(self, use: Callable[[Watch], WatchResult | None]) -> WatchResult | None:
         """Return in every process what `use` returns for the watch in the first one."""
         found = [use(self._watch) if self._watch is not None and self.accelerator.is_main_process else None]
         return broadcast_object_list(found)[0]

@@ -23,7 +23,7 @@ Measure = Callable[[int, PreTrainedModel, PreTrainedModel | None], tuple[Measure
 
 
 @dataclass(frozen=True)
-class Seen:
+class WatchResult:
     """Result of all measurements so far: the newest figures, the best update, and why to stop, if at all."""
 
     metrics: dict[str, float]
@@ -39,7 +39,7 @@ class Watch:
     ) -> None:
         self._directory = directory
         self._prompts = prompts
-        self._measure = measure
+        self._measure_policy = measure
         self._best_by = best_by
         self._guard = guard
         self._history: list[Measured] = []
@@ -49,18 +49,23 @@ class Watch:
         """Whether a passed limit stops the run."""
         return self._guard.enabled
 
-    def resume(self, update: int) -> Seen | None:
+    @property
+    def best_by(self) -> str:
+        """What the best update is chosen by: "reward", "judge" or "utility"; known once something was measured."""
+        return guards.best_by(self._history[0], self._best_by)
+
+    def resume(self, update: int) -> WatchResult | None:
         """Read the measurements up to this update from disk; return None if there are none."""
         self._history = heldout_files.read(self._directory, update)
         return self._result() if self._history else None
 
-    def look(self, update: int, policy: PreTrainedModel, reference: PreTrainedModel | None) -> Seen:
+    def measure(self, update: int, policy: PreTrainedModel, reference: PreTrainedModel | None) -> WatchResult:
         """Measure the policy, and keep figures and answers on disk.
 
         Raises:
             UserError: a reward or utility is not finite, or what `best_by` names was not measured.
         """
-        measured, answers = self._measure(update, policy, reference)
+        measured, answers = self._measure_policy(update, policy, reference)
         heldout_files.write(self._directory, measured, self._prompts, answers)
         self._history.append(measured)
         return self._result()
@@ -86,7 +91,7 @@ class Watch:
             "kept": by_update.get(kept_update),
         }
 
-    def _result(self) -> Seen:
-        best_update = guards.best(self._history, self._best_by, self._guard)
-        stop = guards.verdict(self._history, self._guard)
-        return Seen(heldout_files.summary(self._history[-1]), best_update, stop)
+    def _result(self) -> WatchResult:
+        reasons = guards.verdicts(self._history, self._guard)
+        best_update = guards.best(self._history, reasons, self.best_by)
+        return WatchResult(heldout_files.summary(self._history[-1]), best_update, reasons[-1])
