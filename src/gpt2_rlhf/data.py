@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpt2_rlhf.config.settings import Data, Settings
-from gpt2_rlhf.models import loading
+from gpt2_rlhf.models import loading, tokens
 from gpt2_rlhf.rows import row_report, sources, tables
 from gpt2_rlhf.rows.cleaning import CountTokens, clean
 from gpt2_rlhf.rows.dividing import divide
@@ -28,12 +28,12 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     def count_tokens(texts: list[str]) -> list[int]:
         counts: list[int] = []
         for start in range(0, len(texts), 1000):
-            encoded = tokenizer(texts[start : start + 1000], return_attention_mask=False, verbose=False)
+            encoded = tokenizer(texts[start : start + 1000], add_special_tokens=False, verbose=False)
             counts += [len(ids) for ids in encoded["input_ids"]]  # type: ignore[arg-type]  # typed for one text alone
         return counts
 
     rows = sources.read(settings.data)
-    divided, report = prepare(settings.data, rows, count_tokens, tokenizer.all_special_tokens)
+    divided, report = prepare(settings.data, rows, count_tokens, tokens.special_tokens(tokenizer))
     tables.write(stage.directory, divided)
     row_report.write(stage.directory, report)
     return Outcome(metrics=row_report.counts(report), work_s=0.0)

@@ -1,12 +1,46 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import models as bpe
+from transformers import PreTrainedTokenizerFast
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.models import loading, tokens
+from gpt2_rlhf.config.settings import Model
+from gpt2_rlhf.models import loading, model_files, tokens
 from gpt2_rlhf.models.model_files import EMBEDDED_DIR
 from helpers.tiny import tiny_tokenizer
 
 ROW = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello.", "rejected": " No."}
+SPECIAL = ("<unk>", "<s>", "</s>")
+
+
+def of_letters(*more: str, special: tuple[str, ...] = SPECIAL, byte_level: bool = False, template: str | None = None):
+    """A tokenizer of single letters, "ÿ" among them unless it is byte-level, and of `more` tokens."""
+    letters = sorted(set("\n :.?abcdefghijklmnopqrstuvwxyzAHN▁" + ("Ċ" if byte_level else "ÿ")))
+    vocabulary = {token: number for number, token in enumerate([*special, *letters, *more])}
+    backend = Tokenizer(bpe.BPE(vocabulary, [], unk_token="<unk>", byte_fallback="<0xFF>" in more))
+    backend.add_special_tokens(list(special))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(False) if byte_level else pre_tokenizers.Metaspace()
+    backend.decoder = decoders.ByteLevel() if byte_level else decoders.Metaspace()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    made.chat_template = template
+    return made
+
+
+def adding(pattern: str, bos: str = "<s>"):
+    """The tokenizer that adds tokens by itself: the pattern has $A for a text."""
+    made = of_letters("<0xFF>")
+    ids = [(token, made.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=pattern, pair=f"{pattern} $B", special_tokens=ids
+    )
+    made.bos_token = bos
+    return made
 
 
 @pytest.fixture
@@ -35,10 +69,92 @@ def test_no_text_contains_the_padding(saved):
     assert padding not in saved(everything)["input_ids"]
 
 
-def test_a_tokenizer_without_byte_symbols_is_refused(saved, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(type(saved), "get_vocab", lambda self: {"a": 0})
-    with pytest.raises(UserError, match="not a byte-level BPE"):
-        tokens.padding_copy(saved, "right")
+def test_a_letter_of_a_vocabulary_that_is_not_byte_level_never_pads():
+    tokenizer = of_letters("<0xFF>")
+    padding = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
+    assert tokenizer.convert_tokens_to_ids("ÿ") in tokenizer("Zaÿ")["input_ids"]
+    assert padding == tokenizer.convert_tokens_to_ids("<0xFF>")
+    assert padding not in tokenizer("aÿa <0xFF> a<0xFF>a")["input_ids"]
+    assert tokens.special_tokens(tokenizer) == tokenizer.all_special_tokens
+
+
+@pytest.mark.parametrize(
+    ("more", "template", "expected"),
+    [
+        (("<repo>", "<file>"), None, "<repo>"),
+        (("<repo>", "<file>"), "{{ '<repo>' }}", "<file>"),
+        (("<repo>", "<reserved_0>", "<unused0>"), None, "<unused0>"),
+        (("<repo>", "<reserved_0>", "<fim_pad>"), None, "<fim_pad>"),
+        (("<repo>", "<reserved_0>", "<pad>"), "<pad>", "<reserved_0>"),
+    ],
+)
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_without_a_token_of_an_unused_byte_an_unused_special_token_pads(more, template, expected, byte_level):
+    tokenizer = of_letters(special=(*SPECIAL, *more), byte_level=byte_level, template=template)
+    assert tokens.padding_copy(tokenizer, "left").pad_token == expected
+    assert expected in tokens.special_tokens(tokenizer)
+
+
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_a_vocabulary_without_any_unused_token_is_refused_before_training(byte_level: bool, tmp_path: Path):
+    tokenizer = of_letters(byte_level=byte_level)
+    with pytest.raises(UserError, match="no token to pad with"):
+        tokens.padding_copy(tokenizer, "right")
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no token to pad with"):
+        model_files.check(Model("embedded", None, str(tmp_path), None))
+
+
+@pytest.mark.parametrize("template", ["{{ '<repo>' }}", None])
+def test_the_check_before_training_chooses_the_padding_of_training(template: str | None, tmp_path: Path):
+    tokenizer = of_letters(special=(*SPECIAL, "<repo>", "<file>"), template=template)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = tokens.load_tokenizer(str(tmp_path), None)
+    found = model_files.padding_token(Model("embedded", None, str(tmp_path), None))
+    padded = tokens.padding_copy(loaded, "left")
+    assert found == (padded.pad_token, padded.pad_token_id)
+
+
+def test_a_padding_token_outside_the_embedding_is_refused(tmp_path: Path):
+    tokenizer = of_letters(special=(*SPECIAL, "<repo>"))
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 3, "n_positions": 9}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"<repo>, has id 3, but .* vocab_size of 3"):
+        model_files.check(Model(str(tmp_path), None, None, None))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "bos", "start"),
+    [
+        ("<s> $A", "<s>", ["<s>"]),
+        ("</s> $A", "</s>", ["</s>"]),  # OPT
+        ("$A </s>", "<s>", []),
+        ("<s> $A </s>", "<s>", ["<s>"]),
+        ("$A", "<s>", []),
+    ],
+)
+def test_bos_stands_once_before_the_prompt_and_eos_once_after_the_answer(pattern: str, bos: str, start: list[str]):
+    tokenizer = adding(pattern, bos)
+    text: list[list[int]] = [
+        tokenizer(ROW[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "chosen", "rejected")
+    ]
+    prompt = [*tokenizer.convert_tokens_to_ids(start), *text[0]]
+    eos = tokens.eos_id(tokenizer)
+    assert tokens.encode_ppo(tokenizer, ROW) == {"input_ids": prompt}
+    assert tokens.encode_sft(tokenizer, ROW) == {
+        "input_ids": [*prompt, *text[1], eos],
+        "labels": [*[-100] * len(prompt), *text[1], eos],
+    }
+    assert tokens.encode_reward(tokenizer, ROW) == {
+        "chosen_ids": [*prompt, *text[1], eos],
+        "rejected_ids": [*prompt, *text[2], eos],
+    }
+
+
+def test_the_tokens_added_before_a_prompt_are_counted(tmp_path: Path):
+    adding("<s> $A </s>").save_pretrained(tmp_path)
+    assert model_files.start_tokens(Model("embedded", None, str(tmp_path), None)) == 1
+    assert model_files.start_tokens(Model("embedded", None, "embedded", None)) == 0
 
 
 def test_sft_trains_on_the_answer_and_its_eos_and_not_on_the_prompt():
@@ -67,8 +183,6 @@ def test_ppo_gets_the_prompt_alone(saved):
 
 
 def test_random_weights_have_the_shape_in_the_settings_and_depend_on_the_seed_alone():
-    from gpt2_rlhf.config.settings import Model
-
     shape = {"vocab_size": 2000, "n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2}
     model = Model("a-shape", None, "embedded", shape)
     first, again, other = (loading.load_base(model, seed) for seed in (1, 1, 2))

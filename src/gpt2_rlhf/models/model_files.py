@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from gpt2_rlhf import embedded
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.hub_errors import HUB_TIMEOUT_S, hub_errors
 from gpt2_rlhf.config.settings import Model
+from gpt2_rlhf.models import padding
 from gpt2_rlhf.store.files import sha256
 
 EMBEDDED_DIR = Path(embedded.__file__).parent / "model"
@@ -33,19 +36,18 @@ def check(model: Model) -> dict[str, Any]:
 
     Raises:
         UserError: a folder or file is missing or unreadable, the weights are not safetensors, the config has no number
-            of positions, or the Hub has no such model or cannot be reached.
+            of positions, no token of the vocabulary can pad, or the Hub has no such model or cannot be reached.
     """
-    tokenizer = model.name if model.tokenizer is None else model.tokenizer
-    _require(tokenizer, "tokenizer.json", model)
+    pad_token, pad_token_id = padding_token(model)
     if model.random is not None:
         return {**model.random, "model_type": "gpt2"}
     config_file = _require(model.name, "config.json", model)
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    config = _read_json(config_file)
+    if pad_token_id >= config.get("vocab_size", pad_token_id + 1):
         raise UserError(
-            f"model.name: {config_file} cannot be read as JSON ({error}); expected a model's config"
-        ) from error
+            f"model.tokenizer: the token to pad with, {pad_token}, has id {pad_token_id}, but {config_file} has a "
+            f"vocab_size of {config['vocab_size']}; use the model's own tokenizer"
+        )
     if "n_positions" not in config and "max_position_embeddings" not in config:
         raise UserError(
             f"model.name: {config_file} has no n_positions or max_position_embeddings; expected a causal language model"
@@ -84,6 +86,48 @@ def positions(config: dict[str, Any]) -> int:
     return int(config["n_positions"] if "n_positions" in config else config["max_position_embeddings"])
 
 
+def start_tokens(model: Model) -> int:
+    """Return how many tokens the tokenizer adds by itself before a text, such as BOS."""
+    return next((n for n, added in enumerate(_tokenizer(model).encode("a").special_tokens_mask) if not added), 0)
+
+
+def _tokenizer(model: Model) -> Tokenizer:
+    path = _require(_tokenizer_place(model), "tokenizer.json", model)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower type
+        raise UserError(f"model.tokenizer: {path} is not a tokenizer ({error}); download or save it again") from error
+
+
+def _tokenizer_place(model: Model) -> str:
+    return model.name if model.tokenizer is None else model.tokenizer
+
+
+def padding_token(model: Model) -> tuple[str, int]:
+    """Return the padding token that tokens.padding_copy will choose, and its id."""
+    tokenizer = _tokenizer(model)
+    named: dict[str, Any] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = _optional(_tokenizer_place(model), file, model)
+        named |= {} if path is None else _read_json(path)
+    in_use = {
+        token["content"] if isinstance(token, dict) else str(token)
+        for name, token in named.items()
+        if name.endswith("_token") and name != "pad_token"
+    }
+    jinja = _optional(_tokenizer_place(model), "chat_template.jinja", model)
+    template = named.get("chat_template", "") if jinja is None else jinja.read_text(encoding="utf-8")
+    pad_token = padding.choose(tokenizer, in_use, str(template))
+    return pad_token, tokenizer.token_to_id(pad_token)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.name: {path} cannot be read as JSON ({error}); expected a file of a model") from error
+
+
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"model.name: there is no folder {folder}; expected a model's folder or a Hub name")
@@ -97,6 +141,23 @@ def _require(place: str, file: str, model: Model) -> Path:
     if not (_existing(folder) / file).is_file():
         raise UserError(f"model.name: {folder} has no {file}; expected a folder written by save_pretrained")
     return folder / file
+
+
+def _optional(place: str, file: str, model: Model) -> Path | None:
+    """Return a file that a model may lack, or None."""
+    folder = local_dir(place)
+    if folder is not None:
+        return folder / file if (folder / file).is_file() else None
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(place, file, revision=model.revision)
+    if cached is not None:  # not a path: the cache knows that there is no such file
+        return Path(cached) if isinstance(cached, str) else None
+    with hub_errors("model", place, model.revision):
+        try:
+            return Path(hf_hub_download(place, file, revision=model.revision))
+        except errors.EntryNotFoundError:
+            return None
 
 
 def _from_hub(name: str, file: str, revision: str | None) -> Path:

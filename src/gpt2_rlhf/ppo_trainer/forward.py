@@ -6,17 +6,14 @@ go through the model as one sequence without padding, logits are computed for th
 over them gives log-probability, entropy and gradient. The numbers are the same up to rounding.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
-from gpt2_rlhf.models.packing import rows_apart
+from gpt2_rlhf.models import packing
 
 # Large enough that exp() of it is 0 beside any real logit, finite so that 0 x logit in the entropy is 0 and not NaN.
 _NEVER = -1e4
@@ -40,6 +37,11 @@ class Rows:
     def is_token(self) -> Tensor:
         """Which of `answers` are tokens (EOS is one) and not padding."""
         return self.answers != self.pad_token_id
+
+    @property
+    def is_text(self) -> Tensor:
+        """Which of `token_ids` are tokens of prompt or answer and not padding."""
+        return self.token_ids != self.pad_token_id
 
     def __getitem__(self, which: Any) -> "Rows":
         return Rows(self.token_ids[which], self.prompt_tokens, self.pad_token_id)
@@ -73,9 +75,9 @@ def answer_logprobs(model: nn.Module, rows: Rows, temperature: float) -> tuple[T
     Both are 0 at padding. The padding token has probability 0, since PPO reads it as the end of an answer. The
     entropy carries no gradient.
     """
-    is_token = rows.is_token
-    states = _answer_states(model, rows)[:, :-1][is_token]
-    logits = language_model(model).get_output_embeddings()(states)
+    is_token, before = rows.is_token, torch.zeros_like(rows.is_text)
+    before[:, rows.prompt_tokens - 1 : -1] = is_token
+    logits = packing.logits_at(language_model(model), rows.token_ids, rows.is_text, before)
     at_tokens = _Logprobs.apply(logits, rows.answers[is_token], temperature, rows.pad_token_id)
     logprobs, entropies = (values.new_zeros(is_token.shape).masked_scatter(is_token, values) for values in at_tokens)
     return logprobs, entropies
@@ -97,58 +99,21 @@ def answer_scores(reward_model: nn.Module, rows: Rows) -> Tensor:
 
 def _answer_states(model: nn.Module, rows: Rows) -> Tensor:
     """Return the last layer's states before each answer token and after the last, else 0; (rows, answer + 1, width)."""
-    token_ids = rows.token_ids
-    is_text = token_ids != rows.pad_token_id
-    positions = is_text.cumsum(1) - 1
-    backbone = language_model(model).base_model
-    is_read = is_text.clone()
+    is_read = rows.is_text.clone()
     is_read[:, : rows.prompt_tokens - 1] = False
-    with rows_apart(backbone), _last_layer_only_at(backbone, is_read[is_text]):
-        hidden = backbone(
-            input_ids=token_ids[is_text][None],
-            position_ids=positions[is_text][None],
-            attention_mask=torch.ones_like(token_ids[is_text][None]),  # without a mask transformers warns of padding
-            use_cache=False,
-            return_dict=True,
-            row_tokens=is_text.sum(1).tolist(),
-        ).last_hidden_state[0]
-    states = hidden.new_zeros(len(token_ids), token_ids.shape[1] - rows.prompt_tokens + 1, hidden.shape[-1])
-    states[is_read[:, rows.prompt_tokens - 1 :]] = hidden[is_read[is_text]]
+    hidden = packing.states_at(language_model(model), rows.token_ids, rows.is_text, is_read)
+    of_answers = is_read[:, rows.prompt_tokens - 1 :]
+    states = hidden.new_zeros(*of_answers.shape, hidden.shape[-1])
+    states[of_answers] = hidden
     return states
-
-
-@contextmanager
-def _last_layer_only_at(backbone: nn.Module, is_read: Tensor) -> Iterator[None]:
-    """Within the block, GPT-2's last feed-forward layer computes only the tokens whose states are read.
-
-    Shapes: `is_read` (tokens,), for inputs of shape (1, tokens).
-    """
-    if not isinstance(backbone, GPT2Model):
-        yield
-        return
-    last: Any = backbone.h[-1]
-    places = is_read.nonzero()[:, 0]
-
-    def spread(_module: nn.Module, _inputs: Any, found: Tensor) -> Tensor:
-        return found.new_zeros(1, len(is_read), found.shape[-1]).index_copy(1, places, found)
-
-    handles = [
-        last.mlp.register_forward_pre_hook(lambda _module, inputs: (inputs[0][:, places],)),
-        last.mlp.register_forward_hook(spread),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Logprobs(torch.autograd.Function):
     """log p of the given tokens, and the entropy of p = softmax(logits / temperature), without copying the logits.
 
     The logits are overwritten with p, which is all that the gradient needs: d log p_t / d logit_v is
-    (1[v = t] - p_v) / temperature. The layer that computes the logits must not need them for its own gradient; a
-    linear layer does not. The token `never` has probability 0; it may lie outside the vocabulary.
+    (1[v = t] - p_v) / temperature. The operation that computes the logits must not need them for its own gradient; a
+    linear layer or a scale does not. The token `never` has probability 0; it may lie outside the vocabulary.
     """
 
     @staticmethod

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.models import tokens
 from gpt2_rlhf.ppo_trainer.forward import Rows
 
 # (prompts, answers) as text -> one score each
@@ -55,8 +54,8 @@ def scores_of(function: ScoreFunction, prompts: Sequence[str], answers: Sequence
 
 
 def by_function(function: ScoreFunction, tokenizer: PreTrainedTokenizerBase) -> Callable[[Rows], Tensor]:
-    """Return a scorer of rows: it passes prompts and answers to `function` as text, without padding and EOS."""
-    left_out = {tokens.pad_id(tokenizer), tokens.eos_id(tokenizer)}
+    """Return a scorer of rows: it passes prompts and answers to `function` as text, without padding, BOS and EOS."""
+    left_out = set(tokenizer.all_special_ids)
     decode: Any = tokenizer.decode
 
     def texts(token_ids: Tensor) -> list[str]:

@@ -109,6 +109,7 @@ class PPOTrainer(TrlPPOTrainer):
         for part in (self.value_model, self.reward_model, self.policy_model, self.ref_model):
             if part is not None:
                 packing.use_fused_activations(part)
+                part.eval()  # TRL switches dropout modules off, but OPT calls dropout as a function
         self.accelerator.gradient_accumulation_steps = 1  # the loop divides by the microbatches of a mini-batch
 
         assert args.output_dir is not None
@@ -203,7 +204,6 @@ class PPOTrainer(TrlPPOTrainer):
             checkpoints.check(checkpoint, self.episodes_per_update, self.accelerator.num_processes)
             own = checkpoints.load(self._checkpoint_parts(), checkpoint)
             self.kl_coef, self.forced = own["kl_coef"], own["forced"]
-        self._policy_and_value.train()
         self.control = self.callback_handler.on_train_begin(self.args, state, self.control)
         # after on_train_begin, where trackers may draw random numbers
         set_seed(self.local_seed)
