@@ -1,11 +1,8 @@
 import gc
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +16,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.ppo_trainer import checkpoints
 from helpers import ppo_tiny as tiny
+from helpers.ppo_two_processes import torchrun
 
 pytestmark = pytest.mark.usefixtures("small_overheads")
-
-SCRIPT = Path(__file__).parents[1] / "helpers" / "ppo_two_processes.py"
 
 
 def lora() -> LoraConfig:
@@ -202,22 +198,6 @@ def test_a_checkpoint_of_other_batches_or_processes_is_refused(tmp_path):
         tiny.ours(arguments(tmp_path, gradient_accumulation_steps=1)).train(str(checkpoint))
     with pytest.raises(UserError, match="4 episodes per update on 1 processes, this run has 4 on 2"):
         checkpoints.check(checkpoint, batch_size=4, processes=2)
-
-
-def torchrun(mode: str, directory: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Return the exit status, and what each of two processes wrote."""
-    launcher = [sys.executable, "-m", "torch.distributed.run"]
-    done = subprocess.run(
-        [*launcher, "--standalone", "--nproc_per_node=2", SCRIPT, mode, directory],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    files = sorted(directory.glob(f"{mode}-*.json"))
-    assert files or mode == "killed", done.stderr[-3000:]
-    return done.returncode, [json.loads(file.read_text()) for file in files]
 
 
 @pytest.mark.slow

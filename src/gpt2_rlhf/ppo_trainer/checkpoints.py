@@ -3,7 +3,8 @@
 A checkpoint is written under another name and renamed when it is complete, so a kill at any moment leaves no broken
 one (a power cut may: nothing is flushed to the disk). It holds the policy as `from_pretrained` reads it (or its
 adapter), the value model likewise in `value_model/`, optimizer, scheduler, the random generators of each process, the
-KL coefficient and fp16's loss scale in `ppo.json`, and `trainer_state.json`, whose step is also the position in the prompts.
+KL coefficient and fp16's loss scale in `ppo.json`, and `trainer_state.json`, whose step is also the position in the
+prompts.
 """
 
 import json

@@ -83,10 +83,10 @@ def prepare(
         args.total_episodes = args.max_steps * batch
     elif args.total_episodes is None:
         args.total_episodes = int(args.num_train_epochs * len(prompts))
-    updates = math.ceil(args.total_episodes / batch)
-    if args.total_episodes != updates * batch:
+    episodes, updates = args.total_episodes, math.ceil(args.total_episodes / batch)
+    if episodes != updates * batch:
         notices.append(
-            f"ppo: total_episodes {args.total_episodes} is rounded up to {updates * batch}: {updates} updates of {batch}"
+            f"ppo: total_episodes {episodes} is rounded up to {updates * batch}: {updates} updates of {batch}"
         )
     for notice in notices if PartialState().is_main_process else []:
         print(notice, flush=True)

@@ -21,7 +21,6 @@ from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
 from gpt2_rlhf.ppo_trainer.metrics import Clock
 
-
 _MAX_GAP_NATS = 1e-3  # of any token, in float32
 _MAX_MEAN_GAP_NATS = 2e-2  # over tokens, in a lower precision, which rounds each logit
 
@@ -128,16 +127,15 @@ def check_packed_pass(models: Models, prompt_ids: Sequence[Sequence[int]], args:
     packed = forward.answer_logprobs(models.policy, rows, args.temperature)[0][rows.is_token]
     sampled = sampled[rows.is_token]
     gaps = (packed - sampled).abs()
-    is_exact = (
-        next(models.policy.parameters()).dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    )
+    family, dtype = models.policy.config.model_type, next(models.policy.parameters()).dtype
+    is_exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     gap, limit = (gaps.max(), _MAX_GAP_NATS) if is_exact else (gaps.mean(), _MAX_MEAN_GAP_NATS)
     if not gap <= limit:
         worst = gaps.argmax()
         raise UserError(
-            f"ppo: {models.policy.config.model_type}: sampling gives a token the log-probability {sampled[worst]:.4f}, the "
-            f"pass over packed rows that trains it {packed[worst]:.4f}; expected equal up to rounding ({limit:g} nats): "
-            "PPO would train on wrong numbers; choose a model of another family (GPT-2 and Llama are tested)"
+            f"ppo: {family}: sampling gives a token the log-probability {sampled[worst]:.4f}, the pass over packed "
+            f"rows that trains it {packed[worst]:.4f}; expected equal up to rounding ({limit:g} nats): PPO would train on "
+            "wrong numbers; choose a model of another family (GPT-2 and Llama are tested)"
         )
 
 
