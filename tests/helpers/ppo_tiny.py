@@ -101,13 +101,13 @@ def always_says(model: GPT2LMHeadModel, token_id: int) -> GPT2LMHeadModel:
     return model
 
 
-def often_stopping_policy() -> GPT2LMHeadModel:
-    """Return a policy that stops with a probability of about 0.3 at each token."""
+def often_stopping_policy(strength: float = 5) -> GPT2LMHeadModel:
+    """Return a policy that stops with a probability of about 0.3 at each token, or more with more strength."""
     model = policy().eval()
     with torch.no_grad():
         ids = torch.tensor([prompt[-4:] for prompt in prompts()["input_ids"]])
         hidden = model.transformer(ids).last_hidden_state.mean((0, 1))
-        model.transformer.wte.weight[EOS_ID] += hidden * (5 / hidden.norm() ** 2)
+        model.transformer.wte.weight[EOS_ID] += hidden * (strength / hidden.norm() ** 2)
     return model
 
 
@@ -229,3 +229,32 @@ def digest(module: torch.nn.Module) -> str:
 def trained_digest(run: TrlPPOTrainer) -> str:
     """Return the sha256 of the policy and of the value model of a trainer, one after the other."""
     return digest(run.policy_model) + digest(run.value_model)
+
+
+def gradient_of_one_step(
+    directory: Path, rows: int, accumulation: int, **changes: Any
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the gradient (float64, all weights) of one update with one step, and what it logs except times."""
+    args = arguments(
+        directory,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        num_ppo_epochs=1,
+        total_episodes=8,
+        max_grad_norm=0,
+        optim="sgd",
+        **changes,
+    )
+    run: Any = ours(args, model=often_stopping_policy())
+    gradients: list[torch.Tensor] = []
+
+    def keep(*_: Any) -> None:
+        gradients.append(torch.cat([weights.grad.flatten().double() for weights in run.model.parameters()]))
+
+    run.optimizer.optimizer.register_step_pre_hook(keep)
+    run.train()
+    assert len(gradients) == 1
+    logged_once = run.state.log_history[0]
+    return gradients[0], {
+        name: v for name, v in logged_once.items() if not name.startswith("time/") and "_per_s" not in name
+    }

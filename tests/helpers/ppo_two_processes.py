@@ -1,8 +1,9 @@
-"""Run by test_resume.py under torchrun with MODE and DIRECTORY: each process writes MODE-RANK.json there."""
+"""Run by tests under torchrun with MODE and DIRECTORY: each of two processes writes MODE-RANK.json there."""
 
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,25 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2_rlhf.ppo_trainer import checkpoints
 from helpers import ppo_tiny as tiny
+
+SCRIPT = Path(__file__)
+
+
+def torchrun(mode: str, directory: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Return the exit status, and what each of two processes wrote."""
+    launcher = [sys.executable, "-m", "torch.distributed.run"]
+    paths = [str(SCRIPT.parents[2] / "src"), str(SCRIPT.parents[1])]
+    done = subprocess.run(
+        [*launcher, "--standalone", "--nproc_per_node=2", SCRIPT, mode, directory],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    files = sorted(directory.glob(f"{mode}-*.json"))
+    assert files or mode == "killed", done.stderr[-3000:]
+    return done.returncode, [json.loads(file.read_text()) for file in files]
 
 
 def arguments(directory: Path) -> Any:
@@ -100,8 +120,19 @@ def resumed(directory: Path) -> dict[str, Any]:
     return {"from": Path(str(checkpoint)).name, "full": tiny.trained_digest(trainer), "best": trainer.best_update}
 
 
+def steps(directory: Path) -> dict[str, Any]:
+    """Take one step on 4 rollouts of each process, split in three ways, and save the gradients."""
+    logged = {}
+    for rows, accumulation in ((4, 1), (2, 2), (1, 4)):
+        gradient, logged[rows] = tiny.gradient_of_one_step(directory, rows, accumulation)
+        torch.save(gradient, directory / f"gradient-{rows}-{os.environ['RANK']}.pt")
+    return logged
+
+
 if __name__ == "__main__":
-    result = {"stock": stock, "whole": whole, "killed": killed, "resumed": resumed}[sys.argv[1]](Path(sys.argv[2]))
+    result = {"steps": steps, "stock": stock, "whole": whole, "killed": killed, "resumed": resumed}[sys.argv[1]](
+        Path(sys.argv[2])
+    )
     Path(sys.argv[2], f"{sys.argv[1]}-{os.environ['RANK']}.json").write_text(json.dumps(result))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

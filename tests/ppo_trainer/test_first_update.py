@@ -12,14 +12,20 @@ pytestmark = pytest.mark.usefixtures("small_overheads")
 
 
 def first_update_of_both(tmp_path: Path, monkeypatch: Any, policy: Any, **changes: Any) -> tuple[Any, Any]:
-    """Run the first update of a stock trainer, and ours on the answers that the stock one sampled."""
+    """Run the first update of a stock trainer, and ours on the answers that the stock one sampled.
+
+    Each mini-batch is one microbatch, where stock's mean of means is the mean over tokens too. Stock's answers are
+    padded to `response_length`; its own are as wide as the longest, which then has no value after EOS.
+    """
     args = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 4, "total_episodes": 4, "optim": "sgd"}
     args |= {"max_grad_norm": 0, "temperature": 0.7, "learning_rate": 0.1, **changes}
     seen = []
     generate = stock_module.batch_generation
 
     def recorded(*given: Any) -> Any:
-        seen.append(generate(*given)[0])
+        token_ids = generate(*given)[0]
+        missing = given[1].shape[1] + tiny.RESPONSE - token_ids.shape[1]
+        seen.append(torch.nn.functional.pad(token_ids, (0, missing), value=tiny.PAD_ID))
         return generate_again(seen[-1], *given)
 
     def generate_again(token_ids: Any, model: Any, queries: Any, *_: Any) -> Any:
@@ -29,21 +35,15 @@ def first_update_of_both(tmp_path: Path, monkeypatch: Any, policy: Any, **change
 
     def replayed(model: Any, prompts: Any, **given: Any) -> Any:
         token_ids = seen[0].clone()
-        prompt_tokens = token_ids.shape[1] - answer_tokens[0]
+        prompt_tokens = token_ids.shape[1] - tiny.RESPONSE
         answers = token_ids[:, prompt_tokens:]
         after_eos = (answers == tiny.EOS_ID).cumsum(1) - (answers == tiny.EOS_ID).int() > 0
         answers[after_eos] = tiny.PAD_ID
-        rows = forward.Rows(token_ids, prompt_tokens, tiny.PAD_ID)
+        longest = (answers != tiny.PAD_ID).sum(1).max()
+        rows = forward.Rows(token_ids[:, : prompt_tokens + longest + 1], prompt_tokens, tiny.PAD_ID)
         return rows, forward.answer_logprobs(model, rows, 0.7)[0]
 
-    answer_tokens: list[int] = []
-
-    def noting_length(model: Any, queries: Any, *rest: Any) -> Any:
-        found = recorded(model, queries, *rest)
-        answer_tokens.append(found[0].shape[1] - queries.shape[1])
-        return found
-
-    monkeypatch.setattr(stock_module, "batch_generation", noting_length)
+    monkeypatch.setattr(stock_module, "batch_generation", recorded)
     stock: Any = tiny.stock(tiny.arguments(tmp_path, **args), model=policy())
     # ours never samples the padding token, which has a probability of 1/400 under stock in these random models
     for model in (stock.policy_model, stock.ref_model):
@@ -66,8 +66,9 @@ def ban(logits: torch.Tensor) -> None:
         (tiny.policy, {}),
         (tiny.policy, {"kl_estimator": "k3", "gamma": 0.9, "num_ppo_epochs": 3}),
         (tiny.often_stopping_policy, {"missing_eos_penalty": 2.0}),
+        (lambda: tiny.often_stopping_policy(10), {"missing_eos_penalty": 2.0}),
     ],
-    ids=["plain", "k3, discount, 3 epochs", "answers that stop"],
+    ids=["plain", "k3, discount, 3 epochs", "answers that stop", "all answers stop early"],
 )
 def test_the_first_update_equals_that_of_stock(tmp_path, monkeypatch, policy, changes):
     stock, ours = first_update_of_both(tmp_path, monkeypatch, policy, **changes)

@@ -11,9 +11,10 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "ppo_killed.py"
 
 @pytest.mark.slow
 def test_runs_killed_at_five_random_updates_end_with_the_same_weights_as_uninterrupted_ones(tmp_path: Path) -> None:
+    paths = [str(SCRIPT.parents[2] / "src"), str(SCRIPT.parents[1])]
     done = subprocess.run(
         [sys.executable, SCRIPT, tmp_path, "20261124"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=400,

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from trl.experimental.ppo.ppo_trainer import masked_whiten
 
 from gpt2_rlhf.ppo_trainer import losses
 
@@ -29,24 +30,29 @@ def test_the_score_is_added_after_the_last_token_or_at_it_if_there_is_no_room():
     torch.testing.assert_close(rewards, torch.tensor([[-0.5, -1.0, 8.5], [-2.0, 20.0, 0.0]]))
 
 
-def test_advantages_and_returns_of_two_tokens_by_hand():
+def test_advantages_of_two_tokens_by_hand():
     rewards, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.25]])
-    is_token = torch.tensor([[True, True]])
-    advantages, returns = losses.advantages_and_returns(rewards, values, is_token, gamma=0.5, lam=0.5)
+    advantages = losses.generalised_advantages(rewards, values, gamma=0.5, lam=0.5)
     # deltas: 1 + 0.5 x 0.25 - 0.5 = 0.625 and 2 - 0.25 = 1.75; advantages 0.625 + 0.25 x 1.75 = 1.0625 and 1.75
-    torch.testing.assert_close(returns, torch.tensor([[1.5625, 2.0]]))
-    # two numbers, whitened with the unbiased variance, are -1/sqrt(2) and 1/sqrt(2)
-    torch.testing.assert_close(advantages, torch.tensor([[-(0.5**0.5), 0.5**0.5]]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(advantages, torch.tensor([[1.0625, 1.75]]))
 
 
-def test_whitening_ignores_padding_and_leaves_it_at_zero():
-    values = torch.zeros(2, 3)
-    rewards = torch.tensor([[1.0, 2.0, 3.0], [5.0, 7.0, 0.0]])
-    advantages, _ = losses.advantages_and_returns(rewards, values, IS_TOKEN, gamma=1.0, lam=0.0)
-    # lambda 0: the advantage is the reward; tokens 1, 2, 3 and 5, mean 2.75
-    assert advantages[IS_TOKEN].mean().item() == pytest.approx(0, abs=1e-6)
-    assert advantages[IS_TOKEN].var().item() == pytest.approx(1, abs=1e-4)
-    assert advantages[~IS_TOKEN].tolist() == [0, 0]
+@pytest.mark.parametrize("keeps_mean", [False, True])
+def test_whitening_ignores_padding_and_equals_that_of_stock_in_one_process(keeps_mean):
+    values = torch.tensor([[1.0, 2.0, 3.0], [5.0, 7.0, 0.0]])
+    found = losses.whiten(values, IS_TOKEN, lambda here: here, keeps_mean=keeps_mean)
+    expected = masked_whiten(values, IS_TOKEN, shift_mean=not keeps_mean)
+    torch.testing.assert_close(found[IS_TOKEN], expected[IS_TOKEN])
+    assert found[~IS_TOKEN].tolist() == [0, 0]
+
+
+def test_whitening_is_over_the_values_of_all_processes():
+    everywhere = torch.tensor([[1.0, 2.0, 3.0], [5.0, 7.0, 0.0]])
+    expected = losses.whiten(everywhere, IS_TOKEN, lambda here: here)
+    # the sums that the second process adds: its count and sum of values, then its squared deviations from 11 / 4
+    from_second = iter([torch.tensor([1.0, 5.0]), torch.tensor((5 - 11 / 4) ** 2)])
+    found = losses.whiten(everywhere[:1], IS_TOKEN[:1], lambda here: here + next(from_second))
+    torch.testing.assert_close(found, expected[:1])
 
 
 @pytest.mark.parametrize(
@@ -62,18 +68,16 @@ def test_the_kl_coefficient_moves_towards_the_target(kl_nats, expected):
 def test_the_policy_loss_clips_gains_and_not_losses():
     ratio = torch.tensor([[1.5, 1.5, 0.5]])
     advantages = torch.tensor([[1.0, -1.0, 1.0]])
-    is_token = torch.tensor([[True, True, True]])
-    loss, found, clipped = losses.policy_loss(ratio.log(), torch.zeros(1, 3), advantages, is_token, cliprange=0.2)
+    by_token, found, clipped = losses.policy_losses(ratio.log(), torch.zeros(1, 3), advantages, cliprange=0.2)
     torch.testing.assert_close(found, ratio)
     # max(-1.5, -1.2) = -1.2; max(1.5, 1.2) = 1.5; max(-0.5, -0.8) = -0.5
-    assert loss.item() == pytest.approx((-1.2 + 1.5 - 0.5) / 3)
+    torch.testing.assert_close(by_token, torch.tensor([[-1.2, 1.5, -0.5]]))
     assert clipped.tolist() == [[True, False, False]]
 
 
-def test_the_value_loss_takes_the_larger_error_over_tokens_with_a_value():
-    values, old_values = torch.tensor([[2.0, 0.1, 99.0]]), torch.zeros(1, 3)
-    returns, has_value = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[True, True, False]])
-    loss, clipped = losses.value_loss(values, old_values, returns, has_value, cliprange=0.2)
+def test_the_value_loss_takes_the_larger_error():
+    values, old_values, returns = torch.tensor([[2.0, 0.1]]), torch.zeros(1, 2), torch.tensor([[2.0, 1.0]])
+    by_token, clipped = losses.value_losses(values, old_values, returns, cliprange=0.2)
     # clipped to 0.2 and 0.1: errors max(0, 1.8^2) and 0.9^2
-    assert loss.item() == pytest.approx(0.5 * (1.8**2 + 0.9**2) / 2)
-    assert clipped.tolist()[0][:2] == [True, False]
+    torch.testing.assert_close(by_token, torch.tensor([[0.5 * 1.8**2, 0.5 * 0.9**2]]))
+    assert clipped.tolist() == [[True, False]]

@@ -1,11 +1,8 @@
 import gc
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +10,24 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType
-from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel, TrainerCallback
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForSequenceClassification,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.ppo_trainer import checkpoints
 from helpers import ppo_tiny as tiny
+from helpers.ppo_two_processes import torchrun
 
 pytestmark = pytest.mark.usefixtures("small_overheads")
-
-SCRIPT = Path(__file__).parents[1] / "helpers" / "ppo_two_processes.py"
 
 
 def lora() -> LoraConfig:
@@ -75,6 +80,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, kind, af
     assert [entry["step"] for entry in resumed.state.log_history] == [1, 2, 3, 4, 5]
     assert resumed.state.episode == 20
     assert (resumed.ref_model is None) == (kind == "lora")
+
+
+def test_a_resumed_run_of_families_that_rename_weights_equals_an_uninterrupted_one(tmp_path):
+    shape: dict[str, Any] = {
+        "vocab_size": tiny.VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": tiny.POSITIONS,
+        "pad_token_id": tiny.PAD_ID,
+    }
+
+    def parts() -> dict[str, Any]:
+        set_seed(0)
+        mixtral = MixtralConfig(**shape, num_key_value_heads=2, num_local_experts=3, num_labels=1)
+        policy = GPTNeoXForCausalLM(GPTNeoXConfig(**shape))
+        return {"model": policy, "value_model": MixtralForSequenceClassification(mixtral)}
+
+    straight = tiny.ours(arguments(tmp_path / "straight"), **parts())
+    straight.train()
+    checkpoint = interrupted(tmp_path / "stopped", 2, **parts())
+    resumed = tiny.ours(arguments(tmp_path / "stopped"), **parts())
+    resumed.train(str(checkpoint))
+    assert tiny.trained_digest(resumed) == tiny.trained_digest(straight)
 
 
 def test_resuming_a_finished_run_trains_nothing_and_restores_its_weights(tmp_path):
@@ -202,22 +232,6 @@ def test_a_checkpoint_of_other_batches_or_processes_is_refused(tmp_path):
         tiny.ours(arguments(tmp_path, gradient_accumulation_steps=1)).train(str(checkpoint))
     with pytest.raises(UserError, match="4 episodes per update on 1 processes, this run has 4 on 2"):
         checkpoints.check(checkpoint, batch_size=4, processes=2)
-
-
-def torchrun(mode: str, directory: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Return the exit status, and what each of two processes wrote."""
-    launcher = [sys.executable, "-m", "torch.distributed.run"]
-    done = subprocess.run(
-        [*launcher, "--standalone", "--nproc_per_node=2", SCRIPT, mode, directory],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    files = sorted(directory.glob(f"{mode}-*.json"))
-    assert files or mode == "killed", done.stderr[-3000:]
-    return done.returncode, [json.loads(file.read_text()) for file in files]
 
 
 @pytest.mark.slow

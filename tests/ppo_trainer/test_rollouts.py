@@ -1,8 +1,13 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
-from gpt2_rlhf.ppo_trainer import forward, rollouts
+from gpt2_rlhf.ppo_trainer import forward, rollouts, updates
+from gpt2_rlhf.ppo_trainer.metrics import Clock, Means
+from gpt2_rlhf.ppo_trainer.reward_scores import Shaping
 from helpers import ppo_tiny as tiny
 
 PROMPTS = tiny.prompts(12)["input_ids"]
@@ -47,6 +52,36 @@ def test_rows_are_left_padded_prompts_and_answers_that_end_with_eos_or_at_the_li
         assert answer == content + [tiny.PAD_ID] * (len(answer) - len(content))
         assert content[-1] == tiny.EOS_ID or len(content) == tiny.RESPONSE
         assert tiny.EOS_ID not in content[:-1]
+
+
+def test_a_row_has_the_same_values_and_targets_alone_as_beside_longer_rows(tmp_path):
+    args = tiny.arguments(tmp_path, temperature=0.7)
+    args.local_rollout_forward_batch_size = len(PROMPTS)
+    draws = np.random.default_rng(0).random((len(PROMPTS), tiny.RESPONSE))
+    models = rollouts.Models(
+        policy=tiny.often_stopping_policy().eval(),
+        reference=tiny.policy().eval(),
+        value_model=tiny.scorer(2).eval(),
+        score=partial(forward.answer_scores, tiny.scorer(1).eval()),
+        eos_token_id=tiny.EOS_ID,
+        pad_token_id=tiny.PAD_ID,
+    )
+
+    def targets(which: list[int]) -> updates.Batch:
+        prompts = [PROMPTS[row] for row in which]
+        rollout = rollouts.roll_out(models, prompts, draws[which], args, accelerator, Clock())
+        return updates.prepare(rollout, accelerator, args, 0.1, Shaping(), Means())
+
+    accelerator = Accelerator(cpu=True)
+    together = targets(list(range(len(PROMPTS))))
+    lengths = together.is_token.sum(1).tolist()
+    assert max(lengths) == tiny.RESPONSE  # as wide as it can be
+    for row in [row for row, length in enumerate(lengths) if length < tiny.RESPONSE]:
+        pair = targets([row, row])  # whitening needs two rows
+        assert pair.has_value[0].sum() == lengths[row] + 1
+        for name in ("values", "returns"):
+            alone, beside = getattr(pair, name)[0], getattr(together, name)[row]
+            torch.testing.assert_close(alone[: lengths[row] + 1], beside[: lengths[row] + 1], rtol=0, atol=1e-5)
 
 
 def test_the_padding_token_is_never_sampled():

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import signal
 from pathlib import Path
 from types import FrameType
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, TrainerCallback
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import tokens
-from gpt2_rlhf.ppo_trainer import PPOTrainer, checks
+from gpt2_rlhf.ppo_trainer import PPOTrainer, checks, forward, rollouts
 from helpers import ppo_tiny as tiny
 
 pytestmark = pytest.mark.usefixtures("small_overheads")
@@ -121,8 +122,38 @@ def test_stock_hangs_on_too_few_prompts_and_ours_refuses_them(tmp_path):
         tiny.ours(args, train_dataset=tiny.prompts(3))
 
 
+def test_episodes_that_do_not_fill_the_last_update_are_rounded_up_in_one_line(tmp_path, capsys):
+    tiny.ours(tiny.arguments(tmp_path, total_episodes=8))
+    assert capsys.readouterr().out == ""
+    trainer = tiny.ours(tiny.arguments(tmp_path, total_episodes=9))
+    assert capsys.readouterr().out == "ppo: total_episodes 9 is rounded up to 12: 3 updates of 4\n"
+    assert trainer.args.num_total_batches == 3
+    # 1.5 passes over 12 prompts are 18 episodes
+    tiny.ours(tiny.arguments(tmp_path, total_episodes=None, num_train_epochs=1.5))
+    assert capsys.readouterr().out == "ppo: total_episodes 18 is rounded up to 20: 5 updates of 4\n"
+
+
+def test_a_pass_over_packed_rows_that_differs_from_sampling_is_refused_also_in_bf16(tmp_path, monkeypatch):
+    right = forward.answer_logprobs
+
+    def without_logit_scale(model: Any, rows: Any, temperature: float) -> Any:
+        return right(model, rows, 2 * temperature)
+
+    for bf16 in (False, True):
+        trainer = tiny.ours(tiny.arguments(tmp_path, bf16=bf16, total_episodes=4))
+        before = tiny.trained_digest(trainer)
+        monkeypatch.setattr(forward, "answer_logprobs", without_logit_scale)
+        with pytest.raises(UserError, match="ppo: gpt2: sampling gives a token") as fault:
+            trainer.train()
+        own, packed = map(float, re.findall(r"-\d+\.\d{4}", str(fault.value)))
+        assert abs(own - packed) > 1e-3
+        assert tiny.trained_digest(trainer) == before
+
+
 def test_check_counts_the_prompts_of_all_processes(tmp_path):
     args = tiny.arguments(tmp_path)
+    one_row = tiny.arguments(tmp_path, gradient_accumulation_steps=1, per_device_train_batch_size=1)
+    checks.check(one_row, prompt_count=8, world_size=2)
     checks.check(args, prompt_count=8, world_size=2)
     with pytest.raises(UserError, match=r"7 prompts .* batch of 8 .* 2 processes"):
         checks.check(args, prompt_count=7, world_size=2)
@@ -352,7 +383,8 @@ def test_stock_starts_warm_up_at_learning_rate_0_and_ours_above(tmp_path):
     assert rates[tiny.ours] == pytest.approx([1 / 2, 1, 2 / 3, 1 / 3])
 
 
-def test_stock_ignores_bf16_and_ours_uses_it_in_both_rollout_and_update(tmp_path):
+def test_stock_ignores_bf16_and_ours_uses_it_in_both_rollout_and_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(rollouts, "check_packed_pass", lambda *_: None)  # it runs in float32
     args = {"bf16": True, "learning_rate": 0.0, "total_episodes": 4}
     stock = tiny.stock(tiny.arguments(tmp_path, **args))
     assert stock.accelerator.mixed_precision == "no"

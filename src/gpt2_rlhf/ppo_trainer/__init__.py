@@ -32,10 +32,15 @@ What TRL's trainer does wrong (numbers as in the project's audit) and this one d
 9. The logits of all rollouts stay in memory during the update (D17). Here only the log-probabilities do.
 10. With warm-up the first update has learning rate 0 and is wasted (D20). Here its learning rate is above 0.
 11. Checkpoints lack the value model and the position in the prompts, and cannot be resumed (D21).
+12. The gradient depends on the microbatch size and the number of processes: it is that of a mean over microbatches of
+    their means, and each process normalises its own advantages (D23). Here both are over a mini-batch's tokens, or a
+    batch's, in all processes. With one process and one microbatch a mini-batch the two definitions coincide.
+13. If all answers stop early, the longest has no position after EOS for its score. Here each has, up to
+    `response_length`, so a row's targets do not depend on the rows beside it.
 
 A `stop_token_id` other than EOS is refused, because the penalty for a missing EOS would punish answers that do stop
-(D14). Three choices are kept as they are: the score stands one position after EOS (D15), prompts that do not fill a
-batch are left out of that pass (D19), and advantages are normalised in each process (D23).
+(D14). Two choices are kept as they are: the score stands one position after EOS (D15), and prompts that do not fill a
+batch are left out of that pass (D19).
 
 What a script may notice after the change of import:
 
@@ -46,7 +51,8 @@ What a script may notice after the change of import:
 - `data_collator` must be None or DataCollatorWithPadding: prompts are read from `input_ids`.
 - DeepSpeed, FSDP, `ref_adapter_name` and gradient checkpointing are not supported; the last is ignored, as in TRL.
 - Reward and value model must have a `score` head, and all models a limit of positions in their config and attention
-  that goes through transformers' AttentionInterface. GPT-2 and Llama were tried.
+  that goes through transformers' AttentionInterface. GPT-2 and Llama were tried. A policy whose log-probabilities are
+  not those with which it samples is refused before the first update.
 """
 
 from gpt2_rlhf.config.settings import PpoKl

@@ -3,7 +3,8 @@
 A checkpoint is written under another name and renamed when it is complete, so a kill at any moment leaves no broken
 one (a power cut may: nothing is flushed to the disk). It holds the policy as `from_pretrained` reads it (or its
 adapter), the value model likewise in `value_model/`, optimizer, scheduler, the random generators of each process, the
-KL coefficient in `ppo.json`, and `trainer_state.json`, whose step is also the position in the prompts.
+KL coefficient and fp16's loss scale in `ppo.json`, and `trainer_state.json`, whose step is also the position in the
+prompts.
 """
 
 import json
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import load_model
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
@@ -42,6 +42,7 @@ class Parts:
     value_model: PreTrainedModel
     optimizer: Any  # Accelerate's wrappers of torch's optimizer and scheduler have no common type with them
     scheduler: Any
+    scaler: Any  # of the loss, in fp16, else None
     state: OnlineTrainerState
     callbacks: Sequence[TrainerCallback]
 
@@ -72,7 +73,7 @@ def write(parts: Parts, own: Mapping[str, Any], folder: Path) -> None:
     write_model(parts.value_model, folder / _VALUE_MODEL)
     torch.save(parts.optimizer.state_dict(), folder / _OPTIMIZER)
     torch.save(parts.scheduler.state_dict(), folder / _SCHEDULER)
-    write_json(folder / _PPO, dict(own))
+    write_json(folder / _PPO, {**own, "scaler": parts.scaler and parts.scaler.state_dict()})
     stateful: Any = parts.state.stateful_callbacks
     for callback in parts.callbacks:
         if isinstance(callback, ExportableState):
@@ -103,7 +104,7 @@ def check(checkpoint: Path, batch_size: int, processes: int) -> None:
 def load(parts: Parts, checkpoint: Path) -> dict[str, Any]:
     """Restore all but the random generators, and return what `write` got as `own`."""
     load_policy(parts.policy, checkpoint)
-    load_model(parts.value_model, checkpoint / _VALUE_MODEL / "model.safetensors")
+    _load_weights(parts.value_model, checkpoint / _VALUE_MODEL)
     parts.optimizer.load_state_dict(torch.load(checkpoint / _OPTIMIZER, "cpu", weights_only=True))
     parts.scheduler.load_state_dict(torch.load(checkpoint / _SCHEDULER, "cpu", weights_only=True))
     state, saved = parts.state, _read_state(checkpoint)
@@ -114,7 +115,10 @@ def load(parts: Parts, checkpoint: Path) -> dict[str, Any]:
         if isinstance(callback, ExportableState) and type(callback).__name__ in stateful:
             for name, value in stateful[type(callback).__name__]["attributes"].items():
                 setattr(callback, name, value)
-    return json.loads((checkpoint / _PPO).read_text(encoding="utf-8"))
+    own = json.loads((checkpoint / _PPO).read_text(encoding="utf-8"))
+    if parts.scaler is not None and own["scaler"] is not None:
+        parts.scaler.load_state_dict(own["scaler"])
+    return own
 
 
 def load_policy(policy: PreTrainedModel | PeftModel, checkpoint: Path) -> None:
@@ -122,15 +126,33 @@ def load_policy(policy: PreTrainedModel | PeftModel, checkpoint: Path) -> None:
     if isinstance(policy, PeftModel):
         set_peft_model_state_dict(policy, load_peft_weights(str(checkpoint)))
     else:
-        load_model(policy, checkpoint / "model.safetensors")
+        _load_weights(policy, checkpoint)
+
+
+def _load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Restore a model's weights in place through its class, which knows under which names they are saved."""
+    with _no_progress_bar():
+        saved, found = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    if any(found.values()):
+        raise UserError(
+            f"ppo: {folder} does not hold the weights of a {type(model).__name__}: {found}; start without it"
+        )
+    model.load_state_dict(saved.state_dict())
 
 
 def write_model(model: PreTrainedModel | PeftModel, directory: Path) -> None:
-    """Save weights and configuration without transformers' progress bar, which it shows for each file."""
+    """Save weights and configuration."""
+    with _no_progress_bar():
+        model.save_pretrained(str(directory))
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Within the block, transformers shows no progress bar, as it does for each file of weights."""
     bars_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(str(directory))
+        yield
     finally:
         if bars_shown:
             logging.enable_progress_bar()

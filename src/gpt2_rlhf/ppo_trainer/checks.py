@@ -1,6 +1,7 @@
 """Refuse what PPO cannot train with: arguments, tokenizers and prompts on which TRL's hangs, crashes or goes wrong."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,10 @@ def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
     """
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
     batch = rows * world_size
-    if rows < 2:
+    if batch < 2:
         raise UserError(
             "ppo.args: per_device_train_batch_size x gradient_accumulation_steps is 1; advantages are normalised over "
-            "a process's rollouts, which needs 2 or more"
+            "the rollouts of an update, which needs 2 or more"
         )
     if prompt_count < batch:
         raise UserError(
@@ -77,11 +78,18 @@ def prepare(
     notices = _stop_at_eos(args, tokenizer)
     if args.bf16 and args.device.type == "cpu":
         notices.append("ppo: bf16 is on, as PPOConfig sets it, and is slow on a CPU; bf16=False trains in float32")
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    if args.max_steps > 0:
+        args.total_episodes = args.max_steps * batch
+    elif args.total_episodes is None:
+        args.total_episodes = int(args.num_train_epochs * len(prompts))
+    episodes, updates = args.total_episodes, math.ceil(args.total_episodes / batch)
+    if episodes != updates * batch:
+        notices.append(
+            f"ppo: total_episodes {episodes} is rounded up to {updates * batch}: {updates} updates of {batch}"
+        )
     for notice in notices if PartialState().is_main_process else []:
         print(notice, flush=True)
-    if args.max_steps > 0:
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        args.total_episodes = args.max_steps * rows * processes
     return args, prompts
 
 

@@ -1,15 +1,15 @@
 """PPO's arithmetic on one batch of rollouts, as in TRL 1.12: rewards, advantages, the two losses.
 
 All shapes are (rows, answer), with one number per token of the answers; masks are true at real tokens. If an answer is
-shorter than the longest, the position after its last token also has a value and gets the score (as in
+shorter than `response_length`, the position after its last token also has a value and gets the score (as in
 lm-human-preferences, from which TRL ported it): `has_value` marks the tokens and that position.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
-from trl.experimental.ppo.ppo_trainer import masked_mean, masked_whiten
 
 
 def value_mask(is_token: Tensor) -> Tensor:
@@ -36,13 +36,22 @@ def token_rewards(kl: Tensor, scores: Tensor, is_token: Tensor, kl_coef: float) 
     return rewards
 
 
-def advantages_and_returns(
-    rewards: Tensor, values: Tensor, is_token: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
-    """Return whitened generalised advantages (Schulman et al. 2016, arXiv:1506.02438) and the value targets.
+def whiten(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor], *, keeps_mean: bool = False) -> Tensor:
+    """Return values with variance 1 and, unless `keeps_mean`, mean 0 over the mask in all processes; 0 elsewhere.
 
-    The advantages have mean 0 and variance 1 over the tokens of this process's rollouts, and are 0 at padding. The
-    returns are raw advantage + value. `values` must be 0 beyond `value_mask`.
+    `total` sums a tensor over the processes. In one process this is TRL's masked_whiten, with its unbiased variance.
+    """
+    count, of_values = total(torch.stack([mask.sum(), (values * mask).sum()]))
+    mean = of_values / count
+    variance = total(((values - mean).square() * mask).sum()) / (count - 1)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return (whitened + mean if keeps_mean else whitened).masked_fill(~mask, 0)
+
+
+def generalised_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    """Return generalised advantages (Schulman et al. 2016, arXiv:1506.02438); the value targets are these + `values`.
+
+    `values` must be 0 beyond `value_mask`.
     """
     advantages = torch.zeros_like(values)
     following, next_values = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
@@ -50,33 +59,31 @@ def advantages_and_returns(
         following = rewards[:, t] + gamma * next_values - values[:, t] + gamma * lam * following
         next_values = values[:, t]
         advantages[:, t] = following
-    return masked_whiten(advantages, is_token).masked_fill(~is_token, 0), advantages + values
+    return advantages
 
 
-def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, is_token: Tensor, cliprange: float
+def policy_losses(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, cliprange: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean clipped policy loss over tokens (Schulman et al. 2017, arXiv:1707.06347, eq. 7).
+    """Return each token's clipped policy loss (Schulman et al. 2017, arXiv:1707.06347, eq. 7).
 
-    Also return each token's probability ratio new/old, and whether the clipped term was the larger loss.
+    Also return its probability ratio new/old, and whether the clipped term was the larger loss.
     """
     ratio = (logprobs - old_logprobs).exp()
     losses = -advantages * ratio
     clipped_losses = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return masked_mean(torch.max(losses, clipped_losses), is_token), ratio, clipped_losses > losses
+    return torch.max(losses, clipped_losses), ratio, clipped_losses > losses
 
 
-def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, has_value: Tensor, cliprange: float
-) -> tuple[Tensor, Tensor]:
-    """Return half the mean squared error to the returns, with clipping, and where the clipped error was the larger.
+def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
+    """Return half of each squared error to the returns, with clipping, and where the clipped error was the larger.
 
     As in TRL and lm-human-preferences, a token's error is the larger of that of the value and of the value clipped to
     `cliprange` around the old one.
     """
     clipped = values.clamp(old_values - cliprange, old_values + cliprange)
     errors, clipped_errors = (values - returns).square(), (clipped - returns).square()
-    return 0.5 * masked_mean(torch.max(errors, clipped_errors), has_value), clipped_errors > errors
+    return 0.5 * torch.max(errors, clipped_errors), clipped_errors > errors
 
 
 def next_kl_coef(kl_coef: float, kl_nats: float, episodes: int, target_nats: float, horizon_episodes: int) -> float:

@@ -21,6 +21,9 @@ from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
 from gpt2_rlhf.ppo_trainer.metrics import Clock
 
+_MAX_GAP_NATS = 1e-3  # of any token, in float32
+_MAX_MEAN_GAP_NATS = 2e-2  # over tokens, in a lower precision, which rounds each logit
+
 
 class Diverged(UserError):
     """The scores of the rollouts are not finite."""
@@ -102,6 +105,40 @@ def roll_out(
         )
 
 
+@torch.no_grad()
+def check_packed_pass(models: Models, prompt_ids: Sequence[Sequence[int]], args: PPOConfig) -> None:
+    """Compare the sampler's log-probabilities of answers to the four longest prompts with those of the update's pass.
+
+    Mixed precision is off here, since its rounding would hide a fault.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    longest = sorted(prompt_ids, key=len)[-4:]
+    rows, sampled = sample(
+        models.policy,
+        longest,
+        draws=np.random.default_rng(args.seed).random((len(longest), args.response_length)),
+        temperature=args.temperature,
+        eos_token_id=models.eos_token_id,
+        pad_token_id=models.pad_token_id,
+        rows_per_call=args.local_rollout_forward_batch_size,
+    )
+    packed = forward.answer_logprobs(models.policy, rows, args.temperature)[0][rows.is_token]
+    sampled = sampled[rows.is_token]
+    gaps = (packed - sampled).abs()
+    family, dtype = models.policy.config.model_type, next(models.policy.parameters()).dtype
+    is_exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    gap, limit = (gaps.max(), _MAX_GAP_NATS) if is_exact else (gaps.mean(), _MAX_MEAN_GAP_NATS)
+    if not gap <= limit:
+        worst = gaps.argmax()
+        raise UserError(
+            f"ppo: {family}: sampling gives a token the log-probability {sampled[worst]:.4f}, the pass over packed "
+            f"rows that trains it {packed[worst]:.4f}; expected equal up to rounding ({limit:g} nats): PPO would train "
+            "on wrong numbers; choose a model of another family (GPT-2 and Llama are tested)"
+        )
+
+
 def check(rollout: Rollout, accelerator: Accelerator, update: int) -> tuple[float, int, int]:
     """Return over all processes the mean k3 KL of an answer, in nats, and how many ended with EOS and how many at once.
 
@@ -149,7 +186,8 @@ def sample(
         batch_size=rows_per_call,
     )
     device = next(policy.parameters()).device
-    prompt_tokens, answer_tokens = max(map(len, prompt_ids)), max(map(len, answers))
+    # the position after EOS has a value, also in the longest row
+    prompt_tokens, answer_tokens = max(map(len, prompt_ids)), min(max(map(len, answers)) + 1, draws.shape[1])
     padding = [pad_token_id]
     token_ids = [
         padding * (prompt_tokens - len(prompt)) + [*prompt, *answer] + padding * (answer_tokens - len(answer))

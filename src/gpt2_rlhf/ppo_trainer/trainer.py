@@ -204,6 +204,7 @@ class PPOTrainer(TrlPPOTrainer):
             checkpoints.check(checkpoint, self.episodes_per_update, self.accelerator.num_processes)
             own = checkpoints.load(self._checkpoint_parts(), checkpoint)
             self.kl_coef, self.forced = own["kl_coef"], own["forced"]
+        rollouts.check_packed_pass(self._models, self.batches.prompts, self.args)
         self.control = self.callback_handler.on_train_begin(self.args, state, self.control)
         # after on_train_begin, where trackers may draw random numbers
         set_seed(self.local_seed)
@@ -224,7 +225,10 @@ class PPOTrainer(TrlPPOTrainer):
         args, step, kl_coef = self.args, self.state.global_step, self.kl_coef
         clock, means = Clock(), Means()
         prompts = self.batches.batch(step)
-        draws = self._generator(_DRAWS).random((len(prompts), args.response_length))
+        first = len(prompts) * self.accelerator.process_index
+        # each process takes its rows of the whole batch's draws: answers do not depend on the number of processes
+        draws = self._generator(_DRAWS).random((self.episodes_per_update, args.response_length))
+        draws = draws[first : first + len(prompts)]
         rollout = rollouts.roll_out(self._models, prompts, draws, args, self.accelerator, clock)
         kl_nats, ended, empty = rollouts.check(rollout, self.accelerator, step)
         if step == 0:
@@ -232,10 +236,9 @@ class PPOTrainer(TrlPPOTrainer):
             self.forced = gates.pass_or_stop(faults, self._force)
         learning_rate = self.lr_scheduler.get_last_lr()[0]  # type: ignore[union-attr]  # typed as optional
         with clock.phase("update"):
-            batch = updates.prepare(rollout, args, kl_coef, self._shaping, means)
-            norms = updates.learn(
-                batch, self._policy_and_value, self.optimizer, self.accelerator, args, self._generator(_ORDER), means
-            )
+            batch = updates.prepare(rollout, self.accelerator, args, kl_coef, self._shaping, means)
+            order = self._generator(_ORDER, self.accelerator.process_index)
+            norms = updates.learn(batch, self._policy_and_value, self.optimizer, self.accelerator, args, order, means)
         self.lr_scheduler.step()  # type: ignore[union-attr]  # typed as optional
         found = means.over_processes(self.accelerator)
         if self._kl.target_nats is not None:
@@ -259,9 +262,9 @@ class PPOTrainer(TrlPPOTrainer):
             **clock.metrics(text_tokens, self.episodes_per_update),
         }
 
-    def _generator(self, purpose: int) -> np.random.Generator:
-        """Return a generator that depends on seed, process and update only, so that a resumed run draws the same."""
-        return np.random.default_rng([self.args.seed, self.accelerator.process_index, self.state.global_step, purpose])
+    def _generator(self, purpose: int, process: int = 0) -> np.random.Generator:
+        """Return a generator that depends on seed, update and arguments only, so that a resumed run draws the same."""
+        return np.random.default_rng([self.args.seed, process, self.state.global_step, purpose])
 
     def _measure(self) -> None:
         """Measure the policy on the held-out prompts, log the figures and act on them."""
@@ -308,6 +311,7 @@ class PPOTrainer(TrlPPOTrainer):
             value_model=self.value_model,
             optimizer=self.optimizer,
             scheduler=self.lr_scheduler,
+            scaler=self.accelerator.scaler,
             state=self.state,
             callbacks=self.callback_handler.callbacks,
         )

@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from trl.experimental.ppo import PPOConfig
-from trl.experimental.ppo.ppo_trainer import masked_whiten
 
 from gpt2_rlhf.ppo_trainer import losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
@@ -43,8 +43,11 @@ class Batch:
         )
 
 
-def prepare(rollout: Rollout, args: PPOConfig, kl_coef: float, shaping: Shaping, means: Means) -> Batch:
+def prepare(
+    rollout: Rollout, accelerator: Accelerator, args: PPOConfig, kl_coef: float, shaping: Shaping, means: Means
+) -> Batch:
     """Compute rewards, advantages and returns of the rollouts, and add the rollouts' metrics to `means`."""
+    total: Any = partial(accelerator.reduce, reduction="sum")
     is_token = rollout.rows.is_token
     has_value = losses.value_mask(is_token)
     values = rollout.values.masked_fill(~has_value, 0)
@@ -54,9 +57,10 @@ def prepare(rollout: Rollout, args: PPOConfig, kl_coef: float, shaping: Shaping,
     kl = losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, args.kl_estimator)
     rewards = losses.token_rewards(kl, scores, is_token, kl_coef)
     if args.whiten_rewards:
-        rewards = masked_whiten(rewards, has_value, shift_mean=False).masked_fill(~has_value, 0)
-    advantages, returns = losses.advantages_and_returns(rewards, values, is_token, args.gamma, args.lam)
-    batch = Batch(rollout.rows, is_token, has_value, rollout.logprobs, values, advantages, returns)
+        rewards = losses.whiten(rewards, has_value, total, keeps_mean=True)
+    advantages = losses.generalised_advantages(rewards, values, args.gamma, args.lam)
+    whitened = losses.whiten(advantages, is_token, total)
+    batch = Batch(rollout.rows, is_token, has_value, rollout.logprobs, values, whitened, advantages + values)
     _add_rollout_metrics(means, rollout, batch, scores, kl, kl_coef)
     return batch
 
@@ -72,43 +76,50 @@ def learn(
 ) -> list[float]:
     """Take the optimizer steps on one batch; return the gradient's norm at each, before clipping.
 
+    The loss of a mini-batch is a mean over its tokens in all processes, however it is split into microbatches.
+
     model: policy and value model (forward.PolicyAndValue), or DDP around it. order: shuffles the rows in each epoch.
     """
+    rows, device = len(batch.is_token), batch.is_token.device
+    shuffled = np.concatenate([order.permutation(rows) for _ in range(args.num_ppo_epochs)])
+    minibatches = torch.from_numpy(shuffled).to(device).split(rows // args.num_mini_batches)
+    per_row = torch.stack([batch.is_token.sum(1), batch.has_value.sum(1)], 1)
+    counts = accelerator.reduce(torch.stack([per_row[minibatch].sum(0) for minibatch in minibatches]), "sum")
+    assert isinstance(counts, Tensor)
     norms = []
-    for _ in range(args.num_ppo_epochs):
-        for minibatch in np.split(order.permutation(len(batch.is_token)), args.num_mini_batches):
-            starts = range(0, len(minibatch), args.per_device_train_batch_size)
-            for start in starts:
-                rows = torch.from_numpy(minibatch[start : start + args.per_device_train_batch_size])
-                microbatch = batch[rows.to(batch.is_token.device)]
-                # DDP adds up the gradients of all processes at the last microbatch of a step only
-                with nullcontext() if start == starts[-1] else accelerator.no_sync(model):
-                    accelerator.backward(_loss(model, microbatch, args, means) / len(starts))
-            norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
-            assert norm is not None
-            norms.append(float(norm))
-            optimizer.step()
-            optimizer.zero_grad()
+    for minibatch, (token_count, value_count) in zip(minibatches, counts, strict=True):
+        microbatches = minibatch.split(args.per_device_train_batch_size)
+        for microbatch in microbatches:
+            # DDP averages the gradients of all processes, at the last microbatch of a step only
+            with nullcontext() if microbatch is microbatches[-1] else accelerator.no_sync(model):
+                policy_loss, value_loss = _summed_losses(model, batch[microbatch], args, means)
+                loss = policy_loss / token_count + args.vf_coef * value_loss / value_count
+                accelerator.backward(loss * accelerator.num_processes)
+        norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
+        assert norm is not None
+        norms.append(float(norm))
+        optimizer.step()
+        optimizer.zero_grad()
     return norms
 
 
-def _loss(model: torch.nn.Module, batch: Batch, args: PPOConfig, means: Means) -> Tensor:
-    """Return policy loss + vf_coef x value loss of a microbatch, and add its metrics to `means`."""
+def _summed_losses(model: torch.nn.Module, batch: Batch, args: PPOConfig, means: Means) -> tuple[Tensor, Tensor]:
+    """Return a microbatch's sums of policy and of value losses, and add its metrics to `means`."""
     is_token, has_value = batch.is_token, batch.has_value
     logprobs, entropies, values = model(batch.rows, args.temperature)
-    policy_loss, ratio, policy_clipped = losses.policy_loss(
-        logprobs, batch.logprobs, batch.advantages, is_token, args.cliprange
+    policy_losses, ratio, policy_clipped = losses.policy_losses(
+        logprobs, batch.logprobs, batch.advantages, args.cliprange
     )
-    value_loss, value_clipped = losses.value_loss(values, batch.values, batch.returns, has_value, args.cliprange_value)
+    value_losses, value_clipped = losses.value_losses(values, batch.values, batch.returns, args.cliprange_value)
     means.add("policy/approxkl_avg", 0.5 * (logprobs - batch.logprobs).detach().square(), is_token)
     means.add("policy/clipfrac_avg", policy_clipped, is_token)
     means.add("policy/entropy_avg", entropies, is_token)
-    means.add("loss/policy_avg", policy_loss.expand(len(is_token)), is_token.sum(1))
-    means.add("loss/value_avg", value_loss.expand(len(has_value)), has_value.sum(1))
+    means.add("loss/policy_avg", policy_losses, is_token)
+    means.add("loss/value_avg", value_losses, has_value)
     means.add("val/clipfrac_avg", value_clipped, has_value)
     means.add("val/ratio", ratio, is_token)
     means.add("val/ratio_squared", ratio.square(), is_token)
-    return policy_loss + args.vf_coef * value_loss
+    return (policy_losses * is_token).sum(), (value_losses * has_value).sum()
 
 
 def _add_rollout_metrics(
