@@ -57,6 +57,10 @@ def assert_shows(cell: str, estimate: Mapping[str, float] | None) -> None:
         assert float(text) == pytest.approx(value, abs=0.5001 * 10**-decimals)
 
 
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def with_ppo(records: dict[str, Any], **metrics: Any) -> dict[str, Any]:
     changed = copy.deepcopy(records)
     changed["ppo"]["metrics"] |= metrics
@@ -266,7 +270,7 @@ def test_a_reward_function_of_the_user_is_not_described_as_the_reward_model(card
 
 def test_the_card_has_what_the_guard_did_and_which_gates_were_forced(records: dict[str, Any]) -> None:
     def text(**metrics: Any) -> str:
-        return card.render(compose.load([]).settings, card_run.run(with_ppo(records, **metrics)))
+        return one_line(card.render(compose.load([]).settings, card_run.run(with_ppo(records, **metrics))))
 
     assert "on 5 withheld prompts and did not stop it. The policy of update 12 of 12 was handed on." in text()
     stopped = text(stopped="update 8: EOS rate 0.010", kept_update=4)
@@ -400,7 +404,7 @@ def test_a_field_without_a_value_is_an_error(
     (tmp_path / "policy.md").write_text("---\n{{ card_data }}\n---\n{{ nobody_fills_this }}")
     with pytest.raises(jinja2.UndefinedError, match="nobody_fills_this"):
         card.render(compose.load([]).settings, card_run.run(records))
-    (tmp_path / "policy.md").write_text("---\n{{ card_data }}\n---\n{{ seeds_table }}")  # null without seeds
+    (tmp_path / "policy.md").write_text("---\n{{ card_data }}\n---\n{{ seeds }}")  # null without seeds
     with pytest.raises(ValueError, match="no value"):
         card.render(compose.load([]).settings, card_run.run(records))
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 from gpt2_rlhf.config import compose, metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence import card, report, results, seeds, tables, terminal
@@ -74,7 +76,8 @@ def test_a_metric_that_the_evaluation_computes_is_printed_everywhere_once_the_ca
         one["words"] = {"mean": 7.5, "low": 6.0, "high": 9.0, "n": report_run.PROMPTS}
     settings = compose.load([]).settings
     ppo = {"seed": 4, "metrics": records["ppo"]["metrics"]}
-    spread = seeds.spread([(ppo, records["evaluate"])] * 2, settings.ppo.guard)
+    with_seeds = dataclasses.replace(settings.ppo, seeds=[4, 5])
+    spread = seeds.spread(with_seeds, [{"ppo": ppo, "evaluate": records["evaluate"]}] * 2)
     summary |= {"evaluation": records["evaluate"]["metrics"], "seeds": spread}
     figure = "7.50 [6.00, 9.00]"
     page = report.write(tmp_path, settings, records, summary).read_text(encoding="utf-8")

@@ -94,9 +94,9 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = {"wall_s": "Wall time", "work_s": "Of which work", "reused": "", "directory": "Directory"}
     rows = []
     for name, stage in stages.items():
-        seconds = [Cell(text(stage[key], "seconds")) for key in ("wall_s", "work_s")]
-        state = Cell("re-used" if stage["reused"] else "ran")
-        rows.append(Row(name, [*seconds, state, Cell(Path(stage["directory"]).name)]))
+        seconds = (text(stage[key], "seconds") for key in ("wall_s", "work_s"))
+        texts = (*seconds, "re-used" if stage["reused"] else "ran", Path(stage["directory"]).name)
+        rows.append(Row(name, [Cell(one) for one in texts]))
     return Table("stages", "Stage", columns, rows)
 
 

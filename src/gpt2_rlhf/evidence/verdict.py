@@ -12,8 +12,6 @@ from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence.tables import text
 
-Estimate = Mapping[str, float]
-
 
 def verdict(summary: Mapping[str, Any]) -> str:
     """Return what PPO did to the answers, in one sentence with n and intervals; differences are PPO - SFT."""
@@ -53,49 +51,37 @@ def _finding(summary: Mapping[str, Any]) -> str:
 def _claim(evaluation: Mapping[str, Any], quality: Metric | None) -> str:
     gain, models, n = evaluation["paired"]["ppo_minus_sft"], evaluation["models"], evaluation["prompts"]
 
-    def change(metric: Metric, verb: str) -> str:
-        before, after = (models[name][metric.key]["mean"] for name in ("sft", "ppo"))
-        return f"{_name(metric)} {verb} from {text(float(before), metric.unit)} to {text(float(after), metric.unit)}"
+    def direction(metric: Metric) -> str | None:
+        return "rose" if gain[metric.key]["low"] > 0 else "fell" if gain[metric.key]["high"] < 0 else None
 
-    reward = gain["reward"]
-    reward_rose, reward_fell = _rose(reward), _fell(reward)
-    none = f"No difference between PPO and SFT shows on {n} prompts"
+    def change(metric: Metric) -> str:
+        before, after = (text(float(models[name][metric.key]["mean"]), metric.unit) for name in ("sft", "ppo"))
+        return f"{_name(metric)} {direction(metric)} from {before} to {after}"
+
+    reward = direction(metrics.REWARD)
+    if quality is not None and direction(quality) == "rose":
+        but = "" if reward == "rose" else ", though no rise of its reward shows"
+        return f"PPO's answers are better: {change(quality)}{but}"
+    if quality is not None and direction(quality) == "fell":
+        exploited = f" although its {change(metrics.REWARD)}: PPO exploited the reward model, and"
+        return f"PPO's answers are worse{exploited if reward == 'rose' else ':'} {change(quality)}"
+    if reward is None:
+        return f"No difference between PPO and SFT shows on {n} prompts"
+    claim = f"PPO's {change(metrics.REWARD)}"
     if quality is None:
-        if reward_rose:
-            return f"PPO's {change(metrics.REWARD, 'rose')}, which alone does not show better answers"
-        return f"PPO's {change(metrics.REWARD, 'fell')}" if reward_fell else none
-    if _rose(gain[quality.key]):
-        but = "" if reward_rose else ", though no rise of its reward shows"
-        return f"PPO's answers are better: {change(quality, 'rose')}{but}"
-    if _fell(gain[quality.key]):
-        but = (
-            f"although its {change(metrics.REWARD, 'rose')}: PPO exploited the reward model, and"
-            if reward_rose
-            else ":"
-        )
-        return f"PPO's answers are worse{' ' if reward_rose else ''}{but} {change(quality, 'fell')}"
-    unchanged = f"no change of its {_name(quality)} shows on {n} prompts"
-    if reward_rose:
-        return f"PPO's {change(metrics.REWARD, 'rose')}, but {unchanged}: PPO may have exploited the reward model"
-    return f"PPO's {change(metrics.REWARD, 'fell')}, but {unchanged}" if reward_fell else none
+        return f"{claim}, which alone does not show better answers" if reward == "rose" else claim
+    exploited = ": PPO may have exploited the reward model" if reward == "rose" else ""
+    return f"{claim}, but no change of its {_name(quality)} shows on {n} prompts{exploited}"
 
 
 def _longer(models: Mapping[str, Any]) -> str:
     """How much longer or shorter the answers became, where the intervals of the mean lengths do not overlap."""
     sft, ppo = (models[name][metrics.TOKENS.key] for name in ("sft", "ppo"))
-    percent = f"{100 * abs(ppo['mean'] / sft['mean'] - 1):.0f} %" if sft["mean"] else ""
-    if percent and ppo["low"] > sft["high"]:
-        return f"; PPO's answers are {percent} longer"
-    return f"; PPO's answers are {percent} shorter" if percent and ppo["high"] < sft["low"] else ""
+    if not sft["mean"] or (ppo["low"] <= sft["high"] and ppo["high"] >= sft["low"]):
+        return ""
+    change = ppo["mean"] / sft["mean"] - 1
+    return f"; PPO's answers are {100 * abs(change):.0f} % {'longer' if change > 0 else 'shorter'}"
 
 
 def _name(metric: Metric) -> str:
     return metric.label.lower()
-
-
-def _rose(difference: Estimate) -> bool:
-    return difference["low"] > 0
-
-
-def _fell(difference: Estimate) -> bool:
-    return difference["high"] < 0
