@@ -22,6 +22,15 @@ def test_one_function_writes_every_kind_of_figure():
     assert text(None, "share") == "-"
 
 
+def test_a_figure_that_rounds_to_zero_has_no_minus_sign():
+    assert text(-0.004) == text(-0.0) == text(0.004) == "0.00"
+    assert text({"mean": -0.004, "low": -0.0049, "high": -0.0, "n": 9}) == "0.00 [0.00, 0.00]"
+    assert text({"mean": -0.0004, "low": -0.006, "high": 0.0, "n": 9}, "share") == "0.0 % [-0.6, 0.0]"
+    assert text({"mean": -0.4, "low": -1200.0, "high": 0.0, "n": 9}) == "0 [-1200, 0]"
+    assert text(-0.04, "seconds") == "0.0 s"
+    assert text(-0.006) == "-0.01"
+
+
 def test_a_key_is_the_path_of_a_figure_and_ends_in_nothing_where_nothing_is_known():
     assert look_up(SOURCES, "one/list/0/count") == 3
     assert look_up(SOURCES, "one/none/win") is None
@@ -101,7 +110,7 @@ def test_each_column_has_the_figures_of_what_its_header_names(tmp_path):
     models, paired = results.models(sources), results.paired(sources)
     assert list(models.columns.values()) == ["Base", "SFT", "PPO", "Best of 4"]
     assert [one.key for one in models.rows[0].cells] == [
-        f"evaluation/models/{name}/reward" for name in ("base", "sft", "ppo", "best_of_n")
+        f"evaluation/models/{name}/utility" for name in ("base", "sft", "ppo", "best_of_n")
     ]
     assert next(iter(paired.columns.values())) == "PPO - SFT"
     rows = {row.label: row.cells[0].key for row in paired.rows}

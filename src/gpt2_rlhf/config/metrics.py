@@ -16,9 +16,9 @@ _UNITS_IN_CELLS = ("points", "count", *FORMATS)  # the others are part of the la
 class Metric:
     """A figure of a table.
 
-    key: its path below what it describes: a model, a pair of models, a reward model. label: at most 18 characters with
-    its unit where the terminal has it beside three models. better: None where neither direction is better, as for the
-    reward: PPO is trained to raise it, so a higher one alone shows no better answers.
+    key: its path below what it describes: a model, a pair of models, a reward model. label: at most 24 characters with
+    its unit in tables of three models, since a terminal breaks longer ones. better: None where neither direction is,
+    as for the reward: PPO is trained to raise it, so a higher one alone shows no better answers.
     """
 
     key: str
@@ -46,12 +46,18 @@ UTILITY = Metric("utility", "Utility", "points", "higher", "utility", True, "mea
 TOKENS = Metric("answer_tokens", "Length", "tokens", None, "answer_tokens", True)
 KL = Metric("kl_to_sft_nats", "KL to SFT", "nats", None, "kl_nats", True, "kl_divergence")
 
+MEASURES = (UTILITY, JUDGE_REWARD, REWARD)  # of an answer; first those that PPO is not trained on
+WINS_VS_SFT = (  # by the same measures
+    Metric("win_rate_vs_sft_by_utility", "Wins vs SFT by utility", "share", "higher", None, True, "win_rate"),
+    Metric("win_rate_vs_sft_by_judge", "Wins vs SFT by judge", "share", "higher", None, True, "win_rate"),
+    Metric("win_rate_vs_sft", "Wins vs SFT by reward", "share", None, None, True, "win_rate"),
+)
 OF_MODEL = (  # evaluation/models/NAME/
-    REWARD,
-    JUDGE_REWARD,
-    UTILITY,
-    Metric("win_rate_vs_base", "Wins against base", "share", hub_type="win_rate"),
-    Metric("win_rate_vs_sft", "Wins against SFT", "share", over_seeds=True, hub_type="win_rate"),
+    *MEASURES,
+    *WINS_VS_SFT,
+    Metric("win_rate_vs_base_by_utility", "Wins vs base by utility", "share", "higher", hub_type="win_rate"),
+    Metric("win_rate_vs_base_by_judge", "Wins vs base by judge", "share", "higher", hub_type="win_rate"),
+    Metric("win_rate_vs_base", "Wins vs base by reward", "share", hub_type="win_rate"),
     TOKENS,
     Metric("eos_rate", "Ended with EOS", "share", "higher", "eos_rate", True),
     Metric("distinct_2", "Distinct bigrams", "share", "higher", "distinct_2", True),
@@ -65,10 +71,8 @@ OF_SEED = (
     Metric("collapsed", "Collapsed"),
 )
 OF_PAIR = (  # evaluation/paired/NAME/
-    REWARD,
+    *MEASURES,
     Metric("reward_sd", "Reward, in SD"),
-    JUDGE_REWARD,
-    UTILITY,
     Metric("by_reward/win", "Reward rose", "share"),
     Metric("by_reward/tie", "Reward unchanged", "share"),
     Metric("by_reward/loss", "Reward fell", "share"),

@@ -13,11 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, terminal
-from gpt2_rlhf.evidence.tables import markdown
+from gpt2_rlhf.evidence.tables import markdown, text
 
 FOLDERS = {"model": "ppo", "sft_model": "sft", "reward_model": "reward"}  # in a run: the stage whose model it holds
 TEMPLATES = Path(__file__).parent / "cards"
 _TEMPLATE = {"model": "policy.md", "sft_model": "sft.md", "reward_model": "reward.md"}
+_SUFFIX = {"model": "rlhf", "sft_model": "sft", "reward_model": "reward-model"}  # of a model without a repository
 _TRAINED = ("sft", "reward", "judge", "ppo")
 
 
@@ -49,14 +50,20 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         lstrip_blocks=True,
     )
     environment.filters["table"] = markdown
-    title = _title(settings, folder)
+    base = "bundled-gpt2" if settings.model.name == "embedded" else Path(settings.model.name).name
+    repo_id = {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
+    title = repo_id or f"{base}-{_SUFFIX[folder]}"
     front = front_matter.of_model(FOLDERS[folder], settings, title, sources.records)
-    text = environment.get_template(_TEMPLATE[folder]).render(
-        card_data=front.to_yaml(), title=title, **_values(settings, sources, folder, title)
+    card = environment.get_template(_TEMPLATE[folder]).render(
+        card_data=front.to_yaml(),
+        title=title,
+        model_path=repo_id or f"outputs/latest/{folder}",
+        own_citation=_citation(settings, title, sources.records["evaluate"]["finished_at"]),
+        **_values(settings, sources, FOLDERS[folder]),
     )
-    if ModelCard(text).data.to_dict() != front.to_dict():
+    if ModelCard(card).data.to_dict() != front.to_dict():
         raise ValueError(f"{folder}: the card's front matter is not read back as it was written")
-    return text
+    return card
 
 
 def _require_value(value: Any) -> Any:
@@ -65,19 +72,9 @@ def _require_value(value: Any) -> Any:
     return value
 
 
-def _title(settings: Settings, folder: str) -> str:
-    base = "bundled-gpt2" if settings.model.name == "embedded" else Path(settings.model.name).name
-    names = {"model": f"{base}-rlhf", "sft_model": f"{base}-sft", "reward_model": f"{base}-reward-model"}
-    return _repo_id(settings, folder) or names[folder]
-
-
-def _repo_id(settings: Settings, folder: str) -> str | None:
-    return {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
-
-
-def _values(settings: Settings, sources: CardSources, folder: str, title: str) -> dict[str, Any]:
+def _values(settings: Settings, sources: CardSources, stage: str) -> dict[str, Any]:
     """The fields of the templates; those call the functions of `results` and `card_training` for their tables."""
-    records, stage = sources.records, FOLDERS[folder]
+    records = sources.records
     found = {**summary.findings(records, sources.seeds), "manifests": records}
     function = records["ppo"]["inputs"]["ppo"]["reward"]["function"]
     no_judge = "No second reward model (judge) was trained."
@@ -94,14 +91,14 @@ def _values(settings: Settings, sources: CardSources, folder: str, title: str) -
         "base": front_matter.base_text(settings.model),
         "data": front_matter.data_text(settings.data),
         "maximised": "that score" if function is None else f"another score (by `{function}`)",
-        "model_path": _repo_id(settings, folder) or f"outputs/latest/{folder}",
+        "figure": text,
+        "chosen": terminal.chosen_text(found["ppo"]),
         "forced": [terminal.forced_text(fault) for fault in found["ppo"]["forced"]],
         "judge_note": "The judge is a second reward model that PPO is not trained on." if found["judge"] else no_judge,
         "seeds_text": None if sources.seeds is None else terminal.failed_seeds(sources.seeds),
         "samples": card_samples.markdown(sources.samples),
         "command": sources.command,
         "pictures": sources.pictures,
-        "own_citation": _citation(settings, title, records["evaluate"]["finished_at"]),
     }
 
 

@@ -51,7 +51,7 @@ def change(line: Line) -> float:
 
 
 def _one(heading: str, line: Line) -> str:
-    rise = f": reward {change(line):+.2f} from SFT to PPO" if line["group"] == "heldout" else ""
+    rise = f": reward {change(line):+z.2f} from SFT to PPO" if line["group"] == "heldout" else ""
     parts = [f"### {heading}{rise}", quoted(line["prompt"].strip())]
     for name, title in SHOWN.items():
         answer = line["answers"][name]
@@ -60,8 +60,9 @@ def _one(heading: str, line: Line) -> str:
 
 
 def _scores(answer: Mapping[str, Any]) -> str:
-    shown = (metrics.REWARD, metrics.JUDGE_REWARD, metrics.UTILITY)
-    figures = [f"{one.label.lower()} {text(answer[one.key])}" for one in shown if answer[one.key] is not None]
+    figures = [
+        f"{one.label.lower()} {text(answer[one.key])}" for one in metrics.MEASURES if answer[one.key] is not None
+    ]
     return ", ".join([*figures, "ended" if answer["ended"] else "not ended"])
 
 

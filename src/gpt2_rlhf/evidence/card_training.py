@@ -41,7 +41,7 @@ def stages(records: Mapping[str, Record], names: Sequence[str]) -> Table:
         _row(
             _TITLES[name],
             _trained_on(name, records[name]["metrics"]),
-            ", ".join(_settings(name, records[name]["inputs"])),
+            settings_text(name, {**records[name]["metrics"], **records[name]["inputs"]}),
             str(records[name]["metrics"]["updates" if name == "ppo" else "steps"]),
             f"{records[name]['wall_s']:.0f}",
         )
@@ -49,6 +49,33 @@ def stages(records: Mapping[str, Record], names: Sequence[str]) -> Table:
         if name in records
     ]
     return Table("trained", "Stage", columns, rows)
+
+
+def settings_text(name: str, inputs: Mapping[str, Any]) -> str:
+    """Return the values in force of a training stage in one line.
+
+    inputs: those of its manifest; `episodes_per_update` is PPO's batch where it was fitted to few prompts.
+    """
+    part = inputs["reward" if name == "judge" else name]
+    args, peft = {key: value for key, value in part["args"].items() if value not in (None, -1)}, part["peft"]
+    if args.get("max_steps", 0) > 0:  # transformers then ignores the epochs
+        args.pop("num_train_epochs", None)
+    factors = args["per_device_train_batch_size"], args["gradient_accumulation_steps"], inputs["processes"]
+    device, accumulated, processes = factors
+    batch = f"batch {device} x {accumulated} accumulated x {processes} processes = {math.prod(factors)}"
+    shown = [f"{label} {_number(args[key])}" for key, label in _ARGUMENTS.items() if key in args]
+    adapter = f"LoRA rank {peft['r']}, alpha {peft['lora_alpha']}, merged" if peft["r"] else "all weights"
+    if inputs.get("episodes_per_update", math.prod(factors)) != math.prod(factors):
+        batch = f"batch {inputs['episodes_per_update']} episodes, fitted to the data"
+    shown += [batch, adapter]
+    if name == "ppo":
+        target, function, clip = part["kl"]["target_nats"], part["reward"]["function"], part["reward"]["clip"]
+        over = f"nats over {part['kl']['horizon_episodes']} episodes"
+        shown += [f"KL coefficient adapted to {_number(target)} {over}"] if target is not None else []
+        shown += [f"reward by {function}"] if function is not None else []
+        shown += ["reward normalised"] if part["reward"]["normalise"] else []
+        shown += [f"reward clipped at {_number(clip)}"] if clip is not None else []
+    return ", ".join(shown)
 
 
 def made(records: Mapping[str, Record], weights_of: str) -> Table:
@@ -78,32 +105,6 @@ def _trained_on(name: str, metrics: Mapping[str, Any]) -> str:
     if name == "ppo":
         return f"its own answers to {metrics['prompts']} prompts"
     return f"{metrics['train_rows']} {'chosen answers' if name == 'sft' else 'pairs'}"
-
-
-def _settings(name: str, inputs: Mapping[str, Any]) -> list[str]:
-    part = inputs["reward" if name == "judge" else name]
-    args, peft = {key: value for key, value in part["args"].items() if value not in (None, -1)}, part["peft"]
-    if args.get("max_steps", 0) > 0:  # transformers then ignores the epochs
-        args.pop("num_train_epochs", None)
-    factors = args["per_device_train_batch_size"], args["gradient_accumulation_steps"], inputs["processes"]
-    device, accumulated, processes = factors
-    batch = f"batch {device} x {accumulated} accumulated x {processes} processes = {math.prod(factors)}"
-    shown = [f"{label} {_number(args[key])}" for key, label in _ARGUMENTS.items() if key in args]
-    adapter = f"LoRA rank {peft['r']}, alpha {peft['lora_alpha']}, merged" if peft["r"] else "all weights"
-    return [*shown, batch, adapter, *(_reward_settings(part) if name == "ppo" else [])]
-
-
-def _reward_settings(ppo: Mapping[str, Any]) -> list[str]:
-    kl, reward = ppo["kl"], ppo["reward"]
-    settings = {
-        f"KL coefficient adapted to {_number(kl['target_nats'])} nats over {kl['horizon_episodes']} episodes": kl[
-            "target_nats"
-        ],
-        f"reward by {reward['function']}": reward["function"],
-        "reward normalised": reward["normalise"] or None,
-        f"reward clipped at {_number(reward['clip'])}": reward["clip"],
-    }
-    return [text for text, value in settings.items() if value is not None]
 
 
 def _number(value: float | str) -> str:

@@ -19,6 +19,7 @@ from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results, terminal
 from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
+from gpt2_rlhf.evidence.tables import text as figure_text
 from gpt2_rlhf.evidence.verdict import verdict
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
 
@@ -67,6 +68,8 @@ def write(
         "tables": tables,
         "models": results.model_names(sources),
         "facts": facts,
+        "figure": figure_text,
+        "chosen": terminal.chosen_text(summary["ppo"]),
         "forced": [terminal.forced_text(fault) for fault in summary["ppo"]["forced"]],
         "samples": [{**one, "change": card_samples.change(one)} for one in samples[: examples + SAMPLES_SHOWN]],
         "examples": examples,

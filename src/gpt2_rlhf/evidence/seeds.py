@@ -28,7 +28,7 @@ def spread(settings: Ppo, runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> di
             "seed": run["ppo"]["seed"],
             **{name: run["ppo"]["metrics"][name] for name in ("kept_update", "stopped")},
             "collapsed": collapse(run["ppo"]["metrics"], run["evaluate"]["metrics"], settings.guard),
-            **{name: run["evaluate"]["metrics"]["models"]["ppo"][name] for name in keys},
+            **{name: run["evaluate"]["metrics"]["models"]["ppo"].get(name) for name in keys},
         }
         for run in runs
     ]
@@ -45,8 +45,8 @@ def collapse(ppo: Mapping[str, Any], evaluation: Mapping[str, Any], guard: Guard
     Worse is by the utility where it is known, else by a judge better than chance, else by the reward.
     """
     gain, figures = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
-    judge = [] if ppo["judge_fault"] else [metrics.JUDGE_REWARD]
-    measure = next(one for one in (metrics.UTILITY, *judge, metrics.REWARD) if gain[one.key] is not None)
+    unusable = [metrics.JUDGE_REWARD] if ppo["judge_fault"] else []
+    measure = next(one for one in metrics.MEASURES if one not in unusable and gain[one.key] is not None)
     if gain[measure.key]["high"] < 0:
         return f"{measure.label.lower()} {text(gain[measure.key], measure.unit)} against SFT"
     limits = {"eos_rate": ("EOS rate", guard.min_eos_rate), "distinct_2": ("distinct bigrams", guard.min_distinct_2)}

@@ -86,7 +86,10 @@ def look_up(sources: Sources, key: str) -> Any:
 
 
 def text(value: Any, unit: str = "points") -> str:
-    """Write a figure as it is printed everywhere; an estimate is `mean [low, high]`, what is unknown is "-"."""
+    """Write a figure as it is printed everywhere; an estimate is `mean [low, high]`, what is unknown is "-".
+
+    What rounds to zero has no minus sign ("z" in the formats).
+    """
     if value is None:
         return "-"
     scale, decimals, suffix = metrics.FORMATS.get(unit, metrics.OTHER_FORMAT)
@@ -95,8 +98,8 @@ def text(value: Any, unit: str = "points") -> str:
         if unit != "share":  # three columns of larger figures with as many decimals would not fit a terminal
             largest = max(abs(low), abs(high))
             decimals = max(0, decimals - (largest >= 100) - (largest >= 1000))
-        return f"{mean:.{decimals}f}{suffix} [{low:.{decimals}f}, {high:.{decimals}f}]"
-    return f"{scale * value:.{decimals}f}{suffix}" if isinstance(value, float) else str(value)
+        return f"{mean:z.{decimals}f}{suffix} [{low:z.{decimals}f}, {high:z.{decimals}f}]"
+    return f"{scale * value:z.{decimals}f}{suffix}" if isinstance(value, float) else str(value)
 
 
 def cell(sources: Sources, key: str, unit: str = "points", default: Any = None) -> Cell:

@@ -15,14 +15,18 @@ from gpt2_rlhf.evidence.tables import text
 
 def verdict(summary: Mapping[str, Any]) -> str:
     """Return what PPO did to the answers, in one sentence with n and intervals; differences are PPO - SFT."""
-    ppo = summary["ppo"]
+    ppo, by = summary["ppo"], summary["ppo"].get("chosen_by")
+    chosen = f"chosen by the {'reward model' if by == 'reward' else by}, whose figures are optimistic" if by else ""
     clauses = [_finding(summary) if ppo["kept_update"] != 0 else "PPO handed on the SFT model unchanged"]
+    handed_on = f" was handed on{', ' if chosen else ''}{chosen}"
     if ppo["stopped"] is not None:
         clauses.append(
-            f"the guard stopped PPO ({ppo['stopped']}) and the policy of update {ppo['kept_update']} was handed on"
+            f"the guard stopped PPO ({ppo['stopped']}) and the policy of update {ppo['kept_update']}{handed_on}"
         )
     elif ppo["kept_update"] != ppo["updates"]:
-        clauses.append(f"the policy of update {ppo['kept_update']} of {ppo['updates']} was handed on")
+        clauses.append(f"the policy of update {ppo['kept_update']} of {ppo['updates']}{handed_on}")
+    elif chosen:
+        clauses.append(f"the policy was {chosen}")
     if ppo["forced"]:
         clauses.append("PPO was trained although a gate failed (force=true)")
     seeds = summary["seeds"]
@@ -34,18 +38,24 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 
 def _finding(summary: Mapping[str, Any]) -> str:
-    evaluation, judge_is_usable = summary["evaluation"], summary["ppo"]["judge_fault"] is None
-    gain, n = evaluation["paired"]["ppo_minus_sft"], evaluation["prompts"]
-    independent = [metrics.UTILITY, *([metrics.JUDGE_REWARD] if judge_is_usable else [])]  # PPO was not trained on them
-    measured = [one for one in independent if gain[one.key] is not None]
-    quality = measured[0] if measured else None
-    # utility first, then the reward, and the judge beside the utility
-    shown = [*measured[:1], metrics.REWARD, *measured[1:]]
-    figures = ", ".join(f"{_name(one)} {text(gain[one.key], one.unit)}" for one in shown)
-    differences = f"PPO - SFT on the same {n} held-out prompts: {figures}"
-    if quality is None:
-        differences += ", with neither a utility nor a usable judge"
-    return f"{_claim(evaluation, quality)}; {differences}{_longer(evaluation['models'])}"
+    evaluation, fault = summary["evaluation"], summary["ppo"]["judge_fault"]
+    gain, rates = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
+    usable = [one for one in metrics.MEASURES if gain[one.key] is not None]
+    usable = [one for one in usable if fault is None or one is not metrics.JUDGE_REWARD]
+    quality = usable[0] if usable[0] is not metrics.REWARD else None  # PPO was not trained on it
+    wins = ", ".join(
+        f"{text(rates[won.key], won.unit)} by {won.label.rpartition(' ')[2]}"
+        for measure, won in zip(metrics.MEASURES, metrics.WINS_VS_SFT, strict=True)
+        if measure in usable and rates.get(won.key) is not None
+    )
+    figures = ", ".join(f"{_name(one)} {text(gain[one.key], one.unit)}" for one in usable)
+    parts = [
+        _claim(evaluation, quality),
+        *([f"PPO wins against SFT: {wins}"] if wins else []),
+        f"PPO - SFT on the same {evaluation['prompts']} held-out prompts: {figures}"
+        + (", with neither a utility nor a usable judge" if quality is None else ""),
+    ]
+    return "; ".join(parts) + _longer(evaluation["models"])
 
 
 def _claim(evaluation: Mapping[str, Any], quality: Metric | None) -> str:

@@ -70,7 +70,7 @@ class Progress(TrainerCallback):
         done = state.global_step - self._first_step
         if done > 0:
             line += f"  eta {(now - self._started) / done * (state.max_steps - state.global_step):.0f} s"
-        line += "".join(f"  {label} {value:.3g}" for label, value in self._figures.items())
+        line += "".join(f"  {label} {value:z.3g}" for label, value in self._figures.items())
         if sys.stdout.isatty():  # a line that wraps cannot be rewritten in place
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width]:<{width}}", end="", flush=True)
