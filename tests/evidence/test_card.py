@@ -12,12 +12,21 @@ from huggingface_hub import ModelCard
 from gpt2_rlhf import pipeline, publish
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.evidence import card
+from gpt2_rlhf.evidence import card, card_training
 from helpers import card_run
 from helpers.local_hub import card_rules
 
 NUMBER = r"-?\d+(?:\.\d+)?"
 FIGURE = re.compile(rf"({NUMBER})( %)? \[({NUMBER}), ({NUMBER})\]")
+MEANS = {"Utility": "utility", "Judge's reward": "judge_reward", "Reward": "reward"}  # first what PPO does not train on
+WINS_VS_SFT, WINS_VS_BASE = (
+    {
+        f"Wins vs {label} by utility": f"win_rate_vs_{rival}_by_utility",
+        f"Wins vs {label} by judge": f"win_rate_vs_{rival}_by_judge",
+        f"Wins vs {label} by reward": f"win_rate_vs_{rival}",
+    }
+    for label, rival in (("SFT", "sft"), ("base", "base"))
+)
 HUB = ["experiment=gpt2_hh_500"]
 
 
@@ -57,6 +66,10 @@ def assert_shows(cell: str, estimate: Mapping[str, float] | None) -> None:
         assert float(text) == pytest.approx(value, abs=0.5001 * 10**-decimals)
 
 
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def with_ppo(records: dict[str, Any], **metrics: Any) -> dict[str, Any]:
     changed = copy.deepcopy(records)
     changed["ppo"]["metrics"] |= metrics
@@ -75,21 +88,15 @@ def test_the_own_classes_of_the_hub_read_the_card(cards: dict[str, str], folder:
 
 
 def test_the_model_index_holds_the_manifests_figures_unrounded(cards: dict[str, str], records: dict[str, Any]) -> None:
+    sft, ppo = (records["evaluate"]["metrics"]["models"][name] for name in ("sft", "ppo"))
     expected = {
         "model": [
-            ("Reward", records["evaluate"]["metrics"]["models"]["ppo"]["reward"]),
-            ("Judge's reward", records["evaluate"]["metrics"]["models"]["ppo"]["judge_reward"]),
-            ("Utility", records["evaluate"]["metrics"]["models"]["ppo"]["utility"]),
-            ("Wins against base", records["evaluate"]["metrics"]["models"]["ppo"]["win_rate_vs_base"]),
-            ("Wins against SFT", records["evaluate"]["metrics"]["models"]["ppo"]["win_rate_vs_sft"]),
-            ("KL to SFT, nats", records["evaluate"]["metrics"]["models"]["ppo"]["kl_to_sft_nats"]),
+            *((label, ppo[key]) for label, key in (MEANS | WINS_VS_SFT | WINS_VS_BASE).items()),
+            ("KL to SFT, nats", ppo["kl_to_sft_nats"]),
         ],
         "sft_model": [
             ("Loss on chosen answers, nats per token", records["sft"]["metrics"]["heldout_loss_after"]),
-            ("Reward", records["evaluate"]["metrics"]["models"]["sft"]["reward"]),
-            ("Judge's reward", records["evaluate"]["metrics"]["models"]["sft"]["judge_reward"]),
-            ("Utility", records["evaluate"]["metrics"]["models"]["sft"]["utility"]),
-            ("Wins against base", records["evaluate"]["metrics"]["models"]["sft"]["win_rate_vs_base"]),
+            *((label, sft[key]) for label, key in (MEANS | WINS_VS_BASE).items()),
         ],
         "reward_model": [("Accuracy on held-out pairs", records["reward"]["metrics"]["accuracy"])],
     }
@@ -109,11 +116,9 @@ def test_every_mean_in_the_card_is_that_of_the_manifest(cards: dict[str, str], r
     rows = table(cards["model"], "Mean per answer")
     assert rows.pop("Mean per answer") == ["Base", "SFT", "PPO", "Best of 4", "n"]
     keys = {
-        "Reward": "reward",
-        "Judge's reward": "judge_reward",
-        "Utility": "utility",
-        "Wins against base": "win_rate_vs_base",
-        "Wins against SFT": "win_rate_vs_sft",
+        **MEANS,
+        **WINS_VS_SFT,
+        **WINS_VS_BASE,
         "Length, tokens": "answer_tokens",
         "Ended with EOS": "eos_rate",
         "Distinct bigrams": "distinct_2",
@@ -136,10 +141,10 @@ def test_every_difference_in_the_card_is_that_of_the_manifest(cards: dict[str, s
     matched = [str(pair["length_matched"]["pairs"]) for pair in pairs]
     assert rows.pop("Matched pairs") == [*matched, "-"]
     paths = {
+        "Utility": ("utility",),
+        "Judge's reward": ("judge_reward",),
         "Reward": ("reward",),
         "Reward, in SD": ("reward_sd",),
-        "Judge's reward": ("judge_reward",),
-        "Utility": ("utility",),
     }
     for by, key in (("Reward", "by_reward"), ("Judge:", "by_judge"), ("Matched:", "length_matched")):
         paths |= {f"{by} rose": (key, "win"), f"{by} unchanged": (key, "tie"), f"{by} fell": (key, "loss")}
@@ -257,6 +262,25 @@ def test_settings_and_sizes_are_what_the_stages_were_given(cards: dict[str, str]
     assert list(table(cards["sft_model"], "Stage")) == ["Stage", "SFT"]
 
 
+def test_a_stage_s_settings_are_one_line(records: dict[str, Any]) -> None:
+    rows = table(card.render(compose.load([]).settings, card_run.run(records)), "Stage")
+    for name, label in (("sft", "SFT"), ("reward", "Reward model"), ("judge", "Judge"), ("ppo", "PPO")):
+        line = card_training.settings_text(name, records[name]["inputs"])
+        assert line == rows[label][1]
+        assert line.startswith("learning rate ")
+        assert "\n" not in line
+
+
+def test_the_batch_of_ppo_is_the_one_that_was_fitted_to_the_data(records: dict[str, Any]) -> None:
+    args = records["ppo"]["inputs"]["ppo"]["args"]
+    product = 2 * args["per_device_train_batch_size"] * args["gradient_accumulation_steps"]  # two processes
+    for episodes, shown in ((24, "batch 24 episodes, fitted to the data"), (product, f"2 processes = {product}")):
+        fitted = card.render(compose.load([]).settings, card_run.run(with_ppo(records, episodes_per_update=episodes)))
+        assert shown in table(fitted, "Stage")["PPO"][1]
+        of_inputs = {**records["ppo"]["inputs"], "episodes_per_update": episodes}
+        assert shown in card_training.settings_text("ppo", of_inputs)
+
+
 def test_a_reward_function_of_the_user_is_not_described_as_the_reward_model(cards: dict[str, str]) -> None:
     text = card.render(compose.load([]).settings, card_run.run(card_run.records(["ppo.reward.function=mine:score"])))
     assert "PPO was trained to raise another score (by `mine:score`) of its own answers" in text
@@ -266,13 +290,17 @@ def test_a_reward_function_of_the_user_is_not_described_as_the_reward_model(card
 
 def test_the_card_has_what_the_guard_did_and_which_gates_were_forced(records: dict[str, Any]) -> None:
     def text(**metrics: Any) -> str:
-        return card.render(compose.load([]).settings, card_run.run(with_ppo(records, **metrics)))
+        return one_line(card.render(compose.load([]).settings, card_run.run(with_ppo(records, **metrics))))
 
     assert "on 5 withheld prompts and did not stop it. The policy of update 12 of 12 was handed on." in text()
     stopped = text(stopped="update 8: EOS rate 0.010", kept_update=4)
     assert "The guard stopped PPO: update 8: EOS rate 0.010. The policy of update 4 of 12 was handed on." in stopped
     assert "No guard watched PPO." in text(heldout=None)
     assert "The judge scored nothing: it is no better than chance." in text(judge_fault="it is no better than chance")
+    chosen = "The judge also chose the policy that was handed on, so its figures for PPO are optimistic."
+    assert chosen in text(chosen_by="judge")
+    assert "also chose" not in text(chosen_by=None)
+    assert "also chose" not in text()
     forced = text(forced=["reward: right on 51 %"])
     limits = forced[forced.index("## Limits") : forced.index("## How it was trained")]
     assert "A gate failed, and force=true continued the run: reward: right on 51 %" in limits
@@ -361,6 +389,7 @@ def test_without_a_judge_and_a_utility_the_card_has_no_rows_of_them(records: dic
     metrics = bare["evaluate"]["metrics"]
     for model in metrics["models"].values():
         model |= {"judge_reward": None, "utility": None}
+        model |= {f"win_rate_vs_{rival}_by_{by}": None for rival in ("base", "sft") for by in ("judge", "utility")}
     for pair in metrics["paired"].values():
         pair |= {"judge_reward": None, "utility": None, "by_judge": None}
     for subset in metrics["by_subset"].values():
@@ -369,6 +398,7 @@ def test_without_a_judge_and_a_utility_the_card_has_no_rows_of_them(records: dic
     assert "No second reward model (judge) was trained." in text
     for name in ("Mean per answer", "Paired difference", "Held-out pairs", "Stage"):
         assert not {"Judge", "Judge's reward", "Utility", "Judge: rose"} & set(table(text, name))
+    assert [row for row in table(text, "Mean per answer") if row.startswith("Wins vs SFT")] == ["Wins vs SFT by reward"]
     names = [one.metric_name for one in ModelCard(text).data.eval_results]  # type: ignore[attr-defined]
     assert len(names) == 4
 
@@ -400,7 +430,7 @@ def test_a_field_without_a_value_is_an_error(
     (tmp_path / "policy.md").write_text("---\n{{ card_data }}\n---\n{{ nobody_fills_this }}")
     with pytest.raises(jinja2.UndefinedError, match="nobody_fills_this"):
         card.render(compose.load([]).settings, card_run.run(records))
-    (tmp_path / "policy.md").write_text("---\n{{ card_data }}\n---\n{{ seeds_table }}")  # null without seeds
+    (tmp_path / "policy.md").write_text("---\n{{ card_data }}\n---\n{{ seeds }}")  # null without seeds
     with pytest.raises(ValueError, match="no value"):
         card.render(compose.load([]).settings, card_run.run(records))
 

@@ -32,7 +32,13 @@ def test_a_sample_has_the_change_the_scores_and_how_each_answer_ended() -> None:
     assert "PPO (reward -2.75, ended):\n\n```text\nppo on change -3\n```" in text
     known: list[dict[str, Any]] = card_run.samples()
     known[0]["answers"]["ppo"] |= {"judge_reward": 1.5, "utility": -2.0}
-    assert "PPO (reward 0.25, judge's reward 1.50, utility -2.00, ended):" in card_samples.markdown(known)
+    assert "PPO (utility -2.00, judge's reward 1.50, reward 0.25, ended):" in card_samples.markdown(known)
+
+
+def test_a_change_that_rounds_to_zero_has_no_minus_sign() -> None:
+    line = card_run.samples()[2]
+    line["answers"]["ppo"]["reward"] = line["answers"]["sft"]["reward"] - 0.004
+    assert "largest rise: reward +0.00 from" in card_samples.markdown([line])
 
 
 @pytest.mark.parametrize(("text", "fence"), [("a ``` b", "````"), ("`````", "``````"), ("`a`", "```"), ("", "```")])

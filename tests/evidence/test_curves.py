@@ -34,8 +34,8 @@ def lines(figure, panel: int) -> dict[str, list[tuple[float, float]]]:
 def figures(monkeypatch: pytest.MonkeyPatch) -> list:
     """What `write` draws, instead of the file alone."""
     kept: list = []
-    make = curves._figure
-    monkeypatch.setattr(curves, "_figure", lambda records: kept.append(make(records)) or kept[-1])
+    make = curves.of_ppo
+    monkeypatch.setattr(curves, "of_ppo", lambda *given: kept.append(make(*given)) or kept[-1])
     return kept
 
 
@@ -64,7 +64,7 @@ def test_a_measurement_of_an_update_that_is_to_be_done_again_is_left_out(tmp_pat
 def test_a_single_point_has_a_marker(tmp_path, figures):
     log(tmp_path, {"step": 1, "grad_norm": 3.0})
     curves.write(tmp_path)
-    panel = list(metrics.panels()).index("Gradient norm before clipping")
+    panel = list(metrics.PANELS).index("Gradient norm before clipping")
     line = figures[0].axes[panel].get_lines()[0]
     assert lines(figures[0], panel) == {"policy and critic": [(1, 3.0)]}
     assert line.get_marker() in curves.MARKERS
@@ -72,7 +72,7 @@ def test_a_single_point_has_a_marker(tmp_path, figures):
 
 def test_a_run_that_logged_nothing_says_so_in_every_panel(tmp_path, figures):
     curves.write(tmp_path)
-    for axes, series in zip(figures[0].axes, metrics.panels().values(), strict=True):
+    for axes, series in zip(figures[0].axes, metrics.PANELS.values(), strict=True):
         assert axes.get_title("right") == f"not measured: {', '.join(series)}"
 
 

@@ -51,7 +51,7 @@ def test_answers_that_are_all_alike_have_a_histogram():
 
 
 def test_an_interval_whose_end_is_rounded_below_its_mean_can_be_drawn():
-    assert plots._reach([SHARE], 100).tolist() == [[pytest.approx(6)], [pytest.approx(0, abs=1e-9)]]
+    assert plots._reach([SHARE]).tolist() == [[pytest.approx(0.06)], [pytest.approx(0, abs=1e-9)]]
     assert (plots._reach([{**SHARE, "high": 0.9999}]) >= 0).all()
 
 
@@ -61,4 +61,4 @@ def test_the_name_of_a_subset_is_no_formula(tmp_path):
     assert picture.save(tmp_path)[:4] == b"\x89PNG"
     labels = [tick.get_text() for tick in picture.figure.axes[0].get_yticklabels()]
     assert labels[1] == "Reward model: cost \\$a\\$b\nn = 30"
-    assert points(picture.figure.axes[0], "accuracy")[0][0] == 100 * records["reward"]["metrics"]["accuracy"]["mean"]
+    assert points(picture.figure.axes[0], "accuracy")[0][0] == records["reward"]["metrics"]["accuracy"]["mean"]

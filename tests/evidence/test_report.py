@@ -74,7 +74,7 @@ def at(records: dict[str, Any], summary: dict[str, Any], key: str) -> Any:
     elif first == "manifests":
         found = records
     elif first == "base_model":
-        found = SETTINGS.model.name
+        found = "The bundled GPT-2"
     for part in rest.split("/") if rest else []:
         found = None if found is None else found[int(part)] if isinstance(found, list) else found.get(part)
     return 0 if found is None and "/dropped/" in key else found  # a reason that dropped no row is not listed
@@ -211,6 +211,8 @@ def test_a_run_without_judge_utility_best_of_n_seeds_or_heldout_prompts_has_a_re
     del records["judge"], evaluation["models"]["best_of_n"], evaluation["paired"]["ppo_minus_best_of_n"]
     for figures in [*evaluation["models"].values(), *evaluation["paired"].values()]:
         figures |= dict.fromkeys(("judge_reward", "utility"))
+    for figures in evaluation["models"].values():
+        figures |= {key: None for key in figures if key.endswith(("_by_judge", "_by_utility"))}
     for figures in evaluation["paired"].values():
         figures |= dict.fromkeys(("by_judge", "length_matched", "reward_sd"))
     records["ppo"]["metrics"]["heldout"] = None
@@ -220,8 +222,25 @@ def test_a_run_without_judge_utility_best_of_n_seeds_or_heldout_prompts_has_a_re
     page = Page(report.write(tmp_path, SETTINGS, records, summary).read_text(encoding="utf-8"))
     assert len(page.all("img")) == 7
     rows = {text for attributes, text in page.all("th") if attributes["scope"] == "row"}
-    assert {"Reward", "Reward rose"} <= rows
+    assert {"Reward", "Reward rose", "Wins vs SFT by reward"} <= rows
+    assert not [row for row in rows if row.endswith(("by judge", "by utility"))]
     assert not {"Utility", "Judge's reward", "Judge: rose", "Judge"} & rows
+
+
+def test_the_page_shows_all_win_rates_and_who_chose_the_policy(tmp_path):
+    records, summary = report_run.write(tmp_path)
+    for by in (None, "judge"):
+        summary["ppo"]["chosen_by"] = by
+        page = Page(report.write(tmp_path, SETTINGS, records, summary).read_text(encoding="utf-8"))
+        sentence = "The judge also chose the policy that was handed on, so its figures for PPO are optimistic."
+        assert (sentence in {text for _, text in page.all("p")}) == (by is not None)
+    labels = [text for attributes, text in page.all("th") if attributes["scope"] == "row" and text.startswith("Wins")]
+    assert labels[:3] == ["Wins vs SFT by utility", "Wins vs SFT by judge", "Wins vs SFT by reward"]
+    models = records["evaluate"]["metrics"]["models"]
+    for by in ("utility", "judge"):
+        key = f"win_rate_vs_sft_by_{by}"
+        (shown,) = (text for a, text in page.all("td") if a.get("data-key") == f"evaluation/models/ppo/{key}")
+        assert shown.startswith(f"{100 * models['ppo'][key]['mean']:.1f} %")
 
 
 def test_the_page_says_how_many_of_many_samples_it_shows(tmp_path, monkeypatch):

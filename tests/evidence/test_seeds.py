@@ -1,13 +1,15 @@
+import dataclasses
 from typing import Any
 
 import pytest
 
-from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config import compose, metrics
 from gpt2_rlhf.config.settings import Guard
 from gpt2_rlhf.evidence.seeds import collapse, spread
 
 GUARD = Guard(enabled=True, max_kl_nats=50, min_eos_rate=0.05, min_distinct_2=0.5, max_length_ratio=3)
 
+PPO = dataclasses.replace(compose.load([]).settings.ppo, seeds=[0], guard=GUARD)
 OVER_SEEDS = [one.key for one in metrics.OF_MODEL if one.over_seeds]
 FIT = {"judge_fault": None}  # the judge, if any, is usable
 
@@ -31,9 +33,13 @@ def ppo(seed: int, stopped: str | None = None) -> dict[str, Any]:
     return {"seed": seed, "metrics": {"kept_update": 8, "stopped": stopped, "judge_fault": None}}
 
 
+def of_stages(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, dict[str, Any]]]:
+    return [{"ppo": policy, "evaluate": evaluated} for policy, evaluated in runs]
+
+
 def test_the_spread_is_the_mean_standard_deviation_and_range_over_seeds():
     runs = [(ppo(seed), evaluation(1.0, reward=reward)) for seed, reward in ((3, 1.0), (4, 2.0), (7, 6.0))]
-    found = spread(runs, GUARD)
+    found = spread(PPO, of_stages(runs))
     # mean 3; deviations -2, -1, 3: sum of squares 14 over 3 - 1
     assert found["over_seeds"]["reward"] == pytest.approx({"mean": 3, "sd": 7**0.5, "min": 1, "max": 6, "n": 3})
     assert found["over_seeds"]["utility"] is None
@@ -41,8 +47,13 @@ def test_the_spread_is_the_mean_standard_deviation_and_range_over_seeds():
     assert found["collapsed"] == found["stopped"] == []
 
 
+def test_settings_without_seeds_have_no_spread():
+    settings = dataclasses.replace(PPO, seeds=None)
+    assert spread(settings, of_stages([(ppo(0), evaluation(1.0))])) is None
+
+
 def test_one_seed_has_no_standard_deviation():
-    assert spread([(ppo(0), evaluation(1.0, reward=2.0))], GUARD)["over_seeds"]["reward"]["sd"] is None
+    assert spread(PPO, of_stages([(ppo(0), evaluation(1.0, reward=2.0))]))["over_seeds"]["reward"]["sd"] is None
 
 
 def test_a_policy_worse_than_sft_beyond_its_interval_has_collapsed():
@@ -69,6 +80,6 @@ def test_a_policy_that_never_ends_or_repeats_itself_has_collapsed():
 
 def test_seeds_that_collapsed_or_were_stopped_are_named():
     runs = [(ppo(0), evaluation(1.0)), (ppo(1), evaluation(-1.0)), (ppo(2, "update 8: KL"), evaluation(1.0))]
-    found = spread(runs, GUARD)
+    found = spread(PPO, of_stages(runs))
     assert found["collapsed"] == [1]
     assert found["stopped"] == [2]

@@ -1,3 +1,5 @@
+import dataclasses
+
 from gpt2_rlhf.config import compose, metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence import card, report, results, seeds, tables, terminal
@@ -18,6 +20,15 @@ def test_one_function_writes_every_kind_of_figure():
     assert text(3, "count") == "3"
     assert text("cpu", "count") == "cpu"
     assert text(None, "share") == "-"
+
+
+def test_a_figure_that_rounds_to_zero_has_no_minus_sign():
+    assert text(-0.004) == text(-0.0) == text(0.004) == "0.00"
+    assert text({"mean": -0.004, "low": -0.0049, "high": -0.0, "n": 9}) == "0.00 [0.00, 0.00]"
+    assert text({"mean": -0.0004, "low": -0.006, "high": 0.0, "n": 9}, "share") == "0.0 % [-0.6, 0.0]"
+    assert text({"mean": -0.4, "low": -1200.0, "high": 0.0, "n": 9}) == "0 [-1200, 0]"
+    assert text(-0.04, "seconds") == "0.0 s"
+    assert text(-0.006) == "-0.01"
 
 
 def test_a_key_is_the_path_of_a_figure_and_ends_in_nothing_where_nothing_is_known():
@@ -74,7 +85,8 @@ def test_a_metric_that_the_evaluation_computes_is_printed_everywhere_once_the_ca
         one["words"] = {"mean": 7.5, "low": 6.0, "high": 9.0, "n": report_run.PROMPTS}
     settings = compose.load([]).settings
     ppo = {"seed": 4, "metrics": records["ppo"]["metrics"]}
-    spread = seeds.spread([(ppo, records["evaluate"])] * 2, settings.ppo.guard)
+    with_seeds = dataclasses.replace(settings.ppo, seeds=[4, 5])
+    spread = seeds.spread(with_seeds, [{"ppo": ppo, "evaluate": records["evaluate"]}] * 2)
     summary |= {"evaluation": records["evaluate"]["metrics"], "seeds": spread}
     figure = "7.50 [6.00, 9.00]"
     page = report.write(tmp_path, settings, records, summary).read_text(encoding="utf-8")
@@ -98,7 +110,7 @@ def test_each_column_has_the_figures_of_what_its_header_names(tmp_path):
     models, paired = results.models(sources), results.paired(sources)
     assert list(models.columns.values()) == ["Base", "SFT", "PPO", "Best of 4"]
     assert [one.key for one in models.rows[0].cells] == [
-        f"evaluation/models/{name}/reward" for name in ("base", "sft", "ppo", "best_of_n")
+        f"evaluation/models/{name}/utility" for name in ("base", "sft", "ppo", "best_of_n")
     ]
     assert next(iter(paired.columns.values())) == "PPO - SFT"
     rows = {row.label: row.cells[0].key for row in paired.rows}

@@ -14,8 +14,7 @@ def model(reward: float, rival: float | None, kl: float) -> dict[str, Any]:
         "reward": estimate(reward),
         "judge_reward": estimate(reward + 0.5),
         "utility": estimate(reward - 1),
-        "win_rate_vs_base": wins,
-        "win_rate_vs_sft": wins,
+        **{f"win_rate_vs_{rival}{by}": wins for rival in ("base", "sft") for by in ("", "_by_judge", "_by_utility")},
         "answer_tokens": estimate(31.5, 1.25),
         "eos_rate": estimate(0.875, 0.03125),
         "distinct_2": estimate(0.9, 0.05),
@@ -159,13 +158,43 @@ def test_each_model_has_its_column_of_mean_and_interval():
     assert cells(text, "Mean per answer") == ["Base", "SFT", "PPO"]
     assert cells(text, "Reward") == ["-0.50 [-0.60, -0.40]", "0.75 [0.65, 0.85]", "1.50 [1.40, 1.60]"]
     assert cells(text, "Utility")[2] == "0.50 [0.40, 0.60]"
-    assert cells(text, "Wins against base") == ["-", "80.0 % [75.0, 85.0]", "90.0 % [85.0, 95.0]"]
+    assert cells(text, "Wins vs base by reward") == ["-", "80.0 % [75.0, 85.0]", "90.0 % [85.0, 95.0]"]
     assert cells(text, "Length, tokens")[0] == "31.50 [30.25, 32.75]"
     assert cells(text, "Ended with EOS")[0] == "87.5 % [84.4, 90.6]"
     assert cells(text, "Distinct bigrams")[1] == "90.0 % [85.0, 95.0]"
     assert cells(text, "KL to SFT, nats")[2] == "6.50 [6.40, 6.60]"
     assert cells(text, "Judge's reward")[0] == "0.00 [-0.10, 0.10]"
     assert cells(text, "Perplexity") == ["8.50 [8.25, 8.75]"] * 3
+
+
+def labels(text: str, start: str) -> list[str]:
+    """The labels that start so, in the order of the rows."""
+    return [one for line in text.splitlines() if (one := line.strip("|").split("|")[0].strip()).startswith(start)]
+
+
+def test_win_rates_are_side_by_side_and_first_the_one_that_ppo_was_not_trained_on():
+    known = copy.deepcopy(SUMMARY)
+    del known["evaluation"]["models"]["best_of_n"], known["evaluation"]["paired"]["ppo_minus_best_of_n"]
+    by_all = [f"Wins vs SFT by {by}" for by in ("utility", "judge", "reward")]
+    assert labels(render(known), "Wins vs SFT") == by_all
+    assert labels(render(known), "Wins vs base") == [label.replace("SFT", "base") for label in by_all]
+    for unknown, left in (("utility", by_all[1:]), ("judge", by_all[2:])):
+        for figures in known["evaluation"]["models"].values():
+            figures |= {f"win_rate_vs_{rival}_by_{unknown}": None for rival in ("base", "sft")}
+        assert labels(render(known), "Wins vs SFT") == left
+    for figures in known["evaluation"]["models"].values():  # of an evaluation by an older version
+        for rival in ("base", "sft"):
+            del figures[f"win_rate_vs_{rival}_by_judge"], figures[f"win_rate_vs_{rival}_by_utility"]
+    assert labels(render(known), "Wins vs SFT") == by_all[2:]
+
+
+def test_the_judge_that_chose_the_policy_is_named():
+    for by in ("judge", "utility", "reward", None):
+        chosen = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "chosen_by": by}}
+        name = "reward model" if by == "reward" else by
+        sentence = f"The {name} also chose the policy that was handed on, so its figures for PPO are optimistic."
+        assert (sentence in " ".join(render(chosen).split())) == (by is not None)
+    assert "also chose" not in render(SUMMARY)
 
 
 def test_reward_model_accuracy_stands_beside_its_baselines():
@@ -197,7 +226,7 @@ def test_what_is_unknown_of_one_model_is_a_dash_and_of_all_has_no_row():
         one["utility"] = one["judge_reward"] = one["by_judge"] = one["length_matched"] = one["reward_sd"] = None
     text = render(unknown)
     assert cells(text[text.index("| Held-out pairs ") :], "Reward model")[3] == "-"
-    assert cells(text, "Wins against base")[0] == "-"
+    assert cells(text, "Wins vs base by reward")[0] == "-"
     for label in (
         "Judge",
         "Utility",
@@ -269,9 +298,15 @@ def test_each_training_stage_says_in_one_line_what_it_found():
     )
     ppo = {"episodes": 1536, "updates": 12, "heldout": None}
     assert found("ppo", ppo) == "1536 episodes in 12 updates"
-    heldout = {"start": {"reward": estimate(0.5)}, "kept": {"reward": estimate(1.5)}}
+    unknown = {"judge_reward": None, "utility": None}
+    heldout = {"start": {"reward": estimate(0.5), **unknown}, "kept": {"reward": estimate(1.5), **unknown}}
     assert found("ppo", {**ppo, "heldout": heldout}) == (
         "1536 episodes in 12 updates, held-out reward 0.50 [0.40, 0.60] before, 1.50 [1.40, 1.60] after"
+    )
+    with_judge = {name: {**one, "judge_reward": estimate(-0.5)} for name, one in heldout.items()}
+    assert found("ppo", {**ppo, "heldout": with_judge}) == (
+        "1536 episodes in 12 updates, held-out judge's reward -0.50 [-0.60, -0.40] before, -0.50 [-0.60, -0.40] after, "
+        "held-out reward 0.50 [0.40, 0.60] before, 1.50 [1.40, 1.60] after"
     )
     assert found("ppo", {**ppo, "heldout": {**heldout, "kept": None}}) == "1536 episodes in 12 updates"
 
@@ -305,7 +340,7 @@ def test_several_seeds_are_a_table_of_their_spread_and_a_line_on_those_that_fail
     text = render({**SUMMARY, "seeds": seeds})
     rows = text[text.index("PPO over seeds") :]
     assert cells(rows, "Reward") == ["1.50", "0.25", "1.25", "1.75", "2"]
-    assert cells(rows, "Wins against SFT") == ["75.0 %", "5.0 %", "70.0 %", "80.0 %", "2"]
+    assert cells(rows, "Wins vs SFT by reward") == ["75.0 %", "5.0 %", "70.0 %", "80.0 %", "2"]
     assert "| Utility" not in rows
     line = "1 of 2 seeds collapsed. Seed 4 collapsed: EOS rate 0.010. Seed 4: the guard stopped PPO and kept update 8."
     assert line in " ".join(text.split())

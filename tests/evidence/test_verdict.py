@@ -69,8 +69,39 @@ def test_a_change_of_length_is_stated_only_where_the_intervals_of_the_means_do_n
 
 
 def test_the_finding_states_its_figures_with_their_intervals():
-    assert "utility 0.10 [-0.25, 0.45], reward 0.50 [0.25, 0.75], judge's reward -0.50 [-0.75, -0.25];" in verdict(
+    assert "utility 0.10 [-0.25, 0.45], judge's reward -0.50 [-0.75, -0.25], reward 0.50 [0.25, 0.75];" in verdict(
         summary(ROSE, FLAT, FELL)
+    )
+
+
+def test_win_rates_come_before_the_differences_and_first_the_one_that_ppo_was_not_trained_on():
+    def share(mean: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "n": 64}
+
+    given = summary(ROSE, ROSE, ROSE)
+    ppo = given["evaluation"]["models"]["ppo"]
+    ppo |= {"win_rate_vs_sft": share(0.875), "win_rate_vs_sft_by_judge": share(0.85)}
+    ppo["win_rate_vs_sft_by_utility"] = share(0.7)
+    judge, reward = "85.0 % [80.0, 90.0] by judge", "87.5 % [82.5, 92.5] by reward; PPO - SFT"
+    assert f"; PPO wins against SFT: 70.0 % [65.0, 75.0] by utility, {judge}, {reward}" in verdict(given)
+    ppo["win_rate_vs_sft_by_utility"] = None
+    assert f"; PPO wins against SFT: {judge}, {reward}" in verdict(given)
+    given["ppo"]["judge_fault"] = "the judge is right on 50 %"
+    assert f"; PPO wins against SFT: {reward}" in verdict(given)
+
+
+def test_what_chose_the_policy_is_named():
+    best = summary(ROSE, None, ROSE, kept_update=16, chosen_by="judge")
+    assert (
+        "; the policy of update 16 of 24 was handed on, chosen by the judge, whose figures are optimistic;"
+        in verdict(best)
+    )
+    assert "; the policy was chosen by the judge, whose figures are optimistic;" in verdict(
+        summary(ROSE, None, ROSE, chosen_by="judge")
+    )
+    stopped = {"stopped": "update 8: KL", "updates": 8}
+    assert "the policy of update 4 was handed on, chosen by the judge, whose figures are optimistic;" in verdict(
+        summary(ROSE, ROSE, kept_update=4, chosen_by="judge", **stopped)
     )
 
 

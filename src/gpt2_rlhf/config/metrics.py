@@ -7,22 +7,18 @@ read it here. To print a figure that the evaluation already computes, add its li
 from dataclasses import dataclass
 from typing import Literal
 
-_DECIMALS = {"share": 1, "seconds": 1, "MiB": 0}  # of the other units 2
-_UNITS_IN_CELLS = ("points", "share", "count", "seconds", "MiB")  # the others are part of the label
-
-
-def decimals(unit: str) -> int:
-    """Return how many decimals a figure of this unit has; those of a share are of percent."""
-    return _DECIMALS.get(unit, 2)
+FORMATS = {"share": (100, 1, " %"), "seconds": (1, 1, " s"), "MiB": (1, 0, " MiB")}  # by unit: factor, decimals, suffix
+OTHER_FORMAT = (1, 2, "")
+_UNITS_IN_CELLS = ("points", "count", *FORMATS)  # the others are part of the label
 
 
 @dataclass(frozen=True)
 class Metric:
     """A figure of a table.
 
-    key: its path below what it describes: a model, a pair of models, a reward model. label: at most 18 characters with
-    its unit where the terminal has it beside three models. better: None where neither direction is better, as for the
-    reward: PPO is trained to raise it, so a higher one alone shows no better answers.
+    key: its path below what it describes: a model, a pair of models, a reward model. label: at most 24 characters with
+    its unit in tables of three models, since a terminal breaks longer ones. better: None where neither direction is,
+    as for the reward: PPO is trained to raise it, so a higher one alone shows no better answers.
     """
 
     key: str
@@ -50,12 +46,18 @@ UTILITY = Metric("utility", "Utility", "points", "higher", "utility", True, "mea
 TOKENS = Metric("answer_tokens", "Length", "tokens", None, "answer_tokens", True)
 KL = Metric("kl_to_sft_nats", "KL to SFT", "nats", None, "kl_nats", True, "kl_divergence")
 
+MEASURES = (UTILITY, JUDGE_REWARD, REWARD)  # of an answer; first those that PPO is not trained on
+WINS_VS_SFT = (  # by the same measures
+    Metric("win_rate_vs_sft_by_utility", "Wins vs SFT by utility", "share", "higher", None, True, "win_rate"),
+    Metric("win_rate_vs_sft_by_judge", "Wins vs SFT by judge", "share", "higher", None, True, "win_rate"),
+    Metric("win_rate_vs_sft", "Wins vs SFT by reward", "share", None, None, True, "win_rate"),
+)
 OF_MODEL = (  # evaluation/models/NAME/
-    REWARD,
-    JUDGE_REWARD,
-    UTILITY,
-    Metric("win_rate_vs_base", "Wins against base", "share", hub_type="win_rate"),
-    Metric("win_rate_vs_sft", "Wins against SFT", "share", over_seeds=True, hub_type="win_rate"),
+    *MEASURES,
+    *WINS_VS_SFT,
+    Metric("win_rate_vs_base_by_utility", "Wins vs base by utility", "share", "higher", hub_type="win_rate"),
+    Metric("win_rate_vs_base_by_judge", "Wins vs base by judge", "share", "higher", hub_type="win_rate"),
+    Metric("win_rate_vs_base", "Wins vs base by reward", "share", hub_type="win_rate"),
     TOKENS,
     Metric("eos_rate", "Ended with EOS", "share", "higher", "eos_rate", True),
     Metric("distinct_2", "Distinct bigrams", "share", "higher", "distinct_2", True),
@@ -63,11 +65,14 @@ OF_MODEL = (  # evaluation/models/NAME/
     Metric("kl_bound_nats", "KL bound", "nats"),
     Metric("chosen_perplexity", "Perplexity", better="lower"),
 )
+OF_SEED = (
+    Metric("kept_update", "Update handed on", "count"),
+    Metric("stopped", "Stopped by the guard"),
+    Metric("collapsed", "Collapsed"),
+)
 OF_PAIR = (  # evaluation/paired/NAME/
-    REWARD,
+    *MEASURES,
     Metric("reward_sd", "Reward, in SD"),
-    JUDGE_REWARD,
-    UTILITY,
     Metric("by_reward/win", "Reward rose", "share"),
     Metric("by_reward/tie", "Reward unchanged", "share"),
     Metric("by_reward/loss", "Reward fell", "share"),
@@ -106,60 +111,52 @@ SFT_LOSS = Metric("loss", "Loss", "nats per token", "lower", hub_type="loss")
 PAIR_LOSS = Metric("loss", "Loss", "nats per pair", "lower")
 
 
-@dataclass(frozen=True)
-class Logged:
-    """A metric of metrics.jsonl: its panel in the picture of PPO's training, its label there, its name on the terminal.
-
-    Keys that start with "eval/" are of held-out prompts.
-    """
-
-    key: str
-    panel: str | None = None
-    label: str | None = None
-    progress: str | None = None
-
-
 _KL_PANEL, _SHARES_PANEL = f"{KL.axis} per answer", "Shares of the answers"
-_CLIPPING_PANEL, _SECONDS_PANEL = "Clipping and critic, shares", "Seconds per update"
 REPORT_PANELS = (REWARD.label, _KL_PANEL, TOKENS.axis, _SHARES_PANEL)  # the panels that the report shows
-LOGGED = (
-    Logged("loss", progress="loss"),
-    Logged("train_loss", progress="mean loss"),
-    Logged("accuracy", progress="accuracy"),
-    Logged("objective/scores", progress="reward"),
-    Logged("objective/kl", progress="kl"),
-    Logged("objective/unshaped_scores", REWARD.label, "training"),
-    Logged("eval/reward", REWARD.label, "held-out", "held-out reward"),
-    Logged("eval/judge_reward", REWARD.label, "judge", "judge"),
-    Logged("eval/utility", REWARD.label, "utility", "utility"),
-    Logged("objective/kl_k1", _KL_PANEL, "training, k1"),
-    Logged("objective/kl_k3", _KL_PANEL, "training, k3"),
-    Logged("eval/kl_nats", _KL_PANEL, "held-out, exact", "held-out kl"),
-    Logged("eval/kl_k1", _KL_PANEL, "held-out, k1"),
-    Logged("eval/kl_k3", _KL_PANEL, "held-out, k3"),
-    Logged("answer/tokens", TOKENS.axis, "training"),
-    Logged("eval/answer_tokens", TOKENS.axis, "held-out"),
-    Logged("answer/eos_rate", _SHARES_PANEL, "EOS, training"),
-    Logged("eval/eos_rate", _SHARES_PANEL, "EOS, held-out"),
-    Logged("eval/distinct_2", _SHARES_PANEL, "distinct bigrams"),
-    Logged("policy/entropy_avg", "Entropy, nats per token", "policy"),
-    Logged("policy/clipfrac_avg", _CLIPPING_PANEL, "policy clipped"),
-    Logged("val/clipfrac_avg", _CLIPPING_PANEL, "value clipped"),
-    Logged("val/explained_variance", _CLIPPING_PANEL, "explained variance"),
-    Logged("grad_norm", "Gradient norm before clipping", "policy and critic"),
-    Logged("time/rollout_s", _SECONDS_PANEL, "rollout"),
-    Logged("time/score_s", _SECONDS_PANEL, "scoring"),
-    Logged("time/update_s", _SECONDS_PANEL, "update"),
-    Logged("time/other_s", _SECONDS_PANEL, "other"),
-    Logged("learning_rate", progress="lr"),
-    Logged("lr", progress="lr"),
-)
-
-
-def panels() -> dict[str, dict[str, str]]:
-    """Return the panels of the picture of PPO's training: the keys by label, by panel."""
-    found: dict[str, dict[str, str]] = {}
-    for one in LOGGED:
-        if one.panel is not None and one.label is not None:
-            found.setdefault(one.panel, {})[one.label] = one.key
-    return found
+PANELS = {  # of the picture of PPO's training: the keys of metrics.jsonl by label; "eval/" is of held-out prompts
+    REWARD.label: {
+        "training": "objective/unshaped_scores",
+        "held-out": "eval/reward",
+        "judge": "eval/judge_reward",
+        "utility": "eval/utility",
+    },
+    _KL_PANEL: {
+        "training, k1": "objective/kl_k1",
+        "training, k3": "objective/kl_k3",
+        "held-out, exact": "eval/kl_nats",
+        "held-out, k1": "eval/kl_k1",
+        "held-out, k3": "eval/kl_k3",
+    },
+    TOKENS.axis: {"training": "answer/tokens", "held-out": "eval/answer_tokens"},
+    _SHARES_PANEL: {
+        "EOS, training": "answer/eos_rate",
+        "EOS, held-out": "eval/eos_rate",
+        "distinct bigrams": "eval/distinct_2",
+    },
+    "Entropy, nats per token": {"policy": "policy/entropy_avg"},
+    "Clipping and critic, shares": {
+        "policy clipped": "policy/clipfrac_avg",
+        "value clipped": "val/clipfrac_avg",
+        "explained variance": "val/explained_variance",
+    },
+    "Gradient norm before clipping": {"policy and critic": "grad_norm"},
+    "Seconds per update": {
+        "rollout": "time/rollout_s",
+        "scoring": "time/score_s",
+        "update": "time/update_s",
+        "other": "time/other_s",
+    },
+}
+PROGRESS = {  # the figures of the progress line: labels by key of metrics.jsonl
+    "loss": "loss",
+    "train_loss": "mean loss",
+    "accuracy": "accuracy",
+    "objective/scores": "reward",
+    "objective/kl": "kl",
+    "eval/reward": "held-out reward",
+    "eval/judge_reward": "judge",
+    "eval/utility": "utility",
+    "eval/kl_nats": "held-out kl",
+    "learning_rate": "lr",
+    "lr": "lr",
+}

@@ -12,10 +12,6 @@ from gpt2_rlhf.evidence.tables import text
 
 MOST_CHARACTERS = 600  # of one text
 SHOWN = {"base": "base", "sft": "SFT", "ppo": "PPO"}
-RULE = (
-    "The two examples that every run answers, then four of the held-out prompts by the difference of reward between "
-    "PPO's answer and SFT's: the largest rise, the median, and the two lowest, which are falls where any reward fell."
-)
 
 Line = Mapping[str, Any]  # of samples.jsonl
 
@@ -23,13 +19,9 @@ Line = Mapping[str, Any]  # of samples.jsonl
 def chosen(lines: Sequence[Line]) -> list[tuple[str, Line]]:
     """Return the lines that the rule chooses, each with a heading; with few held-out prompts none is shown twice."""
     examples = [line for line in lines if line["group"] == "example"]
-    heldout = sorted((line for line in lines if line["group"] == "heldout"), key=_change)
-    places = {
-        "largest rise": len(heldout) - 1,
-        "median": (len(heldout) - 1) // 2,
-        "lowest": 0,
-        "second lowest": 1,
-    }
+    heldout = sorted((line for line in lines if line["group"] == "heldout"), key=change)
+    last = len(heldout) - 1
+    places = {"largest rise": last, "median": last // 2, "lowest": 0, "second lowest": 1}
     picked: dict[int, str] = {}
     for name, place in places.items():
         if place < len(heldout):
@@ -53,9 +45,14 @@ def quoted(answer: str) -> str:
     return f"{fence}text\n{_printable(shown)}\n{fence}{cut}"
 
 
+def change(line: Line) -> float:
+    """Return how much the reward changed from SFT's answer to PPO's."""
+    return line["answers"]["ppo"]["reward"] - line["answers"]["sft"]["reward"]
+
+
 def _one(heading: str, line: Line) -> str:
-    change = f": reward {_change(line):+.2f} from SFT to PPO" if line["group"] == "heldout" else ""
-    parts = [f"### {heading}{change}", quoted(line["prompt"].strip())]
+    rise = f": reward {change(line):+z.2f} from SFT to PPO" if line["group"] == "heldout" else ""
+    parts = [f"### {heading}{rise}", quoted(line["prompt"].strip())]
     for name, title in SHOWN.items():
         answer = line["answers"][name]
         parts += [f"{title} ({_scores(answer)}):", quoted(answer["answer"].strip())]
@@ -63,13 +60,10 @@ def _one(heading: str, line: Line) -> str:
 
 
 def _scores(answer: Mapping[str, Any]) -> str:
-    shown = (metrics.REWARD, metrics.JUDGE_REWARD, metrics.UTILITY)
-    figures = [f"{one.label.lower()} {text(answer[one.key])}" for one in shown if answer[one.key] is not None]
+    figures = [
+        f"{one.label.lower()} {text(answer[one.key])}" for one in metrics.MEASURES if answer[one.key] is not None
+    ]
     return ", ".join([*figures, "ended" if answer["ended"] else "not ended"])
-
-
-def _change(line: Line) -> float:
-    return line["answers"]["ppo"]["reward"] - line["answers"]["sft"]["reward"]
 
 
 def _printable(answer: str) -> str:

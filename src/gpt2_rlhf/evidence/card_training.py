@@ -3,33 +3,34 @@
 The arguments are those of the manifests, not of the settings: a stage may have been built by an earlier command.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpt2_rlhf.evidence.tables import Cell, Row, Table
 
 Record = Mapping[str, Any]  # a stage's manifest
 
-_ARGUMENTS = (  # of TRL's configs, in the order shown
-    ("learning_rate", "learning rate"),
-    ("lr_scheduler_type", "schedule"),
-    ("warmup_steps", "warm-up steps"),
-    ("weight_decay", "weight decay"),
-    ("num_train_epochs", "epochs"),
-    ("max_steps", "steps at most"),
-    ("total_episodes", "episodes"),
-    ("num_ppo_epochs", "epochs over each batch"),
-    ("num_mini_batches", "minibatches"),
-    ("kl_coef", "KL coefficient"),
-    ("kl_estimator", "KL estimator"),
-    ("cliprange", "clip range"),
-    ("vf_coef", "value loss coefficient"),
-    ("gamma", "gamma"),
-    ("lam", "lambda"),
-    ("response_length", "answer tokens at most"),
-    ("temperature", "temperature"),
-    ("missing_eos_penalty", "penalty without EOS"),
-)
+_ARGUMENTS = {  # of TRL's configs, in the order shown
+    "learning_rate": "learning rate",
+    "lr_scheduler_type": "schedule",
+    "warmup_steps": "warm-up steps",
+    "weight_decay": "weight decay",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps at most",
+    "total_episodes": "episodes",
+    "num_ppo_epochs": "epochs over each batch",
+    "num_mini_batches": "minibatches",
+    "kl_coef": "KL coefficient",
+    "kl_estimator": "KL estimator",
+    "cliprange": "clip range",
+    "vf_coef": "value loss coefficient",
+    "gamma": "gamma",
+    "lam": "lambda",
+    "response_length": "answer tokens at most",
+    "temperature": "temperature",
+    "missing_eos_penalty": "penalty without EOS",
+}
 _TITLES = {"sft": "SFT", "reward": "Reward model", "judge": "Judge", "ppo": "PPO"}
 
 
@@ -40,7 +41,7 @@ def stages(records: Mapping[str, Record], names: Sequence[str]) -> Table:
         _row(
             _TITLES[name],
             _trained_on(name, records[name]["metrics"]),
-            ", ".join(_settings(name, records[name]["inputs"])),
+            settings_text(name, {**records[name]["metrics"], **records[name]["inputs"]}),
             str(records[name]["metrics"]["updates" if name == "ppo" else "steps"]),
             f"{records[name]['wall_s']:.0f}",
         )
@@ -50,28 +51,31 @@ def stages(records: Mapping[str, Record], names: Sequence[str]) -> Table:
     return Table("trained", "Stage", columns, rows)
 
 
-def shares(record: Record) -> str:
-    """Return how the rows were divided among the stages. record: the data stage's manifest."""
-    report = record["metrics"]
-    parts = [f"{name} {one['pairs']} pairs of {one['prompts']} prompts" for name, one in report["tables"].items()]
-    apart = "no prompt is in two of them" if record["inputs"]["data"]["disjoint"] else "the training stages share them"
-    return (
-        f"Divided into {', '.join(parts)}; {apart}. At most {report['max_prompt_tokens']} tokens of prompt and "
-        f"{report['max_answer_tokens']} of answer."
-    )
+def settings_text(name: str, inputs: Mapping[str, Any]) -> str:
+    """Return the values in force of a training stage in one line.
 
-
-def guard(ppo: Record) -> str:
-    """Return whether a guard watched PPO, whether it stopped it, and which policy was handed on."""
-    metrics = ppo["metrics"]
-    handed_on = f"The policy of update {metrics['kept_update']} of {metrics['updates']} was handed on."
-    if metrics["stopped"] is not None:
-        return f"The guard stopped PPO: {metrics['stopped']}. {handed_on}"
-    if metrics["heldout"] is None or not ppo["inputs"]["ppo"]["guard"]["enabled"]:
-        return f"No guard watched PPO. {handed_on}"
-    judge = "" if metrics["judge_fault"] is None else f" The judge scored nothing: {metrics['judge_fault']}."
-    prompts = metrics["heldout"]["prompts"]
-    return f"The guard watched PPO on {prompts} withheld prompts and did not stop it. {handed_on}{judge}"
+    inputs: those of its manifest; `episodes_per_update` is PPO's batch where it was fitted to few prompts.
+    """
+    part = inputs["reward" if name == "judge" else name]
+    args, peft = {key: value for key, value in part["args"].items() if value not in (None, -1)}, part["peft"]
+    if args.get("max_steps", 0) > 0:  # transformers then ignores the epochs
+        args.pop("num_train_epochs", None)
+    factors = args["per_device_train_batch_size"], args["gradient_accumulation_steps"], inputs["processes"]
+    device, accumulated, processes = factors
+    batch = f"batch {device} x {accumulated} accumulated x {processes} processes = {math.prod(factors)}"
+    shown = [f"{label} {_number(args[key])}" for key, label in _ARGUMENTS.items() if key in args]
+    adapter = f"LoRA rank {peft['r']}, alpha {peft['lora_alpha']}, merged" if peft["r"] else "all weights"
+    if inputs.get("episodes_per_update", math.prod(factors)) != math.prod(factors):
+        batch = f"batch {inputs['episodes_per_update']} episodes, fitted to the data"
+    shown += [batch, adapter]
+    if name == "ppo":
+        target, function, clip = part["kl"]["target_nats"], part["reward"]["function"], part["reward"]["clip"]
+        over = f"nats over {part['kl']['horizon_episodes']} episodes"
+        shown += [f"KL coefficient adapted to {_number(target)} {over}"] if target is not None else []
+        shown += [f"reward by {function}"] if function is not None else []
+        shown += ["reward normalised"] if part["reward"]["normalise"] else []
+        shown += [f"reward clipped at {_number(clip)}"] if clip is not None else []
+    return ", ".join(shown)
 
 
 def made(records: Mapping[str, Record], weights_of: str) -> Table:
@@ -79,26 +83,22 @@ def made(records: Mapping[str, Record], weights_of: str) -> Table:
 
     Stages may have been built by different commands, so each value that occurs is listed once.
     """
-    libraries = {name for record in records.values() for name in record["libraries"]}
-    rows = [
-        ["Finished", records["evaluate"]["finished_at"]],
-        ["Seconds, all stages", f"{sum(record['wall_s'] for record in records.values()):.0f}"],
-        ["Device", _each(record["device"] for record in records.values())],
-        ["CPUs", _each(record["cpus"] for record in records.values())],
-        ["Platform", _each(record["platform"] for record in records.values())],
-        ["Processes", _each(records[name]["inputs"]["processes"] for name in _TITLES if name in records)],
-        ["Seeds", ", ".join(f"{name} {record['seed']}" for name, record in records.items())],
-        ["gpt2-rlhf at commit", _each(record["git_commit"] or "unknown" for record in records.values())],
-        ["python", _each(record["python"] for record in records.values())],
-        *([name, _each(record["libraries"][name] for record in records.values())] for name in sorted(libraries)),
-        *([f"sha256 of {file}", digest] for file, digest in records[weights_of]["weights_sha256"].items()),
-    ]
-    return Table("made", "", {"value": ""}, [_row(label, value) for label, value in rows])
-
-
-def number(value: float | str) -> str:
-    """Return a setting as a person writes it: 0.0003, 1, linear."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    every = list(records.values())
+    libraries = sorted({name for record in every for name in record["libraries"]})
+    rows = {
+        "Finished": [records["evaluate"]["finished_at"]],
+        "Seconds, all stages": [f"{sum(record['wall_s'] for record in every):.0f}"],
+        "Device": [record["device"] for record in every],
+        "CPUs": [record["cpus"] for record in every],
+        "Platform": [record["platform"] for record in every],
+        "Processes": [records[name]["inputs"]["processes"] for name in _TITLES if name in records],
+        "Seeds": [f"{name} {record['seed']}" for name, record in records.items()],
+        "gpt2-rlhf at commit": [record["git_commit"] or "unknown" for record in every],
+        "python": [record["python"] for record in every],
+        **{name: [record["libraries"][name] for record in every] for name in libraries},
+        **{f"sha256 of {file}": [digest] for file, digest in records[weights_of]["weights_sha256"].items()},
+    }
+    return Table("made", "", {"value": ""}, [_row(label, _each(values)) for label, values in rows.items()])
 
 
 def _trained_on(name: str, metrics: Mapping[str, Any]) -> str:
@@ -107,37 +107,14 @@ def _trained_on(name: str, metrics: Mapping[str, Any]) -> str:
     return f"{metrics['train_rows']} {'chosen answers' if name == 'sft' else 'pairs'}"
 
 
-def _settings(name: str, inputs: Mapping[str, Any]) -> list[str]:
-    part = inputs["reward" if name == "judge" else name]
-    args = {key: value for key, value in part["args"].items() if value is not None}
-    if args.get("max_steps", -1) > 0:  # transformers then ignores the epochs
-        args.pop("num_train_epochs", None)
-    device, accumulation, processes = (
-        args["per_device_train_batch_size"],
-        args["gradient_accumulation_steps"],
-        inputs["processes"],
-    )
-    batch = f"batch {device} x {accumulation} accumulated x {processes} processes = {device * accumulation * processes}"
-    peft = part["peft"]
-    shown = [f"{label} {number(args[key])}" for key, label in _ARGUMENTS if key in args and args[key] != -1]
-    adapter = f"LoRA rank {peft['r']}, alpha {peft['lora_alpha']}, merged" if peft["r"] else "all weights"
-    return [*shown, batch, adapter, *(_reward_settings(part) if name == "ppo" else [])]
-
-
-def _reward_settings(ppo: Mapping[str, Any]) -> list[str]:
-    kl, reward = ppo["kl"], ppo["reward"]
-    target = f"KL coefficient adapted to {number(kl['target_nats'])} nats over {kl['horizon_episodes']} episodes"
-    return [
-        *([target] if kl["target_nats"] is not None else []),
-        *([f"reward by {reward['function']}"] if reward["function"] is not None else []),
-        *(["reward normalised"] if reward["normalise"] else []),
-        *([f"reward clipped at {number(reward['clip'])}"] if reward["clip"] is not None else []),
-    ]
+def _number(value: float | str) -> str:
+    """A setting as a person writes it: 0.0003, 1, linear."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _row(label: str, *texts: str) -> Row:
     return Row(label, [Cell(text) for text in texts])
 
 
-def _each(values: Any) -> str:
-    return ", ".join(dict.fromkeys(str(value) for value in values))
+def _each(values: Iterable[Any]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))

@@ -32,7 +32,8 @@ def write(stage_directory: Path) -> Path:
     records, history = logged(stage_directory), heldout(stage_directory)
     path = stage_directory / FILE
     with replacing(path, "wb") as file:
-        _figure(merged(records, history)).savefig(file, dpi=_DPI, format="png")
+        figure = of_ppo(merged(records, history), list(metrics.PANELS), _WIDTH_IN, _ROW_HEIGHT_IN, _COLUMNS)
+        figure.savefig(file, dpi=_DPI, format="png")
     return path
 
 
@@ -61,11 +62,11 @@ def panels(width_in: float, row_height_in: float, rows: int, columns: int = 1) -
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _figure(records: Records) -> Figure:
-    shown = metrics.panels()
-    figure, places = panels(_WIDTH_IN, _ROW_HEIGHT_IN, -(-len(shown) // _COLUMNS), _COLUMNS)
-    for (title, series), axes in zip(shown.items(), places, strict=True):
-        curves(axes, title, series, records)
+def of_ppo(records: Records, titles: Sequence[str], width_in: float, row_height_in: float, columns: int = 1) -> Figure:
+    """Return a figure of PPO's panels with these titles."""
+    figure, places = panels(width_in, row_height_in, -(-len(titles) // columns), columns)
+    for title, axes in zip(titles, places, strict=True):
+        curves(axes, title, metrics.PANELS[title], records)
     return figure
 
 

@@ -17,28 +17,34 @@ from gpt2_rlhf.evidence import tables
 from gpt2_rlhf.models.model_files import local_dir
 
 _TAGS = ["trl", "rlhf", "reinforcement-learning-from-human-feedback", "human-preferences"]
-_GENERATION, _CLASSIFICATION = "text-generation", "text-classification"
+_OWN_TAG = {"sft": "sft", "reward": "reward-model", "ppo": "ppo"}
 
 
-def policy(settings: Settings, title: str, evaluation: Mapping[str, Any]) -> ModelCardData:
-    """Return that of the policy after PPO."""
-    results = _means(settings.data, evaluation["models"]["ppo"])
-    return _card_data(settings, title, _GENERATION, ["ppo", *_TAGS], results)
-
-
-def sft(settings: Settings, title: str, report: Mapping[str, Any], evaluation: Mapping[str, Any]) -> ModelCardData:
-    """Return that of the SFT model. report: its stage's metrics."""
-    loss, name = report["heldout_loss_after"], f"{metrics.SFT_LOSS.label} on chosen answers, {metrics.SFT_LOSS.unit}"
-    figures = {**evaluation["models"]["sft"], metrics.KL.key: None}  # the KL of SFT to itself is zero
-    results = [_metric(settings.data, _GENERATION, metrics.SFT_LOSS, loss, name), *_means(settings.data, figures)]
-    return _card_data(settings, title, _GENERATION, ["sft", *_TAGS], results)
-
-
-def reward(settings: Settings, title: str, report: Mapping[str, Any]) -> ModelCardData:
-    """Return that of the reward model. report: its stage's metrics."""
-    name = f"{metrics.ACCURACY.label} on held-out pairs"
-    results = [_metric(settings.data, _CLASSIFICATION, metrics.ACCURACY, report["accuracy"], name)]
-    return _card_data(settings, title, _CLASSIFICATION, ["reward-model", *_TAGS], results)
+def of_model(stage: str, settings: Settings, title: str, records: Mapping[str, Mapping[str, Any]]) -> ModelCardData:
+    """Return that of the model which a stage trained: "sft", "reward" or "ppo". records: each stage's manifest."""
+    report, figures = records[stage]["metrics"], records["evaluate"]["metrics"]["models"]
+    if stage == "reward":
+        measured = [(metrics.ACCURACY, report["accuracy"], f"{metrics.ACCURACY.label} on held-out pairs")]
+    else:
+        known = [
+            one for one in metrics.OF_MODEL if one.hub_type is not None and figures[stage].get(one.key) is not None
+        ]
+        measured = [(one, figures[stage][one.key], one.title) for one in known]
+    if stage == "sft":
+        loss, name = metrics.SFT_LOSS, f"{metrics.SFT_LOSS.label} on chosen answers, {metrics.SFT_LOSS.unit}"
+        # the KL of SFT to itself is zero
+        measured = [(loss, report["heldout_loss_after"], name), *(one for one in measured if one[0] is not metrics.KL)]
+    task = "text-classification" if stage == "reward" else "text-generation"
+    return ModelCardData(
+        license=settings.card.license,
+        library_name="transformers",
+        pipeline_tag=task,
+        base_model=settings.model.name if _is_on_hub(settings.model) else None,
+        datasets=[settings.data.name] if is_hub_data(settings.data) else None,
+        tags=[_OWN_TAG[stage], *_TAGS],
+        model_name=title,
+        eval_results=[_metric(settings.data, task, *one) for one in measured],
+    )
 
 
 def base_text(model: Model) -> str:
@@ -69,26 +75,6 @@ def is_hub_data(data: Data) -> bool:
 
 def _is_on_hub(model: Model) -> bool:
     return model.random is None and local_dir(model.name) is None
-
-
-def _card_data(
-    settings: Settings, title: str, pipeline_tag: str, tags: list[str], results: list[EvalResult]
-) -> ModelCardData:
-    return ModelCardData(
-        license=settings.card.license,
-        library_name="transformers",
-        pipeline_tag=pipeline_tag,
-        base_model=settings.model.name if _is_on_hub(settings.model) else None,
-        datasets=[settings.data.name] if is_hub_data(settings.data) else None,
-        tags=tags,
-        model_name=title,
-        eval_results=results,
-    )
-
-
-def _means(data: Data, figures: Mapping[str, Any]) -> list[EvalResult]:
-    known = [one for one in metrics.OF_MODEL if one.hub_type is not None and figures.get(one.key) is not None]
-    return [_metric(data, _GENERATION, one, figures[one.key], one.title) for one in known]
 
 
 def _metric(data: Data, task: str, metric: Metric, estimate: Mapping[str, float], name: str) -> EvalResult:

@@ -1,7 +1,7 @@
 """Turn a run's manifests into where it came from: data, models, code, machine, seeds and times, to make it again."""
 
 from gpt2_rlhf.config.metrics import Metric
-from gpt2_rlhf.evidence.tables import Row, Sources, Table, by_place, cell, look_up, titles
+from gpt2_rlhf.evidence.tables import Row, Sources, Table, by_place, cell, look_up
 
 _DATA = "manifests/data/metrics"
 _OF_STAGE = (
@@ -20,18 +20,13 @@ def rows_read(sources: Sources) -> Table:
     """Return how many rows of the source were read, dropped by reason, cut and kept."""
     columns = {"train": "Training", "test": "Test"}
     reasons = sorted({reason for side in columns for reason in look_up(sources, f"{_DATA}/{side}/dropped")})
-    counted = {
-        "read": "Read",
-        **{f"dropped/{reason}": f"Dropped: {reason}" for reason in reasons},
-        "kept": "Kept",
-        "turns_cut": "With turns cut from the prompt",
-    }
+    dropped = {f"dropped/{reason}": f"Dropped: {reason}" for reason in reasons}
+    counted = {"read": "Read", **dropped, "kept": "Kept", "turns_cut": "With turns cut from the prompt"}
     # a reason that is not listed for a side dropped none of its rows
     rows = [
-        Row(label, [cell(sources, f"{_DATA}/{side}/{key}", default=0 if key.startswith("dropped/") else None)
-                    for side in columns])
+        Row(label, [cell(sources, f"{_DATA}/{side}/{key}", default=0 if key in dropped else None) for side in columns])
         for key, label in counted.items()
-    ]  # fmt: skip
+    ]
     return Table("rows", "Rows of the data", columns, [row for row in rows if row.is_known])
 
 
@@ -41,8 +36,8 @@ def lineage(sources: Sources) -> list[Table]:
     stages = {f"manifests/{name}": name for name in sources["manifests"]}
     return [
         rows_read(sources),
-        Table("used", "Rows by stage", titles(_OF_ROWS), by_place(sources, _OF_ROWS, used)),
-        Table("stages", "Stages, as they were built", titles(_OF_STAGE), by_place(sources, _OF_STAGE, stages)),
+        by_place(sources, "used", "Rows by stage", _OF_ROWS, used),
+        by_place(sources, "stages", "Stages, as they were built", _OF_STAGE, stages),
     ]
 
 

@@ -29,7 +29,7 @@ def write(run: Run) -> list[Path]:
     sources = card.CardSources(
         command=run.portable_command,
         records=records,
-        seeds=seeds.of_run(run, of_seeds),
+        seeds=seeds.spread(run.settings.ppo, of_seeds),
         samples=read_json_lines(stages["evaluate"].directory / "samples.jsonl"),
         pictures=[PurePosixPath(_REPORT, picture.name) for picture in pictures],
     )

@@ -8,7 +8,7 @@ read without the script, which only filters the samples.
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from markupsafe import Markup
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.evidence import lineage, results, terminal
+from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results, terminal
 from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
+from gpt2_rlhf.evidence.tables import text as figure_text
 from gpt2_rlhf.evidence.verdict import verdict
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
 
@@ -43,43 +44,54 @@ def write(
     directory = run_dir / DIRECTORY
     page, figures_file = directory / PAGE, directory / FIGURES
     kept = {key: value for key, value in summary.items() if key not in _OF_THE_CALL}
-    sources = {**kept, "base_model": _base_model(settings), "manifests": records}
-    inputs_sha256 = _inputs_sha256(sources)
+    sources = {**kept, "base_model": front_matter.base_text(settings.model), "manifests": records}
+    digest = _inputs_sha256(sources)
     if page.is_file() and figures_file.is_file():
-        written = json.loads(figures_file.read_text(encoding="utf-8"))
-        if written["inputs_sha256"] == inputs_sha256:
+        written = json.loads(figures_file.read_text(encoding="utf-8"))["inputs_sha256"]
+        if written == digest:
             return page
 
     from gpt2_rlhf.evidence import plots  # here, since importing matplotlib takes a second
 
     directory.mkdir(exist_ok=True)
-    samples = read_json_lines(run_dir / "samples.jsonl")
+    samples = read_json_lines(run_dir / "samples.jsonl")  # the examples first
     heldout = [sample for sample in samples if sample["group"] == "heldout"]
-    pictures = [
-        {"title": one.title, "alt": one.alt, "uri": _data_uri(one.save(directory)), "file": one.file}
-        for one in plots.pictures(run_dir, records, heldout)
-    ]
+    examples = len(samples) - len(heldout)
     tables, facts = _tables(sources), lineage.facts(sources)
-    html = _render(
-        {
-            "summary": kept,
-            "verdict": verdict(summary),
-            "pictures": pictures,
-            "tables": tables,
-            "models": results.model_names(sources),
-            "facts": facts,
-            "forced": [terminal.forced_text(fault) for fault in summary["ppo"]["forced"]],
-            "samples": _shown(samples),
-            "examples": len(samples) - len(heldout),
-            "heldout": len(heldout),
-            "printed": SAMPLES_PRINTED,
-        }
-    )
+    content = {
+        "summary": kept,
+        "verdict": verdict(summary),
+        "pictures": [
+            {"picture": one, "png": base64.b64encode(one.save(directory)).decode()}
+            for one in plots.pictures(run_dir, records, heldout)
+        ],
+        "tables": tables,
+        "models": results.model_names(sources),
+        "facts": facts,
+        "figure": figure_text,
+        "chosen": terminal.chosen_text(summary["ppo"]),
+        "forced": [terminal.forced_text(fault) for fault in summary["ppo"]["forced"]],
+        "samples": [{**one, "change": card_samples.change(one)} for one in samples[: examples + SAMPLES_SHOWN]],
+        "examples": examples,
+        "heldout": len(heldout),
+        "printed": SAMPLES_PRINTED,
+    }
+    for name in ("style.css", "script.js"):
+        text = (_TEMPLATES / name).read_text(encoding="utf-8")
+        text_sha256 = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        content |= {Path(name).stem: Markup(text), f"{Path(name).stem}_sha256": text_sha256}
+    page_template = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("index.html.j2")
     with replacing(page) as file:
-        file.write(html)
+        file.write(page_template.render(content))
     figures = shown_values([table for group in tables.values() for table in group], facts)
     # last, since it marks the report as complete
-    write_json(figures_file, {"inputs_sha256": inputs_sha256, "verdict": verdict(summary), "figures": figures})
+    write_json(figures_file, {"inputs_sha256": digest, "verdict": verdict(summary), "figures": figures})
     return page
 
 
@@ -88,44 +100,9 @@ def _tables(sources: Sources) -> dict[str, list[Table]]:
     found = [results.models(sources), results.paired(sources), results.subsets(sources)]
     if sources["seeds"] is not None:
         found += [results.by_seed(sources), results.over_seeds(sources)]
-    heldout = results.heldout(sources)
-    training = [
-        results.sft_loss(sources),
-        results.accuracy(sources),
-        results.reward_model_faults(sources),
-        results.calibration(sources),
-        *([heldout] if heldout is not None else []),
-    ]
+    scores = (results.accuracy, results.reward_model_faults, results.calibration)
+    training = [table for make in (results.sft_loss, *scores, results.heldout) if (table := make(sources)).rows]
     return {"results": found, "training": training, "lineage": lineage.lineage(sources)}
-
-
-def _render(content: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
-    own = {
-        "style": Markup(style),
-        "script": Markup(script),
-        "style_sha256": _csp_hash(style),
-        "script_sha256": _csp_hash(script),
-    }
-    return environment.get_template("index.html.j2").render({**content, **own})
-
-
-def _shown(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The examples and the first held-out samples, each with the change of reward from SFT to PPO."""
-    examples = [sample for sample in samples if sample["group"] == "example"]
-    heldout = [sample for sample in samples if sample["group"] == "heldout"][:SAMPLES_SHOWN]
-    shown = []
-    for sample in [*examples, *heldout]:
-        change = sample["answers"]["ppo"]["reward"] - sample["answers"]["sft"]["reward"]
-        shown.append({**sample, "change": change})
-    return shown
 
 
 def _inputs_sha256(sources: Mapping[str, Any]) -> str:
@@ -134,17 +111,3 @@ def _inputs_sha256(sources: Mapping[str, Any]) -> str:
     for file in sorted([Path(metrics.__file__), *Path(__file__).parent.glob("*.py"), *_TEMPLATES.iterdir()]):
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _base_model(settings: Settings) -> str:
-    model = settings.model
-    name = model.name if model.revision is None else f"{model.name} at revision {model.revision}"
-    return name if model.random is None else f"{name}, random weights"
-
-
-def _csp_hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

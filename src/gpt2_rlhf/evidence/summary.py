@@ -23,22 +23,19 @@ def write(run: Run, built: Sequence[Stage], wall_s: float) -> dict[str, Any]:
         "run": run.name,
         "command": run.command,
         "seed": run.settings.seed,
-        "device": records["ppo"]["device"],
-        "cpus": records["ppo"]["cpus"],
+        **{key: records["ppo"][key] for key in ("device", "cpus")},
         "finished_at": records["evaluate"]["finished_at"],
         "wall_s": wall_s,
         "work_s": sum(manifest(stage)["work_s"] for stage in built),
         "peak_rss_mib": max(record["peak_rss_mib"] for record in records.values()),
         "stages": {
             name: {
-                "directory": record["directory"],
-                "wall_s": record["wall_s"],
-                "work_s": record["work_s"],
+                **{key: record[key] for key in ("directory", "wall_s", "work_s")},
                 "reused": stages[name] not in built,
             }
             for name, record in records.items()
         },
-        **findings(records, seeds.of_run(run, of_seeds)),
+        **findings(records, seeds.spread(run.settings.ppo, of_seeds)),
     }
     write_json(run.directory / FILE, result)
     link(run.directory / "samples.jsonl", Path("evaluate", "samples.jsonl"))

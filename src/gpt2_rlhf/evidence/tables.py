@@ -20,7 +20,6 @@ from gpt2_rlhf.config.metrics import Metric
 Sources = Mapping[str, Any]  # what a summary holds of a run's results, and each stage's manifest below "manifests"
 
 WIDTH = 100  # columns of a terminal
-_SUFFIXES = {"share": " %", "seconds": " s", "MiB": " MiB"}
 
 
 @dataclass(frozen=True)
@@ -87,17 +86,20 @@ def look_up(sources: Sources, key: str) -> Any:
 
 
 def text(value: Any, unit: str = "points") -> str:
-    """Write a figure as it is printed everywhere; an estimate is `mean [low, high]`, what is unknown is "-"."""
+    """Write a figure as it is printed everywhere; an estimate is `mean [low, high]`, what is unknown is "-".
+
+    What rounds to zero has no minus sign ("z" in the formats).
+    """
     if value is None:
         return "-"
-    decimals, scale, suffix = metrics.decimals(unit), 100 if unit == "share" else 1, _SUFFIXES.get(unit, "")
+    scale, decimals, suffix = metrics.FORMATS.get(unit, metrics.OTHER_FORMAT)
     if isinstance(value, Mapping):
         mean, low, high = (scale * value[name] for name in ("mean", "low", "high"))
         if unit != "share":  # three columns of larger figures with as many decimals would not fit a terminal
             largest = max(abs(low), abs(high))
             decimals = max(0, decimals - (largest >= 100) - (largest >= 1000))
-        return f"{mean:.{decimals}f}{suffix} [{low:.{decimals}f}, {high:.{decimals}f}]"
-    return f"{scale * value:.{decimals}f}{suffix}" if isinstance(value, float) else str(value)
+        return f"{mean:z.{decimals}f}{suffix} [{low:z.{decimals}f}, {high:z.{decimals}f}]"
+    return f"{scale * value:z.{decimals}f}{suffix}" if isinstance(value, float) else str(value)
 
 
 def cell(sources: Sources, key: str, unit: str = "points", default: Any = None) -> Cell:
@@ -107,24 +109,28 @@ def cell(sources: Sources, key: str, unit: str = "points", default: Any = None) 
     return Cell(text(value, unit), key, value)
 
 
-def by_metric(sources: Sources, shown: Sequence[Metric], places: Sequence[str]) -> list[Row]:
-    """Return a row for each metric with a cell for each place; metrics that are known of no place are left out."""
+def by_metric(
+    sources: Sources, name: str, title: str, shown: Sequence[Metric], places: Mapping[str, str], n_of: str | None = None
+) -> Table:
+    """Return a table with a row for each metric that is known of any place, and a column for each place.
+
+    places: headers by path; the last part of the path is the key of the column.
+    """
     rows = [
         Row(one.title, [cell(sources, f"{place}/{one.key}", one.unit) for place in places], one.better) for one in shown
     ]
-    return [row for row in rows if row.is_known]
+    columns = {place.rpartition("/")[2]: header for place, header in places.items()}
+    return Table(name, title, columns, [row for row in rows if row.is_known], n_of)
 
 
-def by_place(sources: Sources, shown: Sequence[Metric], places: Mapping[str, str]) -> list[Row]:
-    """Return a row for each place (path to label) with a cell for each metric."""
-    return [
+def by_place(
+    sources: Sources, name: str, title: str, shown: Sequence[Metric], places: Mapping[str, str], n_of: str | None = None
+) -> Table:
+    """Return a table with a row for each place (label by path), and a column for each metric."""
+    rows = [
         Row(label, [cell(sources, f"{place}/{one.key}", one.unit) for one in shown]) for place, label in places.items()
     ]
-
-
-def titles(shown: Sequence[Metric]) -> dict[str, str]:
-    """Return the headers of metrics by key."""
-    return {one.key: one.title for one in shown}
+    return Table(name, title, {one.key: one.title for one in shown}, rows, n_of)
 
 
 def shown_values(tables: Sequence[Table], facts: Sequence[Row]) -> dict[str, Any]:
@@ -137,7 +143,8 @@ def markdown(table: Table) -> str:
     """Print a table for a model card; names out of the data may hold what would break its rows."""
     header, rows = _grid(table, with_n=True)
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(_on_one_line(text) for text in line)} |" for line in lines)
+    cells = ([" ".join(text.split()).replace("|", "\\|") for text in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def plain(table: Table, with_n: bool = True) -> str:
@@ -150,11 +157,9 @@ def plain(table: Table, with_n: bool = True) -> str:
     for row in rows:
         grid.add_row(*row)
     lines = io.StringIO()
-    # whatever the terminal is, the text is the same
-    Console(
-        file=lines, width=WIDTH, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False
-    ).print(grid)
-    return "\n".join(line.rstrip() for line in lines.getvalue().strip("\n").splitlines() if line.strip())
+    plainly = {"force_terminal": False, "color_system": None, "highlight": False, "markup": False, "emoji": False}
+    Console(file=lines, width=WIDTH, **plainly).print(grid)
+    return "\n".join(line.rstrip() for line in lines.getvalue().splitlines() if line.strip())
 
 
 def _grid(table: Table, with_n: bool) -> tuple[list[str], list[list[str]]]:
@@ -162,7 +167,3 @@ def _grid(table: Table, with_n: bool) -> tuple[list[str], list[list[str]]]:
     with_n = with_n and table.n_of is not None
     header = [table.title, *table.columns.values(), *(["n"] if with_n else [])]
     return header, [[row.label, *(one.text for one in row.cells), *([row.n] if with_n else [])] for row in table.rows]
-
-
-def _on_one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt2_rlhf.config.metrics import MEASURES
 from gpt2_rlhf.evidence import results
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
 from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Table, plain, text
 
 _NOTE = (
-    "In brackets 95 % intervals: bootstrap over prompts; Wilson's for accuracies and shares of all or none. Reward and "
-    "wins are by the reward model's score, and a tie is half a win. SD is the standard deviation of that score over "
-    "held-out answers. The judge is a second reward model that PPO is not trained on. Utility is the data's own "
-    "measure of quality, where it has one. Rose and fell are shares of prompts. Matched are the prompts whose two "
-    "answers differ in length by at most 2 tokens or 10 %. Perplexity is of the data's chosen answers."
+    "In brackets 95 % intervals: bootstrap over prompts; Wilson's for accuracies and shares of all or none. Utility is "
+    "the data's own measure of quality, where it has one. The judge is a second reward model that PPO is not trained "
+    "on. Reward is the reward model's score, and SD its standard deviation over held-out answers. A tie is half a win. "
+    "Rose and fell are shares of prompts. Matched are the prompts whose two answers differ in length by at most 2 "
+    "tokens or 10 %. Perplexity is of the data's chosen answers."
 )
 
 
@@ -42,6 +43,8 @@ def render(summary: Mapping[str, Any]) -> str:
     if ppo["stopped"] is not None:
         stopped = f"The guard stopped PPO: {ppo['stopped']}. The policy of update {ppo['kept_update']} was handed on."
         parts.append(_filled(stopped))
+    if (chosen := chosen_text(ppo)) is not None:
+        parts.append(_filled(chosen))
     # n of all prompts is in the note; a column more would not fit
     parts.append(plain(models.only("base", "sft", "ppo"), with_n=False))
     parts.append(plain(paired.only(*(key for key in paired.columns if key != best_pair)), with_n=False))
@@ -70,8 +73,12 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
     episodes = f"{metrics['episodes']} episodes in {metrics['updates']} updates"
     if metrics["heldout"] is None or metrics["heldout"]["kept"] is None:
         return episodes
-    before, after = (text(metrics["heldout"][name]["reward"]) for name in ("start", "kept"))
-    return f"{episodes}, held-out reward {before} before, {after} after"
+    points = [metrics["heldout"][name] for name in ("start", "kept")]
+    known = [one for one in MEASURES if points[0][one.key] is not None]
+    changes = ((one.label.lower(), *(text(point[one.key]) for point in points)) for one in known)
+    return ", ".join(
+        [episodes, *(f"held-out {name} {before} before, {after} after" for name, before, after in changes)]
+    )
 
 
 def failed_seeds(seeds: Mapping[str, Any]) -> str:
@@ -90,13 +97,20 @@ def forced_text(fault: str) -> str:
     return f"A gate failed, and force=true continued the run: {fault}"
 
 
+def chosen_text(ppo: Mapping[str, Any]) -> str | None:
+    """Return the sentence on what chose the policy of a PPO stage; None where nothing chose. ppo: its metrics."""
+    by = ppo.get("chosen_by")  # manifests of earlier versions have no such key
+    name = "reward model" if by == "reward" else by
+    return by and f"The {name} also chose the policy that was handed on, so its figures for PPO are optimistic."
+
+
 def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = {"wall_s": "Wall time", "work_s": "Of which work", "reused": "", "directory": "Directory"}
     rows = []
     for name, stage in stages.items():
-        seconds = [Cell(text(stage[key], "seconds")) for key in ("wall_s", "work_s")]
-        state = Cell("re-used" if stage["reused"] else "ran")
-        rows.append(Row(name, [*seconds, state, Cell(Path(stage["directory"]).name)]))
+        seconds = (text(stage[key], "seconds") for key in ("wall_s", "work_s"))
+        texts = (*seconds, "re-used" if stage["reused"] else "ran", Path(stage["directory"]).name)
+        rows.append(Row(name, [Cell(one) for one in texts]))
     return Table("stages", "Stage", columns, rows)
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,51 +25,37 @@ from gpt2_rlhf.store.files import replacing
 _LINE_EVERY_S = 10.0  # in a log file; the line of a terminal is rewritten at each log
 
 
+@dataclass
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM arrived; a checkpoint has been written."""
 
-    def __init__(self, signum: int, checkpoint: str | None):
-        self.signum = signum
-        self.checkpoint = checkpoint
-        super().__init__(signal.Signals(signum).name)
+    signum: int
+    checkpoint: str | None
 
 
 class Progress(TrainerCallback):
     """Print a line with step, ETA and figures, and write each log as a line of metrics.jsonl."""
 
     def __init__(self, name: str, metrics_file: Path):
-        self._name = name
-        self._metrics_file = metrics_file
-        self._first_step = 0
-        self._started = 0.0
-        self._printed = -_LINE_EVERY_S
-        self._waiting = (
-            ""  # the newest line while it is not printed: the step may log more, or ten seconds are not over
-        )
+        self._name, self._metrics_file = name, metrics_file
+        self._first_step, self._started, self._printed = 0, 0.0, -_LINE_EVERY_S
+        self._waiting = ""  # the newest line if it is not printed: the step may log more, or it is too early
         self._figures: dict[str, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock of the ETA."""
-        self._first_step = state.global_step
-        self._started = time.monotonic()
+        self._first_step, self._started = state.global_step, time.monotonic()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Write the metrics and print the line."""
-        if not state.is_world_process_zero or logs is None:
+        if not state.is_world_process_zero:
             return
         if state.global_step == self._first_step:
             self._started = time.monotonic()  # the time of an evaluation before the first step is not part of a step
         with replacing(self._metrics_file) as file:
             for record in state.log_history:
                 file.write(json.dumps({"step": record["step"], **record}) + "\n")
-        self._print(state, logs)
+        self._print(state, given["logs"])
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Print the newest line if it is not printed yet; on a terminal, end the line."""
@@ -77,15 +64,13 @@ class Progress(TrainerCallback):
 
     def _print(self, state: TrainerState, logs: dict[str, Any]) -> None:
         # the training and the evaluation of a step are logged one after the other, and one line shows both
-        self._figures |= {
-            one.progress: float(logs[one.key]) for one in metrics.LOGGED if one.progress and one.key in logs
-        }
+        self._figures |= {label: float(logs[key]) for key, label in metrics.PROGRESS.items() if key in logs}
         now = time.monotonic()
         line = f"  {self._name} {state.global_step}/{state.max_steps}"
         done = state.global_step - self._first_step
         if done > 0:
             line += f"  eta {(now - self._started) / done * (state.max_steps - state.global_step):.0f} s"
-        line += "".join(f"  {label} {value:.3g}" for label, value in self._figures.items())
+        line += "".join(f"  {label} {value:z.3g}" for label, value in self._figures.items())
         if sys.stdout.isatty():  # a line that wraps cannot be rewritten in place
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width]:<{width}}", end="", flush=True)
