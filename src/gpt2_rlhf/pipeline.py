@@ -17,9 +17,10 @@ from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import product, report, summary, terminal
+from gpt2_rlhf.evidence.card_training import settings_text
 from gpt2_rlhf.launch import child, relaunch, world
 from gpt2_rlhf.launch.build import build as build_stage
-from gpt2_rlhf.models import model_files
+from gpt2_rlhf.models import model_checks, model_files
 from gpt2_rlhf.rows import sources
 from gpt2_rlhf.store import locks
 from gpt2_rlhf.store import run as runs
@@ -35,12 +36,12 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
     """Build the stages up to `last` that are not done, and show what came out.
 
     Raises:
-        UserError: something that the user can mend, in one line.
+        UserError: a fault that the user can correct, in one line.
         SystemExit: a stage failed, or a launcher ran this command in several processes; with its exit code.
     """
     started = time.perf_counter()
     composed = compose.load(overrides)
-    check(composed.settings)
+    check(composed.settings, last)
     if relaunch.is_needed(composed.settings.launch):
         relaunch.relaunch(composed.settings.launch, "pipeline" if last == LAST else last, overrides)
     planned = plan(composed, last)
@@ -52,16 +53,19 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
         finish(planned, missing, time.perf_counter() - started)
 
 
-def check(settings: Settings) -> None:
-    """Find every fault that can be known before training, in the order in which it costs least to find.
+def check(settings: Settings, last: str = LAST) -> None:
+    """Find every fault of the stages up to `last` that can be known before training; cheap checks come first.
 
     Nothing here imports torch: a wrong setting, a missing file or an unreachable Hub shows within seconds.
 
     Raises:
         UserError: the first fault found.
     """
-    preflight.check(settings)
-    preflight.check_lengths(settings, model_files.positions(model_files.check(settings.model)))
+    preflight.check(settings, last)
+    config = model_checks.check(settings.model, last)
+    preflight.check_lengths(settings, model_files.positions(config), last)
+    if last not in ("data", "sft"):
+        model_files.padding_token(settings.model)
     sources.check(settings.data)
     functions.load_utility(settings.data.utility)
     functions.load_score_function(settings.ppo.reward.function)
@@ -122,6 +126,9 @@ def build(settings: Settings, missing: Sequence[Stage]) -> None:
             elif not is_first:
                 world.wait_for(partial(is_done, stage))
                 continue
+            if is_first and stage.name in _TRAINED:
+                inputs = steps["ppo"].values_in_force(settings, stage) if stage.name == "ppo" else stage.inputs
+                print(f"{stage.name}: {settings_text(stage.name, inputs)}", flush=True)
             _run_in_child(stage, partial(build_stage, steps[stage.name].run, settings, stage))
             if is_first:
                 _show_found(stage)

@@ -52,6 +52,11 @@ def arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
     return {**training.arguments(stage, chosen), **own}
 
 
+def values_in_force(settings: Settings, stage: Stage) -> dict[str, Any]:
+    """Return the inputs of the stage with the episodes of one update after the fit to the data."""
+    return {**stage.inputs, "episodes_per_update": _sizes(settings, stage).episodes_per_update}
+
+
 def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the `ppo` prompts, save the policy in `stage.model_dir`, and return what was measured."""
     ppo, reward_report = settings.ppo, manifest(stage.needs["reward"])["metrics"]
@@ -107,6 +112,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
             "best_update": trainer.best_update,
             "stopped": trainer.stopped,
             "heldout": None if watch is None else watch.report(kept_update),
+            "chosen_by": watch.best_by if watch is not None and _takes_best(settings, trainer) else None,
             "judge_fault": judge_fault,
             "forced": [*forced, *trainer.forced],
         },
@@ -161,10 +167,13 @@ def _watch(
     return Watch(stage.directory / measured.DIRECTORY, prompts, measure, ppo.heldout.best_by, ppo.guard)
 
 
+def _takes_best(settings: Settings, trainer: PPOTrainer) -> bool:
+    return trainer.stopped is not None or settings.ppo.heldout.hand_on == "best"
+
+
 def _kept_update(settings: Settings, trainer: PPOTrainer) -> int:
     """Return the update whose policy is handed on: the last, or the best if set so or if the guard stopped the run."""
-    takes_best = trainer.stopped is not None or settings.ppo.heldout.hand_on == "best"
-    if not takes_best or trainer.best_update is None:
+    if not _takes_best(settings, trainer) or trainer.best_update is None:
         return trainer.state.global_step
     if trainer.stopped is not None:
         line = f"the guard stopped PPO: {trainer.stopped}; back to the policy of update {trainer.best_update}"
