@@ -33,7 +33,7 @@ def first_update_of_both(tmp_path: Path, monkeypatch: Any, policy: Any, **change
         logits = output.logits[:, queries.shape[1] - 1 : -1]
         return token_ids, logits / (0.7 + 1e-7)
 
-    def replayed(model: Any, prompts: Any, **given: Any) -> Any:
+    def replayed(models: Any, *_: Any) -> Any:
         token_ids = seen[0].clone()
         prompt_tokens = token_ids.shape[1] - tiny.RESPONSE
         answers = token_ids[:, prompt_tokens:]
@@ -41,7 +41,7 @@ def first_update_of_both(tmp_path: Path, monkeypatch: Any, policy: Any, **change
         answers[after_eos] = tiny.PAD_ID
         longest = (answers != tiny.PAD_ID).sum(1).max()
         rows = forward.Rows(token_ids[:, : prompt_tokens + longest + 1], prompt_tokens, tiny.PAD_ID)
-        return rows, forward.answer_logprobs(model, rows, 0.7)[0]
+        return rows, forward.answer_logprobs(models.policy, rows, 0.7)[0]
 
     monkeypatch.setattr(stock_module, "batch_generation", recorded)
     stock: Any = tiny.stock(tiny.arguments(tmp_path, **args), model=policy())

@@ -91,11 +91,12 @@ def test_a_resumed_run_of_families_that_rename_weights_equals_an_uninterrupted_o
         "num_attention_heads": 2,
         "max_position_embeddings": tiny.POSITIONS,
         "pad_token_id": tiny.PAD_ID,
+        "num_labels": 1,
     }
 
     def parts() -> dict[str, Any]:
         set_seed(0)
-        mixtral = MixtralConfig(**shape, num_key_value_heads=2, num_local_experts=3, num_labels=1)
+        mixtral = MixtralConfig(**shape, num_key_value_heads=2, num_local_experts=3)
         policy = GPTNeoXForCausalLM(GPTNeoXConfig(**shape))
         return {"model": policy, "value_model": MixtralForSequenceClassification(mixtral)}
 

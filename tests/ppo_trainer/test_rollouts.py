@@ -1,4 +1,5 @@
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,20 +14,32 @@ from helpers import ppo_tiny as tiny
 PROMPTS = tiny.prompts(12)["input_ids"]
 
 
-def sample(policy, rows_per_call=12):
-    return rollouts.sample(
-        policy,
-        PROMPTS,
-        draws=np.random.default_rng(0).random((len(PROMPTS), tiny.RESPONSE)),
-        temperature=0.7,
+DRAWS = np.random.default_rng(0).random((len(PROMPTS), tiny.RESPONSE))
+
+
+def models_with(policy):
+    return rollouts.Models(
+        policy=policy.eval(),
+        reference=tiny.policy().eval(),
+        value_model=tiny.scorer(2).eval(),
+        score=partial(forward.answer_scores, tiny.scorer(1).eval()),
         eos_token_id=tiny.EOS_ID,
         pad_token_id=tiny.PAD_ID,
-        rows_per_call=rows_per_call,
     )
 
 
+def arguments(rows_per_call=12):
+    args = tiny.arguments(Path("unused"), temperature=0.7)
+    args.local_rollout_forward_batch_size = rows_per_call
+    return args
+
+
+def sample(policy, rows_per_call=12):
+    return rollouts.sample(models_with(policy), PROMPTS, DRAWS, arguments(rows_per_call))
+
+
 def test_log_probabilities_of_the_rollout_equal_those_of_the_update():
-    policy = tiny.often_stopping_policy().eval()
+    policy = tiny.often_stopping_policy()
     rows, logprobs = sample(policy)
     lengths = rows.is_token.sum(1)
     assert lengths.min() < lengths.max()  # otherwise the test would not cover answers that stop
@@ -38,12 +51,12 @@ def test_log_probabilities_of_the_rollout_equal_those_of_the_update():
 
 @pytest.mark.parametrize("rows_per_call", [1, 5])
 def test_answers_do_not_depend_on_the_number_sampled_at_once(rows_per_call):
-    policy = tiny.often_stopping_policy().eval()
+    policy = tiny.often_stopping_policy()
     assert torch.equal(sample(policy, rows_per_call)[0].token_ids, sample(policy)[0].token_ids)
 
 
 def test_rows_are_left_padded_prompts_and_answers_that_end_with_eos_or_at_the_limit():
-    rows, _ = sample(tiny.often_stopping_policy().eval())
+    rows, _ = sample(tiny.often_stopping_policy())
     for row, prompt in zip(rows.token_ids.tolist(), PROMPTS, strict=True):
         padding, answer = row[: rows.prompt_tokens - len(prompt)], row[rows.prompt_tokens :]
         assert set(padding) <= {tiny.PAD_ID}
@@ -54,22 +67,12 @@ def test_rows_are_left_padded_prompts_and_answers_that_end_with_eos_or_at_the_li
         assert tiny.EOS_ID not in content[:-1]
 
 
-def test_a_row_has_the_same_values_and_targets_alone_as_beside_longer_rows(tmp_path):
-    args = tiny.arguments(tmp_path, temperature=0.7)
-    args.local_rollout_forward_batch_size = len(PROMPTS)
-    draws = np.random.default_rng(0).random((len(PROMPTS), tiny.RESPONSE))
-    models = rollouts.Models(
-        policy=tiny.often_stopping_policy().eval(),
-        reference=tiny.policy().eval(),
-        value_model=tiny.scorer(2).eval(),
-        score=partial(forward.answer_scores, tiny.scorer(1).eval()),
-        eos_token_id=tiny.EOS_ID,
-        pad_token_id=tiny.PAD_ID,
-    )
+def test_a_row_has_the_same_values_and_targets_alone_as_beside_longer_rows():
+    models, args = models_with(tiny.often_stopping_policy()), arguments()
 
     def targets(which: list[int]) -> updates.Batch:
         prompts = [PROMPTS[row] for row in which]
-        rollout = rollouts.roll_out(models, prompts, draws[which], args, accelerator, Clock())
+        rollout = rollouts.roll_out(models, prompts, DRAWS[which], args, accelerator, Clock())
         return updates.prepare(rollout, accelerator, args, 0.1, Shaping(), Means())
 
     accelerator = Accelerator(cpu=True)

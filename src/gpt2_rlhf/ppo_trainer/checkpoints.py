@@ -132,11 +132,11 @@ def load_policy(policy: PreTrainedModel | PeftModel, checkpoint: Path) -> None:
 def _load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Restore a model's weights in place through its class, which knows under which names they are saved."""
     with _no_progress_bar():
-        saved, found = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
-    if any(found.values()):
-        raise UserError(
-            f"ppo: {folder} does not hold the weights of a {type(model).__name__}: {found}; start without it"
-        )
+        loaded: Any = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    saved, found = loaded
+    faults = {fault: len(names) for fault, names in found.items() if names}
+    if faults:
+        raise UserError(f"ppo: {folder}: expected the weights of a {type(model).__name__}: {faults}; start without it")
     model.load_state_dict(saved.state_dict())
 
 

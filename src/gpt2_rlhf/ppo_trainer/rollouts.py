@@ -82,15 +82,7 @@ def roll_out(
             return policy_logprobs(part)
 
     with clock.phase("rollout"), accelerator.autocast():
-        rows, logprobs = sample(
-            models.policy,
-            prompt_ids,
-            draws=draws,
-            temperature=args.temperature,
-            eos_token_id=models.eos_token_id,
-            pad_token_id=models.pad_token_id,
-            rows_per_call=args.local_rollout_forward_batch_size,
-        )
+        rows, logprobs = sample(models, prompt_ids, draws, args)
     with clock.phase("score"), accelerator.autocast():
         if accelerator.mixed_precision != "no":
             # sampling token by token rounds differently: the ratio would not be 1 before the first step
@@ -115,19 +107,12 @@ def check_packed_pass(models: Models, prompt_ids: Sequence[Sequence[int]], args:
         UserError: they differ by more than rounding.
     """
     longest = sorted(prompt_ids, key=len)[-4:]
-    rows, sampled = sample(
-        models.policy,
-        longest,
-        draws=np.random.default_rng(args.seed).random((len(longest), args.response_length)),
-        temperature=args.temperature,
-        eos_token_id=models.eos_token_id,
-        pad_token_id=models.pad_token_id,
-        rows_per_call=args.local_rollout_forward_batch_size,
-    )
-    packed = forward.answer_logprobs(models.policy, rows, args.temperature)[0][rows.is_token]
-    sampled = sampled[rows.is_token]
+    draws = np.random.default_rng(args.seed).random((len(longest), args.response_length))
+    rows, sampled = sample(models, longest, draws, args)
+    packed, _ = forward.answer_logprobs(models.policy, rows, args.temperature)
+    sampled, packed = sampled[rows.is_token], packed[rows.is_token]
     gaps = (packed - sampled).abs()
-    family, dtype = models.policy.config.model_type, next(models.policy.parameters()).dtype
+    family, dtype = forward.language_model(models.policy).config.model_type, next(models.policy.parameters()).dtype
     is_exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     gap, limit = (gaps.max(), _MAX_GAP_NATS) if is_exact else (gaps.mean(), _MAX_MEAN_GAP_NATS)
     if not gap <= limit:
@@ -161,29 +146,23 @@ def check(rollout: Rollout, accelerator: Accelerator, update: int) -> tuple[floa
 
 
 def sample(
-    policy: nn.Module,
-    prompt_ids: Sequence[Sequence[int]],
-    *,
-    draws: np.ndarray,
-    temperature: float,
-    eos_token_id: int,
-    pad_token_id: int,
-    rows_per_call: int,
+    models: Models, prompt_ids: Sequence[Sequence[int]], draws: np.ndarray, args: PPOConfig
 ) -> tuple[Rows, Tensor]:
     """Return prompts with answers that end with EOS or have `draws.shape[1]` tokens, and the log-probabilities.
 
     Shapes: `draws` is (prompts, most new tokens), uniform in [0, 1); log-probabilities (rows, answer), 0 at padding.
     """
+    policy, pad_token_id = models.policy, models.pad_token_id
     vocabulary = forward.language_model(policy).get_output_embeddings().weight.shape[0]
     answers, logprobs = sample_ids(
         policy,
         prompt_ids,
         torch.from_numpy(draws),
-        temperature=temperature,
-        eos_token_id=eos_token_id,
+        temperature=args.temperature,
+        eos_token_id=models.eos_token_id,
         # a padding token that was added to the tokenizer alone cannot be sampled
         never_token_id=pad_token_id if pad_token_id < vocabulary else None,
-        batch_size=rows_per_call,
+        batch_size=args.local_rollout_forward_batch_size,
     )
     device = next(policy.parameters()).device
     # the position after EOS has a value, also in the longest row

@@ -2,7 +2,7 @@
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -32,15 +32,7 @@ class Batch:
     returns: Tensor
 
     def __getitem__(self, which: Tensor) -> "Batch":
-        return Batch(
-            self.rows[which],
-            self.is_token[which],
-            self.has_value[which],
-            self.logprobs[which],
-            self.values[which],
-            self.advantages[which],
-            self.returns[which],
-        )
+        return Batch(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 def prepare(
