@@ -102,7 +102,7 @@ def heldout(lines: list[dict]) -> list[dict]:
 
 
 def run_settings(base: str, utility: str | None) -> settings.Settings:
-    peft = settings.Peft(r=0, lora_alpha=16, lora_dropout=0.0, target_modules=None)
+    peft = settings.Peft(0, 16, 0.0, None, None, use_rslora=False, use_dora=False)
     return settings.Settings(
         seed=1,
         output_dir="outputs",

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel, TaskType
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from gpt2_rlhf.config.errors import UserError
@@ -37,6 +37,7 @@ def check(settings: Settings, stage: Stage) -> None:
     """
     given = arguments(settings, stage)
     training.check(stage.name, PPOConfig, given)
+    loading.check_lora(settings.model, settings.ppo.peft, "ppo.peft")
     if given["activation_checkpointing"]:
         raise UserError("ppo.args.activation_checkpointing: true: PPO does not use it; set it to false")
     fitted = _sizes(settings, stage)
@@ -70,7 +71,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     tokenizer = loading.load_base_tokenizer(settings.model)
     padding = tokens.padding_copy(tokenizer, "left")
     sft_dir, reward_dir = str(stage.needs["sft"].model_dir), str(stage.needs["reward"].model_dir)
-    adapter = loading.lora(ppo.peft, TaskType.CAUSAL_LM)
+    policy = loading.load_policy(sft_dir)
+    adapter = loading.lora(ppo.peft, policy, "ppo.peft")
     reward_model = loading.load_reward(reward_dir, tokens.pad_id(padding))
     judge, judge_fault = _judge(stage, tokens.pad_id(padding))
     set_seed(stage.seed)
@@ -80,7 +82,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     trainer = PPOTrainer(
         args=PPOConfig(**arguments(settings, stage)),
         processing_class=padding,
-        model=loading.load_policy(sft_dir),
+        model=policy,
         ref_model=loading.load_policy(sft_dir) if adapter is None else None,
         reward_model=reward_model,
         value_model=loading.load_reward(reward_dir, tokens.pad_id(padding)),

@@ -12,8 +12,7 @@ import runpy
 import sys
 
 from datasets import Dataset
-from peft import TaskType
-from transformers import set_seed
+from transformers import AutoModelForSequenceClassification, set_seed
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
@@ -30,9 +29,10 @@ def check(settings: Settings, stage: Stage) -> None:
     """Have TRL check the arguments of the stage before anything trains.
 
     Raises:
-        UserError: names what TRL or a tracker refuses.
+        UserError: names what TRL, a tracker or PEFT refuses.
     """
     training.check(stage.name, RewardConfig, training.arguments(stage, settings.reward.args))
+    loading.check_lora(settings.model, settings.reward.peft, "reward.peft", AutoModelForSequenceClassification)
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
@@ -53,7 +53,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         train_dataset=Dataset.from_list([tokens.encode_reward(tokenizer, row) for row in train_rows]),
         eval_dataset=Dataset.from_list([tokens.encode_reward(tokenizer, row) for row in test_rows]),
         processing_class=padding,
-        peft_config=loading.lora(settings.reward.peft, TaskType.SEQ_CLS),
+        peft_config=loading.lora(settings.reward.peft, model, "reward.peft"),
         callbacks=training.callbacks(stage),
     )
     with work.running():

@@ -10,7 +10,6 @@ import sys
 from dataclasses import asdict
 
 from datasets import Dataset
-from peft import TaskType
 from transformers import set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -28,9 +27,10 @@ def check(settings: Settings, stage: Stage) -> None:
     """Have TRL check the arguments of the stage before anything trains.
 
     Raises:
-        UserError: names what TRL or a tracker refuses.
+        UserError: names what TRL, a tracker or PEFT refuses.
     """
     training.check(stage.name, SFTConfig, training.arguments(stage, settings.sft.args))
+    loading.check_lora(settings.model, settings.sft.peft, "sft.peft")
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:
@@ -53,7 +53,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         train_dataset=Dataset.from_list([tokens.encode_sft(tokenizer, row) for row in train_rows]),
         eval_dataset=Dataset.from_list([tokens.encode_sft(tokenizer, row) for row in test_rows]),
         processing_class=copy.deepcopy(tokenizer),  # TRL writes to the one it gets
-        peft_config=loading.lora(settings.sft.peft, TaskType.CAUSAL_LM),
+        peft_config=loading.lora(settings.sft.peft, base, "sft.peft"),
         callbacks=training.callbacks(stage),
     )
     with work.running():

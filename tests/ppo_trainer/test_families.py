@@ -13,8 +13,8 @@ from gpt2_rlhf.models import packing
 from gpt2_rlhf.ppo_trainer import PPOTrainer, forward
 from helpers import families, ppo_tiny
 
-PACKED = ("llama", "qwen2", "mistral", "gpt_neox", "opt", "qwen3", "mixtral", "phi")
-PADDED = ("gemma2", "stablelm", "gptj", "gpt_neo", "falcon")
+PACKED = ("llama", "qwen2", "mistral", "gpt_neox", "opt", "qwen3", "mixtral", "qwen2_moe", "phi")
+PADDED = ("gemma2", "stablelm", "gptj", "gpt_neo", "falcon", "bloom", "mpt", "gpt_oss")
 WITHOUT_A_SCORER = ("granite", "cohere")  # transformers has no sequence classifier for them
 PROMPTS, ANSWERS = (9, 3, 6), (5, 8, 1)  # in tokens
 

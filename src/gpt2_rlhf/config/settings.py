@@ -44,12 +44,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Peft:
-    """LoRA for one stage; rank 0 trains all weights."""
+    """LoRA for one stage, as fields of PEFT's LoraConfig; rank 0 trains all weights."""
 
     r: int
     lora_alpha: int
     lora_dropout: float
-    target_modules: list[str] | None  # null: peft's default for the architecture
+    target_modules: Any  # names of modules, or all-linear; null: peft's default for the architecture
+    modules_to_save: list[str] | None  # trained whole
+    use_rslora: bool
+    use_dora: bool
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,15 @@ a model's repository is never run.
 """
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GPT2Config,
@@ -18,9 +22,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.pytorch_utils import Conv1D
 
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Model, Peft
 from gpt2_rlhf.models import model_files, tokens
+
+_LINEAR = (torch.nn.Linear, Conv1D)
 
 
 def load_base_tokenizer(model: Model) -> PreTrainedTokenizerBase:
@@ -56,18 +64,74 @@ def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:
     return model
 
 
-def lora(peft: Peft, task: TaskType) -> LoraConfig | None:
-    """Return the adapter's config, or None at rank 0, where all weights are trained."""
+def check_lora(model: Model, peft: Peft, key: str, kind: Any = AutoModelForCausalLM) -> None:
+    """Check the adapter's settings on a model without weights. kind: the class of transformers that loads the model.
+
+    Raises:
+        UserError: as `lora`.
+    """
+    if peft.r > 0:
+        if model.random is None:
+            config = AutoConfig.from_pretrained(model_files.source(model.name), revision=model.revision)
+        else:
+            config = GPT2Config.from_dict(model.random)
+        with torch.device("meta"):
+            lora(peft, kind.from_config(config), key)
+
+
+def lora(peft: Peft, model: PreTrainedModel, key: str) -> LoraConfig | None:
+    """Return the adapter's config for this model, or None at rank 0, where all weights are trained.
+
+    Raises:
+        UserError: names a module under the setting `key` that the model does not have, or whose weight is tied to
+            another's: merged, the adapter would change both.
+    """
     if peft.r == 0:
         return None
+    given = asdict(peft)
+    if given["target_modules"] in (["all-linear"], "all-linear"):
+        given["target_modules"] = "all-linear"
+    elif given["target_modules"] is None:
+        _check_default(model, key)
+    elif not isinstance(given["target_modules"], list):
+        raise UserError(f"{key}.target_modules: {given['target_modules']}; give a list of names, all-linear or null")
+    for field in ("target_modules", "modules_to_save"):
+        if isinstance(given[field], list):
+            for name in given[field]:
+                _check_module(name, model, f"{key}.{field}")
+    is_classifier = model.get_output_embeddings() is None
     return LoraConfig(
-        r=peft.r,
-        lora_alpha=peft.lora_alpha,
-        lora_dropout=peft.lora_dropout,
-        target_modules=peft.target_modules,
-        fan_in_fan_out=True,  # GPT-2 stores its linear layers transposed, as Conv1D
-        task_type=task,
+        **given,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's transposed layers
+        task_type=TaskType.SEQ_CLS if is_classifier else TaskType.CAUSAL_LM,
     )
+
+
+def _check_default(model: PreTrainedModel, key: str) -> None:
+    if model.config.model_type not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+        raise UserError(
+            f"{key}.target_modules: null, but PEFT has no default for {model.config.model_type}; set it to all-linear"
+        )
+
+
+def _check_module(name: str, model: PreTrainedModel, key: str) -> None:
+    # PEFT's own rule: a name matches the end of a module's path
+    targets = [module for path, module in model.named_modules() if f".{path}".endswith(f".{name}")]
+    if not all(isinstance(module, (*_LINEAR, torch.nn.Embedding)) for module in targets):
+        targets = targets if key.endswith("modules_to_save") else []
+    if not targets:
+        linear = {path.split(".")[-1] for path, module in model.named_modules() if isinstance(module, _LINEAR)}
+        raise UserError(f"{key}: the model has no layer {name}; give some of {', '.join(sorted(linear))}")
+    owners: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(path.removesuffix(".weight"))
+    for module in targets:
+        for parameter in module.parameters():
+            if len(tied := owners[id(parameter)]) > 1:
+                raise UserError(
+                    f"{key}: {name} shares its weight ({' = '.join(tied)}), so that merging its adapter would change "
+                    f"both; leave {name} out"
+                )
 
 
 def merged(model: torch.nn.Module) -> PreTrainedModel:
