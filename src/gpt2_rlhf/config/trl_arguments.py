@@ -36,7 +36,7 @@ _NAMES_BY_REASON = {
     ),
     "the pipeline trains with the model's own forward pass": ("use_liger_kernel", "liger_kernel_config"),
     "TRL's losses have no label smoothing": ("label_smoothing_factor",),
-    "the launcher sets it; set launch.accelerate_config=<file>": ("fsdp", "fsdp_config", "deepspeed"),
+    "several processes train data parallel; set launch.processes=<number>": ("fsdp", "fsdp_config", "deepspeed"),
     "no override can give the object that it needs": ("parallelism_config",),
     "the loss is on the answer only": ("completion_only_loss", "assistant_only_loss"),
     "all stages share one tokenizer and its EOS": (
