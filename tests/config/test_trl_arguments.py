@@ -22,8 +22,8 @@ def test_every_argument_ppo_uses_is_one_that_ppo_config_has_and_a_user_may_set()
         ("sft", {"packing": True}, "sft.args.packing: cannot be set here: the pipeline trains without padding"),
         ("sft", {"padding_free": True}, "sft.args.padding_free: cannot be set here"),
         ("sft", {"eval_packing": True}, "sft.args.eval_packing: cannot be set here"),
-        ("sft", {"label_smoothing_factor": 0.1}, "sft.args.label_smoothing_factor: cannot be set here"),
-        ("reward", {"label_smoothing_factor": 0.1}, "reward.args.label_smoothing_factor: cannot be set here"),
+        ("sft", {"label_smoothing_factor": 0.1}, "sft.args.label_smoothing_factor: 0.1: TRL's losses have no"),
+        ("reward", {"label_smoothing_factor": 0.1}, "reward.args.label_smoothing_factor: 0.1: TRL's losses have no"),
         ("reward", {"use_liger_kernel": True}, "reward.args.use_liger_kernel: cannot be set here"),
         ("reward", {"save_only_model": True}, "reward.args.save_only_model: cannot be set here: a resumed stage"),
         ("sft", {"save_strategy": "best"}, "sft.args.save_strategy: best: checkpoints are for resuming"),
@@ -37,8 +37,8 @@ def test_every_argument_ppo_uses_is_one_that_ppo_config_has_and_a_user_may_set()
         ("ppo", {"optim": "galore_adamw_layerwise"}, "ppo.args.optim: galore_adamw_layerwise: it updates in the"),
         ("ppo", {"optim": "schedule_free_radam"}, "ppo.args.optim: schedule_free_radam: PPO does not switch"),
         ("sft", {"dataloader_persistent_workers": True}, "no workers; set sft.args.dataloader_num_workers"),
-        ("ppo", {"fsdp": "full_shard"}, "ppo.args.fsdp: cannot be set here: the launcher sets it"),
-        ("reward", {"deepspeed": "file.json"}, "reward.args.deepspeed: cannot be set here: the launcher sets it"),
+        ("ppo", {"fsdp": "full_shard"}, "ppo.args.fsdp: cannot be set here: several processes train"),
+        ("reward", {"deepspeed": "file.json"}, "reward.args.deepspeed: cannot be set here: several processes train"),
     ],
 )
 def test_what_would_fail_late_or_train_wrongly_is_refused(stage: str, args: dict[str, object], message: str) -> None:

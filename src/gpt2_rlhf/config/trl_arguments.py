@@ -35,8 +35,7 @@ _NAMES_BY_REASON = {
         "packing", "packing_strategy", "padding_free", "eval_packing",
     ),
     "the pipeline trains with the model's own forward pass": ("use_liger_kernel", "liger_kernel_config"),
-    "TRL's losses have no label smoothing": ("label_smoothing_factor",),
-    "the launcher sets it; set launch.accelerate_config=<file>": ("fsdp", "fsdp_config", "deepspeed"),
+    "several processes train data parallel; set launch.processes=<number>": ("fsdp", "fsdp_config", "deepspeed"),
     "no override can give the object that it needs": ("parallelism_config",),
     "the loss is on the answer only": ("completion_only_loss", "assistant_only_loss"),
     "all stages share one tokenizer and its EOS": (
@@ -53,9 +52,10 @@ _NAMES_BY_REASON = {
 
 REFUSED = {name: reason for reason, names in _NAMES_BY_REASON.items() for name in names}
 
-# Values that TRL knows, but that a stage trains wrongly with or fails on late: stage, argument, value, reason.
+# Values that TRL knows, but that a stage fails on late or does nothing with: stage, argument, value, reason.
 _REFUSED_VALUES = (
     ("*", "save_strategy", "best", "checkpoints are for resuming, which needs the newest; set no, steps or epoch"),
+    ("*", "label_smoothing_factor", "*", "TRL's losses have no label smoothing; leave it out"),
     ("reward", "train_sampling_strategy", "group_by_length", "a pair has two lengths; set another"),
     ("ppo", "lr_scheduler_type", "reduce_lr_on_plateau", "PPO has no evaluation loss to follow; set another"),
     ("ppo", "optim", "*lomo", "it updates in the backward pass, which PPO does not allow for; set another"),
