@@ -64,12 +64,11 @@ def check(settings: Settings, last: str = LAST) -> None:
     preflight.check(settings, last)
     config = model_checks.check(settings.model, last)
     preflight.check_lengths(settings, model_files.positions(config), last)
-    if last not in ("data", "sft"):
-        model_files.padding_token(settings.model)
     sources.check(settings.data)
-    functions.load_utility(settings.data.utility)
-    functions.load_score_function(settings.ppo.reward.function)
-    if publish.targets(settings.publish) and world.rank() == 0:
+    if last in ("ppo", LAST):
+        functions.load_utility(settings.data.utility)
+        functions.load_score_function(settings.ppo.reward.function)
+    if last == LAST and publish.targets(settings.publish) and world.rank() == 0:
         publish.check(settings)
 
 

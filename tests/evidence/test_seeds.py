@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 
 from gpt2_rlhf.config import compose, metrics
-from gpt2_rlhf.config.settings import Guard
-from gpt2_rlhf.evidence.seeds import collapse, spread
+from gpt2_rlhf.config.settings import Guard, Ppo
+from gpt2_rlhf.evidence import seeds
+from gpt2_rlhf.evidence.seeds import collapse
 
 GUARD = Guard(enabled=True, max_kl_nats=50, min_eos_rate=0.05, min_distinct_2=0.5, max_length_ratio=3)
 
@@ -33,6 +34,12 @@ def ppo(seed: int, stopped: str | None = None) -> dict[str, Any]:
     return {"seed": seed, "metrics": {"kept_update": 8, "stopped": stopped, "judge_fault": None}}
 
 
+def spread(settings: Ppo, manifests: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    found = seeds.spread(settings, manifests)
+    assert found is not None
+    return found
+
+
 def of_stages(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, dict[str, Any]]]:
     return [{"ppo": policy, "evaluate": evaluated} for policy, evaluated in runs]
 
@@ -49,7 +56,7 @@ def test_the_spread_is_the_mean_standard_deviation_and_range_over_seeds():
 
 def test_settings_without_seeds_have_no_spread():
     settings = dataclasses.replace(PPO, seeds=None)
-    assert spread(settings, of_stages([(ppo(0), evaluation(1.0))])) is None
+    assert seeds.spread(settings, of_stages([(ppo(0), evaluation(1.0))])) is None
 
 
 def test_one_seed_has_no_standard_deviation():

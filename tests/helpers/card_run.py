@@ -86,8 +86,9 @@ def add_win_rates(compared: dict[str, Any], measured: dict[str, Measured]) -> No
                 ("judge", one.judge_rewards, measured[rival].judge_rewards),
                 ("utility", one.utilities, measured[rival].utilities),
             ):
-                known = name != rival and own is not None and other is not None
-                rate = dataclasses.asdict(bootstrap_share(0.5 + 0.5 * np.sign(own - other))) if known else None
+                rate = None
+                if name != rival and own is not None and other is not None:
+                    rate = dataclasses.asdict(bootstrap_share(0.5 + 0.5 * np.sign(own - other)))
                 compared["models"][name][f"win_rate_vs_{rival}_by_{by}"] = rate
 
 

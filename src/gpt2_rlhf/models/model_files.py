@@ -35,8 +35,8 @@ def check(model: Model) -> dict[str, Any]:
     """Return the base model's config, after a check that all files that loading needs are there and readable.
 
     Raises:
-        UserError: a folder or file is missing or unreadable, the weights are not safetensors, the config has no number
-            of positions, no token of the vocabulary can pad, or the Hub has no such model or cannot be reached.
+        UserError: a folder or file is missing or unreadable, the config has no number of positions, no token of the
+            vocabulary can pad, or the Hub has no such model or cannot be reached.
     """
     pad_token, pad_token_id = padding_token(model)
     if model.random is not None:
@@ -52,12 +52,6 @@ def check(model: Model) -> dict[str, Any]:
         raise UserError(
             f"model.name: {config_file} has no n_positions or max_position_embeddings; expected a causal language model"
         )
-    folder = local_dir(model.name)
-    if folder is not None:
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            raise UserError(f"model.name: {folder} has no .safetensors weights; save the model with safe_serialization")
-        _check_safetensors(weights[0])
     return config
 
 
@@ -172,20 +166,3 @@ def _from_hub(name: str, file: str, revision: str | None) -> Path:
             return Path(hf_hub_download(name, file, revision=revision))
         except errors.RemoteEntryNotFoundError as error:
             raise UserError(f"model.name: {name} has no {file}; expected a model saved by transformers") from error
-
-
-def _check_safetensors(path: Path) -> None:
-    """Refuse a file whose size is not that given in its header.
-
-    The header is 8 bytes of length, then JSON (github.com/huggingface/safetensors, Format).
-    """
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = file.read(size) if size < path.stat().st_size else b""
-    try:
-        tensors = json.loads(header)
-        end = max(t["data_offsets"][1] for n, t in tensors.items() if n != "__metadata__")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model.name: {path} is not a safetensors file; download or save it again") from error
-    if 8 + size + end != path.stat().st_size:
-        raise UserError(f"model.name: {path} is cut short or padded; download or save it again")
