@@ -97,33 +97,6 @@ def roll_out(
         )
 
 
-@torch.no_grad()
-def check_packed_pass(models: Models, prompt_ids: Sequence[Sequence[int]], args: PPOConfig) -> None:
-    """Compare the sampler's log-probabilities of answers to the four longest prompts with those of the update's pass.
-
-    Mixed precision is off here, since its rounding would hide a fault.
-
-    Raises:
-        UserError: they differ by more than rounding.
-    """
-    longest = sorted(prompt_ids, key=len)[-4:]
-    draws = np.random.default_rng(args.seed).random((len(longest), args.response_length))
-    rows, sampled = sample(models, longest, draws, args)
-    packed, _ = forward.answer_logprobs(models.policy, rows, args.temperature)
-    sampled, packed = sampled[rows.is_token], packed[rows.is_token]
-    gaps = (packed - sampled).abs()
-    family, dtype = forward.language_model(models.policy).config.model_type, next(models.policy.parameters()).dtype
-    is_exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    gap, limit = (gaps.max(), _MAX_GAP_NATS) if is_exact else (gaps.mean(), _MAX_MEAN_GAP_NATS)
-    if not gap <= limit:
-        worst = gaps.argmax()
-        raise UserError(
-            f"ppo: {family}: sampling gives a token the log-probability {sampled[worst]:.4f}, the pass over packed "
-            f"rows that trains it {packed[worst]:.4f}; expected equal up to rounding ({limit:g} nats): PPO would train "
-            "on wrong numbers; choose a model of another family (GPT-2 and Llama are tested)"
-        )
-
-
 def check(rollout: Rollout, accelerator: Accelerator, update: int) -> tuple[float, int, int]:
     """Return over all processes the mean k3 KL of an answer, in nats, and how many ended with EOS and how many at once.
 
@@ -177,3 +150,30 @@ def sample(
         Rows(torch.tensor(token_ids, device=device), prompt_tokens, pad_token_id),
         torch.tensor(padded, device=device, dtype=torch.float32),
     )
+
+
+@torch.no_grad()
+def check_packed_pass(models: Models, prompt_ids: Sequence[Sequence[int]], args: PPOConfig) -> None:
+    """Compare the sampler's log-probabilities of answers to the four longest prompts with those of the update's pass.
+
+    Mixed precision is off here, since its rounding would hide a fault.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    longest = sorted(prompt_ids, key=len)[-4:]
+    draws = np.random.default_rng(args.seed).random((len(longest), args.response_length))
+    rows, sampled = sample(models, longest, draws, args)
+    packed, _ = forward.answer_logprobs(models.policy, rows, args.temperature)
+    sampled, packed = sampled[rows.is_token], packed[rows.is_token]
+    gaps = (packed - sampled).abs()
+    family, dtype = forward.language_model(models.policy).config.model_type, next(models.policy.parameters()).dtype
+    is_exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    gap, limit = (gaps.max(), _MAX_GAP_NATS) if is_exact else (gaps.mean(), _MAX_MEAN_GAP_NATS)
+    if not gap <= limit:
+        worst = gaps.argmax()
+        raise UserError(
+            f"ppo: {family}: sampling gives a token the log-probability {sampled[worst]:.4f}, the pass over packed "
+            f"rows that trains it {packed[worst]:.4f}; expected equal up to rounding ({limit:g} nats): PPO would train "
+            "on wrong numbers; choose a model of another family (GPT-2 and Llama are tested)"
+        )

@@ -204,11 +204,11 @@ class PPOTrainer(TrlPPOTrainer):
             checkpoints.check(checkpoint, self.episodes_per_update, self.accelerator.num_processes)
             own = checkpoints.load(self._checkpoint_parts(), checkpoint)
             self.kl_coef, self.forced = own["kl_coef"], own["forced"]
-        rollouts.check_packed_pass(self._models, self.batches.prompts, self.args)
         self.control = self.callback_handler.on_train_begin(self.args, state, self.control)
         # after on_train_begin, where trackers may draw random numbers
         set_seed(self.local_seed)
         self._load_rng_state(None if checkpoint is None else str(checkpoint))
+        rollouts.check_packed_pass(self._models, self.batches.prompts, self.args)
         if state.global_step >= state.max_steps:
             self.control.should_training_stop = True
         if self._watch is not None and self.args.eval_strategy != "no":
