@@ -49,9 +49,9 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"table": markdown, "figure": text}
+    environment.filters.update(table=markdown, figure=text)
     modules = (results, lineage, card_training, card_samples, terminal)  # the templates call their functions
-    environment.globals |= {module.__name__.rpartition(".")[2]: module for module in modules}
+    environment.globals.update({module.__name__.rpartition(".")[2]: module for module in modules})
     found = {**summary.findings(sources.records, sources.seeds), "manifests": sources.records}
     function = sources.records["ppo"]["inputs"]["ppo"]["reward"]["function"]
     no_judge = "No second reward model (judge) was trained."

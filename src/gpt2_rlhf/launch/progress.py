@@ -25,7 +25,7 @@ from gpt2_rlhf.store.files import replacing
 _LINE_EVERY_S = 10.0  # in a log file; the line of a terminal is rewritten at each log
 
 
-@dataclass
+@dataclass(eq=False)  # an exception must be hashable
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM arrived; a checkpoint has been written."""
 
