@@ -146,7 +146,7 @@ def test_every_difference_in_the_card_is_that_of_the_manifest(cards: dict[str, s
         "Reward": ("reward",),
         "Reward, in SD": ("reward_sd",),
     }
-    for by, key in (("Reward", "by_reward"), ("Judge:", "by_judge"), ("Matched:", "length_matched")):
+    for by, key in (("Judge:", "by_judge"), ("Reward", "by_reward"), ("Matched:", "length_matched")):
         paths |= {f"{by} rose": (key, "win"), f"{by} unchanged": (key, "tie"), f"{by} fell": (key, "loss")}
     assert list(rows) == list(paths)
     for label, cells in rows.items():

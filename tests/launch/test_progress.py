@@ -203,5 +203,6 @@ def test_a_signal_asks_for_a_checkpoint_and_stops_once_it_is_written(args: Train
     with pytest.raises(Interrupted) as stopped:
         stop.on_save(args, state(7), control)
     assert (stopped.value.signum, stopped.value.checkpoint) == (signal.SIGTERM, "checkpoint-7")
+    assert str(stopped.value) == "SIGTERM"  # the line on standard error names it so
     stop.on_train_end(args, state(7), control)
     assert signal.getsignal(signal.SIGTERM) == before

@@ -49,17 +49,33 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["table"] = markdown
+    environment.filters.update(table=markdown, figure=text)
+    modules = (results, lineage, card_training, card_samples, terminal)  # the templates call their functions
+    environment.globals.update({module.__name__.rpartition(".")[2]: module for module in modules})
+    found = {**summary.findings(sources.records, sources.seeds), "manifests": sources.records}
+    function = sources.records["ppo"]["inputs"]["ppo"]["reward"]["function"]
+    no_judge = "No second reward model (judge) was trained."
+    stage = FOLDERS[folder]
     base = "bundled-gpt2" if settings.model.name == "embedded" else Path(settings.model.name).name
     repo_id = {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
     title = repo_id or f"{base}-{_SUFFIX[folder]}"
-    front = front_matter.of_model(FOLDERS[folder], settings, title, sources.records)
+    front = front_matter.of_model(stage, settings, title, sources.records)
     card = environment.get_template(_TEMPLATE[folder]).render(
+        **found,
+        found=found,
+        sources=sources,
         card_data=front.to_yaml(),
         title=title,
+        stage=stage,
+        trained=_TRAINED[: _TRAINED.index(stage) + 1],
+        is_demonstration=settings.model.name == "embedded",
+        is_hh=front_matter.is_hub_data(settings.data) and settings.data.name == "Anthropic/hh-rlhf",
+        base=front_matter.base_text(settings.model),
+        data=front_matter.data_text(settings.data),
+        maximised="that score" if function is None else f"another score (by `{function}`)",
+        judge_note="The judge is a second reward model that PPO is not trained on." if found["judge"] else no_judge,
         model_path=repo_id or f"outputs/latest/{folder}",
         own_citation=_citation(settings, title, sources.records["evaluate"]["finished_at"]),
-        **_values(settings, sources, FOLDERS[folder]),
     )
     if ModelCard(card).data.to_dict() != front.to_dict():
         raise ValueError(f"{folder}: the card's front matter is not read back as it was written")
@@ -70,36 +86,6 @@ def _require_value(value: Any) -> Any:
     if value is None:
         raise ValueError("a field of the card has no value")
     return value
-
-
-def _values(settings: Settings, sources: CardSources, stage: str) -> dict[str, Any]:
-    """The fields of the templates; those call the functions of `results` and `card_training` for their tables."""
-    records = sources.records
-    found = {**summary.findings(records, sources.seeds), "manifests": records}
-    function = records["ppo"]["inputs"]["ppo"]["reward"]["function"]
-    no_judge = "No second reward model (judge) was trained."
-    return {
-        **found,
-        "found": found,
-        "results": results,
-        "training": card_training,
-        "lineage": lineage,
-        "stage": stage,
-        "trained": _TRAINED[: _TRAINED.index(stage) + 1],
-        "is_demonstration": settings.model.name == "embedded",
-        "is_hh": front_matter.is_hub_data(settings.data) and settings.data.name == "Anthropic/hh-rlhf",
-        "base": front_matter.base_text(settings.model),
-        "data": front_matter.data_text(settings.data),
-        "maximised": "that score" if function is None else f"another score (by `{function}`)",
-        "figure": text,
-        "chosen": terminal.chosen_text(found["ppo"]),
-        "forced": [terminal.forced_text(fault) for fault in found["ppo"]["forced"]],
-        "judge_note": "The judge is a second reward model that PPO is not trained on." if found["judge"] else no_judge,
-        "seeds_text": None if sources.seeds is None else terminal.failed_seeds(sources.seeds),
-        "samples": card_samples.markdown(sources.samples),
-        "command": sources.command,
-        "pictures": sources.pictures,
-    }
 
 
 def _citation(settings: Settings, title: str, finished_at: str) -> str | None:

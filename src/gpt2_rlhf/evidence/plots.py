@@ -196,7 +196,13 @@ def _points(axes: Axes, place: int, label: str, x: Any, y: Any, **style: Any) ->
         ([one["mean"] for one in values], _reach(values)) if isinstance(values[0], Mapping) else (values, None)
         for values in (x, y)
     )
-    look = {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4, "linewidth": 1.2, "elinewidth": 0.7}
+    look: dict[str, Any] = {
+        "color": COLOURS[place],
+        "marker": MARKERS[place],
+        "markersize": 4,
+        "linewidth": 1.2,
+        "elinewidth": 0.7,
+    }
     axes.errorbar(x, y, xerr=x_reach, yerr=y_reach, label=label, **look, **style)
 
 

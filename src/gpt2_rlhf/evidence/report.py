@@ -58,7 +58,7 @@ def write(
     heldout = [sample for sample in samples if sample["group"] == "heldout"]
     examples = len(samples) - len(heldout)
     tables, facts = _tables(sources), lineage.facts(sources)
-    content = {
+    content: dict[str, Any] = {
         "summary": kept,
         "verdict": verdict(summary),
         "pictures": [

@@ -157,7 +157,13 @@ def plain(table: Table, with_n: bool = True) -> str:
     for row in rows:
         grid.add_row(*row)
     lines = io.StringIO()
-    plainly = {"force_terminal": False, "color_system": None, "highlight": False, "markup": False, "emoji": False}
+    plainly: dict[str, Any] = {
+        "force_terminal": False,
+        "color_system": None,
+        "highlight": False,
+        "markup": False,
+        "emoji": False,
+    }
     Console(file=lines, width=WIDTH, **plainly).print(grid)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines() if line.strip())
 

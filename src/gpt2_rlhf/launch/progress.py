@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,12 +24,12 @@ from gpt2_rlhf.store.files import replacing
 _LINE_EVERY_S = 10.0  # in a log file; the line of a terminal is rewritten at each log
 
 
-@dataclass
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM arrived; a checkpoint has been written."""
 
-    signum: int
-    checkpoint: str | None
+    def __init__(self, signum: int, checkpoint: str | None):
+        self.signum, self.checkpoint = signum, checkpoint
+        super().__init__(signal.Signals(signum).name)
 
 
 class Progress(TrainerCallback):
