@@ -102,7 +102,7 @@ def test_scores_and_values_equal_those_of_stock():
 def test_the_model_computes_no_padding_and_logits_only_for_answers():
     model, counts = tiny.policy(), {}
     model.transformer.wte.register_forward_pre_hook(lambda _, args: counts.update(text=args[0].numel()))
-    model.lm_head.register_forward_pre_hook(lambda _, args: counts.update(predicted=args[0].shape[:-1].numel()))
+    model.lm_head.register_forward_hook(lambda _, args, logits: counts.update(predicted=logits.shape[:-1].numel()))
     last: Any = model.transformer.h[-1]
     last.mlp.c_fc.register_forward_pre_hook(lambda _, args: counts.update(fed_forward_last=args[0].shape[:-1].numel()))
     forward.answer_logprobs(model, ROWS, 1.0)
