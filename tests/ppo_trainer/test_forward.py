@@ -101,15 +101,12 @@ def test_scores_and_values_equal_those_of_stock():
 
 def test_the_model_computes_no_padding_and_logits_only_for_answers():
     model, counts = tiny.policy(), {}
-    model.transformer.register_forward_pre_hook(
-        lambda _, args, inputs: counts.update(text=inputs["input_ids"].numel()), with_kwargs=True
-    )
-    model.lm_head.register_forward_pre_hook(lambda _, args: counts.update(predicted=args[0].shape[:-1].numel()))
+    model.transformer.wte.register_forward_pre_hook(lambda _, args: counts.update(text=args[0].numel()))
+    model.lm_head.register_forward_hook(lambda _, args, logits: counts.update(predicted=logits.shape[:-1].numel()))
     last: Any = model.transformer.h[-1]
     last.mlp.c_fc.register_forward_pre_hook(lambda _, args: counts.update(fed_forward_last=args[0].shape[:-1].numel()))
     forward.answer_logprobs(model, ROWS, 1.0)
-    # the last layer also computes the last token of each prompt, which predicts the first of the answer
-    assert counts == {"text": 9 + 6 + 4 + 2 + 1 + 1, "fed_forward_last": 7 + 3 + 2, "predicted": 6 + 2 + 1}
+    assert counts == {"text": 9 + 6 + 4 + 2 + 1 + 1, "fed_forward_last": 6 + 2 + 1, "predicted": 6 + 2 + 1}
 
 
 def test_the_padding_token_has_probability_0_and_gets_no_gradient():
