@@ -63,7 +63,8 @@ def check(settings: Settings, last: str = LAST) -> None:
     """
     preflight.check(settings, last)
     config = model_checks.check(settings.model, last)
-    preflight.check_lengths(settings, model_files.positions(config), last)
+    positions = model_files.positions(config) - model_files.start_tokens(settings.model)
+    preflight.check_lengths(settings, positions, last)
     sources.check(settings.data)
     if last in ("ppo", LAST):
         functions.load_utility(settings.data.utility)

@@ -120,7 +120,7 @@ def test_an_optimizer_whose_package_is_missing_is_refused_before_training(tmp_pa
 
 
 def test_every_way_in_which_transformers_makes_an_optimizer_is_covered() -> None:
-    handlers = {name: _OPTIMIZER_HANDLERS[name] for name in OptimizerNames}
+    handlers: dict[str, Any] = {name: _OPTIMIZER_HANDLERS[name] for name in OptimizerNames}
     without_packages = {"adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"}
     assert {handlers[name] for name in (*NEEDS, *without_packages)} == set(handlers.values())
 

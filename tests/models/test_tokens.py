@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_a_padding_token_outside_the_embedding_is_refused(tmp_path: Path):
 )
 def test_bos_stands_once_before_the_prompt_and_eos_once_after_the_answer(pattern: str, bos: str, start: list[str]):
     tokenizer = adding(pattern, bos)
-    text: list[list[int]] = [
+    text: list[Any] = [
         tokenizer(ROW[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "chosen", "rejected")
     ]
     prompt = [*tokenizer.convert_tokens_to_ids(start), *text[0]]

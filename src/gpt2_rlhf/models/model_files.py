@@ -112,7 +112,9 @@ def padding_token(model: Model) -> tuple[str, int]:
     jinja = _optional(_tokenizer_place(model), "chat_template.jinja", model)
     template = named.get("chat_template", "") if jinja is None else jinja.read_text(encoding="utf-8")
     pad_token = padding.choose(tokenizer, in_use, str(template))
-    return pad_token, tokenizer.token_to_id(pad_token)
+    pad_token_id = tokenizer.token_to_id(pad_token)
+    assert pad_token_id is not None  # the choice is a token of the vocabulary
+    return pad_token, pad_token_id
 
 
 def _read_json(path: Path) -> dict[str, Any]:

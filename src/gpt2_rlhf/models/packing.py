@@ -256,10 +256,10 @@ def _attend_within_rows(
     """
     if row_tokens is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    rows = zip(row_tokens, *(states.split(row_tokens, 2) for states in (query, key, value)), strict=True)
+    queries, keys, values = (states.split(row_tokens, 2) for states in (query, key, value))
     attended = [
-        sdpa_attention_forward(module, *row, _window(count, sliding_window, query.device), **options)[0]
-        for count, *row in rows
+        sdpa_attention_forward(module, q, k, v, _window(count, sliding_window, query.device), **options)[0]
+        for count, q, k, v in zip(row_tokens, queries, keys, values, strict=True)
         if count  # a row may be padding alone
     ]
     return torch.cat(attended, 1), None

@@ -35,7 +35,7 @@ def verdicts(history: Sequence[Measured], guard: Guard) -> list[str | None]:
     found = [_limit_passed(start, newest, *both, guard) for newest, both in zip(history, fell, strict=True)]
     if start.judge_rewards is not None:
         peaks, judge_fell = judge_falls(np.array([one.judge_rewards for one in history]))
-        for place in np.flatnonzero(judge_fell):
+        for place in np.flatnonzero(judge_fell).tolist():
             found[place] = found[place] or _overoptimised(history[peaks[place]], history[place])
     return [reason and f"update {one.update}: {reason}" for one, reason in zip(history, found, strict=True)]
 
