@@ -139,7 +139,8 @@ def test_bos_stands_once_before_the_prompt_and_eos_once_after_the_answer(pattern
     text: list[Any] = [
         tokenizer(ROW[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "chosen", "rejected")
     ]
-    prompt = [*tokenizer.convert_tokens_to_ids(start), *text[0]]
+    first: Any = tokenizer.convert_tokens_to_ids(start)
+    prompt = [*first, *text[0]]
     eos = tokens.eos_id(tokenizer)
     assert tokens.encode_ppo(tokenizer, ROW) == {"input_ids": prompt}
     assert tokens.encode_sft(tokenizer, ROW) == {

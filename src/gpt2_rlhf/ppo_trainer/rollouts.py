@@ -173,7 +173,7 @@ def check_packed_pass(models: Models, prompt_ids: Sequence[Sequence[int]], args:
     if not gap <= limit:
         worst = gaps.argmax()
         raise UserError(
-            f"ppo: {family}: sampling gives a token the log-probability {sampled[worst]:.4f}, the pass over packed "
-            f"rows that trains it {packed[worst]:.4f}; expected equal up to rounding ({limit:g} nats): PPO would train "
+            f"ppo: {family}: sampling gives a token the log-probability {sampled[worst]:.4f}, the pass that "
+            f"trains it {packed[worst]:.4f}; expected equal up to rounding ({limit:g} nats): PPO would train "
             "on wrong numbers; choose a model of another family (GPT-2 and Llama are tested)"
         )
