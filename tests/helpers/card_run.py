@@ -11,7 +11,7 @@ from gpt2_rlhf.config import compose
 from gpt2_rlhf.evidence import card
 from gpt2_rlhf.evidence.calibration import calibration, length_bias
 from gpt2_rlhf.evidence.comparison import BEST_OF_N, best_of_kl_bound_nats, compare
-from gpt2_rlhf.evidence.intervals import bootstrap_share, wilson
+from gpt2_rlhf.evidence.intervals import wilson
 from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.store.stage import Stage
 
@@ -78,20 +78,6 @@ def records(overrides: list[str] | None = None) -> dict[str, Any]:
     }
 
 
-def add_win_rates(compared: dict[str, Any], measured: dict[str, Measured]) -> None:
-    """Add the win rates by judge and utility, null where unknown or against itself."""
-    for name, one in measured.items():
-        for rival in ("base", "sft"):
-            for by, own, other in (
-                ("judge", one.judge_rewards, measured[rival].judge_rewards),
-                ("utility", one.utilities, measured[rival].utilities),
-            ):
-                rate = None
-                if name != rival and own is not None and other is not None:
-                    rate = dataclasses.asdict(bootstrap_share(0.5 + 0.5 * np.sign(own - other)))
-                compared["models"][name][f"win_rate_vs_{rival}_by_{by}"] = rate
-
-
 def evaluation() -> dict[str, Any]:
     random = np.random.default_rng(0)
 
@@ -111,7 +97,6 @@ def evaluation() -> dict[str, Any]:
     models = {"base": measured(-1), "sft": measured(0), "ppo": measured(1), BEST_OF_N: measured(0.5, is_policy=False)}
     half = np.arange(PROMPTS) < PROMPTS // 4
     compared = compare(models, {"help|ful": half, "harmless": ~half}, score_std=1.7, seed=0)
-    add_win_rates(compared, models)
     compared["models"][BEST_OF_N]["kl_bound_nats"] = best_of_kl_bound_nats(4)
     asked = {"prompts": PROMPTS, "seed": 0, "temperature": 0.7, "max_new_tokens": 48, "best_of": 4, "cost": {}}
     return json.loads(json.dumps({**asked, **compared}))

@@ -12,7 +12,6 @@ from gpt2_rlhf.evidence.comparison import compare
 from gpt2_rlhf.evidence.intervals import bootstrap_mean, wilson
 from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.models.sampling import Answer
-from helpers import card_run
 
 HOSTILE = (
     "</script><script>document.title = 'hostile'</script>",
@@ -38,7 +37,6 @@ def write(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     measured["best_of_n"] = _measured(draws, 1.0)
     halves = np.arange(PROMPTS) < PROMPTS // 2
     compared = compare(measured, {HOSTILE[1]: halves, "single-turn": ~halves}, 1.5, 0)
-    card_run.add_win_rates(compared, measured)
     compared["models"]["best_of_n"]["kl_bound_nats"] = 0.636
     records = _records(draws, compared)
     for name in records:
