@@ -276,12 +276,12 @@ def _about(trainer: Trainer, rows: Sequence[dict[str, list[int]]]) -> str:
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     lengths = [len(ids) for row in rows for name, ids in row.items() if name != "labels"]
     low, median, high = np.percentile(lengths, [0, 50, 100])
-    what = "prompts" if isinstance(trainer, PPOTrainer) else "rows"
+    what = "prompts" if isinstance(trainer, TrlPPOTrainer) else "rows"
     text = (
         f"{millions:.1f} M parameters, {what} of {low:.0f} to {high:.0f} tokens (median {median:.0f}), "
         f"batches of {args.per_device_train_batch_size} x {args.gradient_accumulation_steps}"
     )
-    if isinstance(trainer, PPOTrainer):
+    if isinstance(trainer, TrlPPOTrainer):
         text += (
             f", answers of up to {args.response_length} tokens, {args.num_ppo_epochs} epochs of "
             f"{args.num_mini_batches} mini-batches"
