@@ -30,7 +30,7 @@ SIDES = ("stock", "ours")
 
 _MEDIUM = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 384, "n_layer": 6, "n_head": 6}
 _GPT2 = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
-# Arguments that differ from those of quickstart, which `make pipeline` uses. With as many mini-batches as quickstart has,
+# Arguments that differ from those of quickstart, which `make pipeline` uses. With as many mini-batches as quickstart,
 # stock TRL would take other steps than ours (huggingface/trl#5645).
 _PPO_SMALL = {"num_mini_batches": 2, "num_ppo_epochs": 2}
 _PPO_MEDIUM = {
