@@ -30,7 +30,9 @@ SIDES = ("stock", "ours")
 
 _MEDIUM = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 384, "n_layer": 6, "n_head": 6}
 _GPT2 = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
-# Arguments that differ from those of quickstart, which `make pipeline` uses.
+# Arguments that differ from those of quickstart, which `make pipeline` uses. With as many mini-batches as quickstart,
+# stock TRL would take other steps than ours (huggingface/trl#5645).
+_PPO_SMALL = {"num_mini_batches": 2, "num_ppo_epochs": 2}
 _PPO_MEDIUM = {
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
@@ -58,7 +60,7 @@ class Comparison:
 
 
 COMPARISONS = {
-    "ppo-small": Comparison("ppo", None, None, False, {}),
+    "ppo-small": Comparison("ppo", None, None, False, _PPO_SMALL),
     "ppo-medium": Comparison("ppo", _MEDIUM, (42, 128), False, _PPO_MEDIUM),
     "ppo-gpt2": Comparison("ppo", _GPT2, (42, 512), True, _PPO_GPT2),
     "sft-small": Comparison("sft", None, None, False, {}),
