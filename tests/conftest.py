@@ -20,7 +20,12 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
     "evidence/test_report.py",
     "examples/test_ppo_alone.py",
     "hub/test_publish_faults.py",
+    "launch/test_training.py",
+    "models/test_loading.py",
+    "ppo_trainer/test_families.py",
     "ppo_trainer/test_resume.py",
+    "ppo_trainer/test_trainer.py",
+    "test_bad_input.py",
     "test_evaluate.py",
     "test_publish.py",
 )
