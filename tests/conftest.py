@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small for two, and tes
 TESTS = Path(__file__).parent
 SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; other files mark single tests
     "benchmarks/test_bench.py",
+    "config/test_values_in_force.py",
     "embedded/test_build.py",
     "evidence/test_product.py",
     "evidence/test_report.py",
