@@ -14,24 +14,11 @@ import pytest
 from huggingface_hub import constants
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import Data
 from gpt2_rlhf.rows import hub_data, sources
+from helpers.pairs import with_settings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-PAIRS = Data(
-    name="owner/pairs",
-    revision=COMMIT,
-    path=None,
-    subsets=None,
-    train_pairs=None,
-    test_pairs=None,
-    shares={"sft": 0.3, "reward": 0.4, "judge": 0.0, "ppo": 0.3},
-    disjoint=True,
-    max_prompt_tokens=100,
-    max_answer_tokens=50,
-    seed=0,
-    utility=None,
-)
+PAIRS = with_settings(name="owner/pairs", revision=COMMIT, path=None)
 
 
 def packed(*answers: str) -> bytes:
