@@ -46,7 +46,7 @@ def pairs(count: int, seed: int) -> list[dict[str, Any]]:
     """
     if count > MAX_PAIRS:
         raise ValueError(
-            f"embedded data: {count} pairs in data.train_pairs and data.test_pairs together; expected at most {MAX_PAIRS}; "
+            f"embedded data: {count} pairs in data.train_pairs and data.test_pairs; expected at most {MAX_PAIRS}; "
             "give fewer"
         )
     rng = random.Random(seed)
