@@ -23,6 +23,7 @@ from gpt2_rlhf.models import loading, tokens
 from gpt2_rlhf.models.sampling import Answer
 from gpt2_rlhf.store.files import write_json
 from gpt2_rlhf.store.stage import Outcome, Stage
+from helpers import pairs
 from helpers.tiny import tiny_policy, tiny_reward, tiny_tokenizer
 
 QUESTIONS = ["Hi", "bake bread?", "Tell me about the sea.", "What is the best way to learn chess?", "Why?"]
@@ -108,20 +109,7 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
         output_dir="outputs",
         force=False,
         model=settings.Model(name=base, revision=None, tokenizer=None, random=None),
-        data=settings.Data(
-            name="none",
-            revision=None,
-            path=None,
-            subsets=None,
-            train_pairs=None,
-            test_pairs=None,
-            shares={"sft": 0.3, "reward": 0.4, "judge": 0.0, "ppo": 0.3},
-            disjoint=True,
-            max_prompt_tokens=60,
-            max_answer_tokens=20,
-            seed=0,
-            utility=utility,
-        ),
+        data=replace(pairs.PAIRS, path=None, max_prompt_tokens=60, max_answer_tokens=20, utility=utility),
         sft=settings.Training({}, peft),
         reward=settings.Training({}, peft),
         ppo=settings.Ppo(
