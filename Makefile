@@ -56,7 +56,7 @@ lint: $(STAMP)  ## run ruff and pyright
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)  ## run all tests, one process per core, at most four
 	@$(PYTEST)
 test-fast: $(STAMP)  ## run the tests that are not marked slow: under 90 s on two cores
