@@ -80,13 +80,18 @@ def check(settings: Settings, last: str = LAST) -> None:
 
 
 def plan(composed: Composed, last: str = LAST) -> Run:
-    """Plan the run up to the stage `last`. Reads the content of local models and data, and nothing else.
+    """Plan the run up to the stage `last`. Reads the content of local models, data and functions, and nothing else.
 
     Raises:
         UserError: a local model or data source is missing.
     """
     settings = composed.settings
-    inputs = Inputs(base_model=model_files.identity(settings.model), rows=sources.fingerprint(settings.data))
+    inputs = Inputs(
+        base_model=model_files.identity(settings.model),
+        rows=sources.fingerprint(settings.data),
+        utility=functions.fingerprint(settings.data.utility),
+        reward_function=functions.fingerprint(settings.ppo.reward.function),
+    )
     processes = world.size(settings.launch.processes)
     by_seed = runs.up_to(plans(settings, inputs, processes), last)
     return Run(settings, composed.overrides, composed.yaml, by_seed, processes)

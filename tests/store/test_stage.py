@@ -46,6 +46,24 @@ def test_a_setting_changes_the_stages_it_can_change_and_no_others(override: str,
     assert changed(override) == stages
 
 
+def test_an_edited_function_changes_the_stages_that_call_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "scores_of_mine.py"
+
+    def changed_by_an_edit(*overrides: str) -> set[str]:
+        module.write_text("def score(prompts, answers):\n    return [len(a) for a in answers]\n")
+        before = plan(*overrides)
+        module.write_text("def score(prompts, answers):\n    return [-len(a) for a in answers]\n")
+        after = plan(*overrides)
+        return {name for name in before if before[name] != after[name]}
+
+    assert changed_by_an_edit("ppo.reward.function=scores_of_mine:score") == {"ppo", "evaluate"}
+    assert changed_by_an_edit("data.utility=scores_of_mine:score") == {"evaluate"}
+    by_utility = ("data.utility=scores_of_mine:score", "ppo.heldout.best_by=utility")
+    assert changed_by_an_edit(*by_utility) == {"ppo", "evaluate"}
+    assert changed_by_an_edit() == set()
+
+
 def test_more_processes_change_what_is_trained_and_not_the_data() -> None:
     assert changed(processes=2) == {"sft", "reward", "judge", "ppo", "evaluate"}
 
