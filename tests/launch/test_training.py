@@ -223,3 +223,10 @@ def test_a_damaged_checkpoint_is_kept_aside_and_training_resumes_from_the_one_be
     assert f"resuming from {stopped.checkpoints_dir / 'checkpoint-2'}\n" in printed
     assert re.search(rf"  checkpoint-3: .*{file}.*; it is kept as damaged-checkpoint-3\n", printed)
     assert (stopped.checkpoints_dir / "damaged-checkpoint-3").is_dir()
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, 2), (2, 2), (5, 5), ("null", None)])
+def test_transformers_keeps_the_checkpoint_before_the_newest(tmp_path: Path, limit: Any, kept: int | None) -> None:
+    part = Stage("sft", tmp_path, {"seed": 0}, {})
+    settings = compose.load([f"sft.args.save_total_limit={limit}"]).settings
+    assert training.arguments(part, settings.sft.args)["save_total_limit"] == kept

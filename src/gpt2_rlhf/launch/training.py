@@ -36,12 +36,14 @@ def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "ddp_find_unused_parameters": False,  # every weight is used; a search for others costs time and warns
         "use_cpu": no_accelerator,  # otherwise several processes on CPUs would each train alone
     }
-    own = {
+    own: dict[str, Any] = {
         "output_dir": str(stage.checkpoints_dir),
         "seed": stage.seed,
         "data_seed": stage.seed,
         "disable_tqdm": True,
     }
+    if stage.name != "ppo" and chosen.get("save_total_limit") == 1:
+        own["save_total_limit"] = 2  # transformers deletes the old checkpoint before the new one is flushed to the disk
     # activations that are on the CPU already cannot be moved there; PPOConfig has no such field
     of_accelerators = ["bf16", "fp16", *({"activation_offloading"} & chosen.keys())] if no_accelerator else []
     return {**defaults, **chosen, **own, **dict.fromkeys(of_accelerators, False)}
