@@ -23,7 +23,8 @@ setup: $(STAMP)  ## create the virtual environment with pinned packages; other t
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: python %d.%d found, expected 3.11 or newer; set PYTHON=<python3.11>" % sys.version_info[:2])'
 	@echo "installing into $(VENV), once (about 1.5 GB)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || rm -f $(BIN)/python*
+	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

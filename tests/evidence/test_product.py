@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, product
 from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import Stage
@@ -189,3 +191,18 @@ def test_the_command_reproduces_the_run_anywhere_and_publishes_nothing() -> None
     overrides = ["seed=4", "publish.repo_id=ada/model", "data.path='/home/alice/my pairs.jsonl'", "output_dir=out"]
     assert command(overrides) == """make pipeline 'data.path='"'"'my pairs.jsonl'"'"'' output_dir=out seed=4"""
     assert command(["model.name=openai-community/gpt2"]) == "make pipeline model.name=openai-community/gpt2"
+
+
+@pytest.mark.parametrize("folder", card.FOLDERS)
+def test_damaged_or_lost_weights_are_not_pushed(tmp_path: Path, folder: str) -> None:
+    records = card_run.records()
+    for name in card.FOLDERS.values():
+        content = f"model.safetensors of {name}".encode()
+        records[name]["weights_sha256"] = {"model.safetensors": hashlib.sha256(content).hexdigest()}
+    write(tmp_path / "run", card_run.stages(tmp_path, records))
+    weights = tmp_path / "run" / folder / "model.safetensors"
+    product.check(weights.parent)
+    for damage in (lambda: weights.write_bytes(weights.read_bytes()[::-1]), weights.unlink):
+        damage()
+        with pytest.raises(UserError, match=r"model.safetensors: not the weights that were trained; `make pipeline`"):
+            product.check(weights.parent)

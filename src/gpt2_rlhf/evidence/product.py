@@ -13,7 +13,9 @@ from pathlib import Path, PurePosixPath
 
 from omegaconf import OmegaConf
 
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
+from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import read_json_lines, write_json
 from gpt2_rlhf.store.portable import without_folders
 from gpt2_rlhf.store.run import Run
@@ -47,6 +49,23 @@ def write(run: Run) -> list[Path]:
             files |= dict(zip(sources.pictures, pictures, strict=True))
         _fill(run.directory / folder, files, {**texts, "README.md": card.render(run.settings, sources, folder)})
     return [run.directory / folder for folder in card.FOLDERS]
+
+
+def check(folder: Path) -> None:
+    """Read every byte of the weights in one of these folders, and compare them with the manifest of their stage.
+
+    Raises:
+        UserError: a file is lost or damaged.
+    """
+    record = folder / "manifest.json"
+    if record.is_file():
+        stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
+        for name, expected in stages[card.FOLDERS[folder.name]]["weights_sha256"].items():
+            path = folder / name
+            if not path.is_file() or digests.digest(path) != expected:
+                if path.is_file():
+                    path.touch()  # the next run reads large weights only if they are newer than their manifest
+                raise UserError(f"{path}: not the weights that were trained; `make pipeline` builds them again")
 
 
 def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str]) -> None:
