@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data sft reward judge ppo evaluate config status card publish clean clean-all lint test test-fast report-check bench
+.PHONY: help setup pipeline data sft reward judge ppo evaluate config status card publish clean prune clean-all lint test test-fast report-check bench
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,9 +47,11 @@ status:  ## print which stages are done, partial or missing, and why
 card:  ## write the model cards again, without a push
 publish:  ## push the newest run: make publish publish.repo_id=user/name; publish.dry_run=true only shows it
 
-clean: $(STAMP)  ## delete unfinished stages; finished ones stay
-	@$(BIN)/python -m gpt2_rlhf clean $(OVERRIDES)
-clean-all: $(STAMP)  ## delete finished stages as well
+clean prune: $(STAMP)
+	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
+clean:  ## delete unfinished and damaged stages, and what killed runs left
+prune:  ## ask, and delete finished stages that no run shows
+clean-all: $(STAMP)  ## ask, and delete all stages and runs
 	@$(BIN)/python -m gpt2_rlhf clean --all $(OVERRIDES)
 
 lint: $(STAMP)  ## run ruff and pyright

@@ -22,7 +22,7 @@ from gpt2_rlhf.launch import child, relaunch, world
 from gpt2_rlhf.launch.build import build as build_stage
 from gpt2_rlhf.models import model_checks, model_files
 from gpt2_rlhf.rows import sources
-from gpt2_rlhf.store import digests, locks
+from gpt2_rlhf.store import clean, digests, locks
 from gpt2_rlhf.store import run as runs
 from gpt2_rlhf.store.plan import Inputs, plans
 from gpt2_rlhf.store.run import Run
@@ -177,6 +177,7 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
     built: the stages that this call built; all others were reused. wall_s: seconds this call took so far.
     """
     runs.link_stages(planned)
+    clean.delete(clean.leftovers([planned.directory, *(stage.directory for stage in planned.stages)]))
     if planned.last.name == LAST:
         figures = summary.write(planned, built, wall_s)
         print(terminal.render(figures), end="", flush=True)
