@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 from gpt2_rlhf import publish
@@ -86,11 +87,13 @@ def plan(composed: Composed, last: str = LAST) -> Run:
         UserError: a local model or data source is missing.
     """
     settings = composed.settings
+    launcher = Path(settings.launch.accelerate_config or "")
     inputs = Inputs(
         base_model=model_files.identity(settings.model),
         rows=sources.fingerprint(settings.data),
         utility=functions.fingerprint(settings.data.utility),
         reward_function=functions.fingerprint(settings.ppo.reward.function),
+        launcher=digests.digest(launcher) if launcher.is_file() else None,
     )
     processes = world.size(settings.launch.processes)
     by_seed = runs.up_to(plans(settings, inputs, processes), last)

@@ -64,6 +64,15 @@ def test_an_edited_function_changes_the_stages_that_call_it(tmp_path: Path, monk
     assert changed_by_an_edit() == set()
 
 
+def test_the_file_of_the_launcher_counts_by_content(tmp_path: Path) -> None:
+    config = tmp_path / "accelerate.yaml"
+    config.write_text("mixed_precision: 'no'")
+    before = plan(f"launch.accelerate_config={config}", processes=2)
+    config.write_text("mixed_precision: bf16")
+    after = plan(f"launch.accelerate_config={config}", processes=2)
+    assert {name for name in before if before[name] == after[name]} == {"data"}
+
+
 def test_more_processes_change_what_is_trained_and_not_the_data() -> None:
     assert changed(processes=2) == {"sft", "reward", "judge", "ppo", "evaluate"}
 

@@ -1,11 +1,12 @@
 """Load a function that the user names by its import path: the utility of the data, or the score that PPO maximises."""
 
-import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -43,45 +44,20 @@ def fingerprint(path: str | None) -> str | None:
         spec = importlib.util.find_spec(name)  # imports the packages that the module is in, but not the module
     except (Exception, SystemExit):  # loading it will say why
         return path
-    if spec is None or not str(spec.origin).endswith(".py") or name in sys.stdlib_module_names:
+    if spec is None or spec.origin is None or spec.origin[-3:] != ".py" or name in sys.stdlib_module_names:
         return path
-    digest = hashlib.sha256()
-    for module, source in sorted(_sources(name, Path(spec.origin)).items()):
-        digest.update(f"{module}\0".encode() + hashlib.sha256(source).digest())
-    return f"{path}@{digest.hexdigest()}"
-
-
-def _sources(name: str, file: Path) -> dict[str, bytes]:
-    """Return by name the source of a module, and of the modules beside its package or file that it imports."""
+    file = Path(spec.origin)
     root = file.parents[name.count(".") + (file.name == "__init__.py")]
-    is_own_folder = root.name not in ("site-packages", "dist-packages")
-    found: dict[str, bytes] = {}
-    left = [name]
-    while left:
-        module = left.pop()
-        path = root.joinpath(*module.split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if module not in found and path.is_file() and (is_own_folder or module.split(".")[0] == name.split(".")[0]):
-            found[module] = path.read_bytes()
-            left += _imported(found[module], module if path.name == "__init__.py" else module.rpartition(".")[0])
-    return found
-
-
-def _imported(source: bytes, package: str) -> Iterator[str]:
-    """Yield every name that the source imports and that may be a module, from the top of its package."""
-    try:
-        nodes = ast.walk(ast.parse(source))
-    except (SyntaxError, ValueError):
-        return  # importing it will say so
-    for node in nodes:
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-        if isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
-            start = ".".join([*parents, *([node.module] if node.module else [])])
-            names = [start, *(f"{start}.{name}" for name in names)]
-        for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    others = [one.stem for one in root.iterdir() if one.stem != name.partition(".")[0]]
+    is_library = root.name in ("site-packages", "dist-packages")
+    finder = ModuleFinder([str(root)], excludes=others if is_library else [])
+    with contextlib.suppress(SyntaxError, ImportError):  # loading it will say so, too
+        finder.import_hook(name)
+    digest = hashlib.sha256(file.read_bytes())
+    for module, found in sorted(finder.modules.items()):
+        if Path(str(found.__file__)).is_file():  # not what is built in, nor a package that cannot be read
+            digest.update(f"{module}\0".encode() + hashlib.sha256(Path(found.__file__).read_bytes()).digest())
+    return f"{path}@{digest.hexdigest()}"
 
 
 def _load(key: str, path: str) -> Callable[..., Any]:

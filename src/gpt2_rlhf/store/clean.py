@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import psutil
+
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.store import locks
 from gpt2_rlhf.store.stage import Stage, is_done
@@ -22,7 +24,7 @@ def clean(output_dir: str) -> None:
         else:
             delete(leftovers([stage.directory]))
     unused = [file for file in root.glob("stages/*.lock") if not locks.is_held(_stage(file.with_suffix("")))]
-    delete([*leftovers(root.glob("runs/*")), *_parts(root, "."), *unused])
+    delete([*leftovers(root.glob("runs/*")), *_half_written(root.glob(".*.*")), *unused])
 
 
 def prune(output_dir: str) -> None:
@@ -49,29 +51,13 @@ def clean_all(output_dir: str) -> None:
 
 def leftovers(directories: Iterable[Path]) -> list[Path]:
     """Return what a killed run left in directories of runs and finished stages: checkpoints and half-written files."""
-    found: list[Path] = []
-    for directory in directories:
-        found += [path for path in [directory / "checkpoints"] if path.is_dir()]
-        found += _parts(directory, "**/.")
-    return found
+    return [path for one in directories for path in (*one.glob("checkpoints"), *_half_written(one.rglob(".*.*")))]
 
 
-def _parts(directory: Path, prefix: str) -> list[Path]:
-    """Return files and folders that a process, which has ended, was about to rename (store.files.replacing)."""
-    return [path for path in directory.glob(f"{prefix}*.*") if _writer_has_ended(path)]
-
-
-def _writer_has_ended(path: Path) -> bool:
-    named = re.fullmatch(r"\..+\.(\d+)", path.name)
-    if named is None:
-        return False
-    try:
-        os.kill(int(named[1]), 0)  # signal 0 only asks whether there is such a process
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:  # somebody else's
-        return False
-    return False
+def _half_written(hidden: Iterable[Path]) -> list[Path]:
+    """Return those that a process, which has ended, was about to rename (store.files.replacing)."""
+    writers = ((path, re.fullmatch(r"\..+\.(\d+)", path.name)) for path in hidden)
+    return [path for path, writer in writers if writer is not None and not psutil.pid_exists(int(writer[1]))]
 
 
 def _stages(root: Path) -> list[Stage]:

@@ -48,6 +48,7 @@ class Inputs:
     rows: str  # rows.sources.fingerprint
     utility: str | None = None  # config.functions.fingerprint of data.utility
     reward_function: str | None = None  # and of ppo.reward.function
+    launcher: str | None = None  # sha256 of launch.accelerate_config, which may set the precision
 
 
 def plans(settings: Settings, inputs: Inputs, processes: int) -> tuple[dict[str, Stage], ...]:
@@ -61,7 +62,7 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
     processes: data-parallel processes of the training stages; their number scales the batch and so the result.
     """
     base = {"model": inputs.base_model, "random": settings.model.random}
-    trained = {"seed": settings.seed, "processes": processes}
+    trained = {"seed": settings.seed, "processes": processes, "launcher": inputs.launcher}
     judges = ("judge",) if settings.data.has_judge else ()
     needs: dict[str, tuple[str, ...]] = {
         "data": (),
