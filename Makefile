@@ -49,7 +49,7 @@ publish:  ## push the newest run: make publish publish.repo_id=user/name; publis
 
 clean prune: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
-clean:  ## delete unfinished and damaged stages, and what killed runs left
+clean:  ## delete unfinished stages, damaged ones that were set aside, and what killed runs left
 prune:  ## ask, and delete finished stages that no run shows
 clean-all: $(STAMP)  ## ask, and delete all stages and runs
 	@$(BIN)/python -m gpt2_rlhf clean --all $(OVERRIDES)

@@ -10,16 +10,16 @@ import psutil
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.store import locks
-from gpt2_rlhf.store.stage import Stage, is_done
+from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, is_done
 
 
 def clean(output_dir: str) -> None:
-    """Delete unfinished and damaged stages that no run is building, and what killed runs left; print each."""
+    """Delete unfinished stages that no run is building, damaged ones that were set aside, and what killed runs left."""
     root = Path(output_dir)
     for stage in _stages(root):
         if locks.is_held(stage):
             print(f"left {stage.directory}: a run is building it")
-        elif not is_done(stage) or stage.name.startswith("damaged"):
+        elif fault(stage) == NOT_BUILT or stage.name.startswith("damaged"):
             delete([stage.directory])
         else:
             delete(leftovers([stage.directory]))
