@@ -43,7 +43,7 @@ VERBS = {
     "status": "Print which stages are done, running, partial or missing, and why.",
     "card": "Write the model cards again, without a push.",
     "publish": "Push the newest run: publish.repo_id=user/name; publish.dry_run=true only shows it.",
-    "clean": "Delete unfinished stages and what was set aside; with --all, ask, and delete everything.",
+    "clean": "Delete unfinished and set-aside stages; with --all, ask, and delete everything.",
     "prune": "Ask, and delete finished stages that no run shows.",
 }
 

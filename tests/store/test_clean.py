@@ -38,6 +38,8 @@ def test_clean_deletes_what_killed_runs_left_and_nothing_of_finished_ones(
     whole, partial = stage_at(tmp_path, "sft-1"), stage_at(tmp_path, "reward-1", is_finished=False)
     damaged, built = stage_at(tmp_path, "ppo-1"), stage_at(tmp_path, "judge-1", is_finished=False)
     aside = digests.set_aside(damaged.directory)
+    lost = stage_at(tmp_path, "sft-2")  # the next run sets it aside
+    (lost.model_dir / "model.safetensors").unlink()
     run = tmp_path / "runs" / "0123"
     run.mkdir(parents=True)
     left = [
@@ -45,8 +47,14 @@ def test_clean_deletes_what_killed_runs_left_and_nothing_of_finished_ones(
         run / "report" / f".index.html.{ended}",
         whole.directory / f".manifest.json.{ended}",
     ]
-    kept = [run / f".model.{os.getpid()}", run / ".hidden.txt", run / "report" / "index.html", whole.model_dir]
-    for path in (*left, *kept[:-1]):
+    kept = [
+        run / f".model.{os.getpid()}",
+        run / ".hidden.txt",
+        run / "report" / "index.html",
+        lost.model_dir,
+        whole.model_dir,
+    ]
+    for path in (*left, *kept[:-2]):
         path.mkdir(parents=True)
     (tmp_path / f".latest.{ended}").symlink_to(run)
     locks.lock_path(whole).touch()
