@@ -52,7 +52,7 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
     while missing:  # again if a damaged stage came out differently, so that later ones were built on another
         for stage in missing:
             if stage in built:
-                raise UserError(f"{stage.directory}: {fault(stage)}, just after it was built; check the disk")
+                raise UserError(f"{stage.directory}: {fault(stage, read_all=True)}, just after it was built; check the disk")
         build(planned.settings, missing)
         built += missing
         missing = unfinished(planned.stages)

@@ -98,8 +98,8 @@ def _link_or_copy(file: Path, place: Path) -> None:
 def _keep_changes(folder: Path, new: Path) -> None:
     """Move what this program has not written out of a folder that is about to be replaced, and print where it is."""
     try:
-        written = json.loads((folder / _WRITTEN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        written = dict(json.loads((folder / _WRITTEN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         written = {}
     kept = folder.with_name(f"{folder.name}-kept")
     changed = [
