@@ -50,9 +50,9 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
     refuse_forced(planned, missing)
     built: list[Stage] = []
     while missing:  # again if a damaged stage came out differently, so that later ones were built on another
-        for stage in missing:
-            if stage in built:
-                raise UserError(f"{stage.directory}: {fault(stage, read_all=True)}, just after it was built; check the disk")
+        for stage in (one for one in missing if one in built):
+            wrong = fault(stage, read_all=True)
+            raise UserError(f"{stage.directory}: {wrong}, just after it was built; check the disk")
         build(planned.settings, missing)
         built += missing
         missing = unfinished(planned.stages)
