@@ -1,6 +1,5 @@
 """Every command by its name, and what a command does only once."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from gpt2_rlhf import cli, pipeline, publish
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.evidence import product, report, terminal
 from gpt2_rlhf.store.run import Run
+from gpt2_rlhf.store.stage import write_manifest
 from helpers import card_run
 
 
@@ -75,7 +75,7 @@ def test_a_pipeline_that_publishes_composes_once_and_writes_its_products_once(
 
     stages = card_run.stages(tmp_path, card_run.records())
     for stage in stages.values():
-        (stage.directory / "manifest.json").write_text(json.dumps(card_run.records()[stage.name]), encoding="utf-8")
+        write_manifest(stage, card_run.records()[stage.name])
 
     def plan(composed: compose.Composed, last: str) -> Run:
         return Run(composed.settings, composed.overrides, composed.yaml, (stages,), 1)

@@ -306,8 +306,8 @@ def test_cost_counts_every_generated_and_every_scored_token(needs, monkeypatch):
     assert list(cost["by_part_s"]) == ["base", "ppo", "sft", "reward", "judge"]
 
 
-@pytest.mark.parametrize(("killed_at", "run_again"), [("sft", ["sft", "reward", "judge"]), ("judge", ["judge"])])
-def test_a_resumed_evaluation_runs_only_the_models_that_were_not_finished(
+@pytest.mark.parametrize(("killed_at", "run_again"), [("sft", ["sft", "reward", "judge"]), ("judge", ["ppo", "judge"])])
+def test_a_resumed_evaluation_runs_only_the_models_that_were_not_finished_or_are_damaged(
     needs, monkeypatch, killed_at: str, run_again: list[str]
 ):
     whole = run_evaluation(needs, place="whole")
@@ -328,6 +328,9 @@ def test_a_resumed_evaluation_runs_only_the_models_that_were_not_finished(
     monkeypatch.setattr(evaluate, "_load_or_compute", load_or_interrupted_compute)
     with pytest.raises(KeyboardInterrupt):
         run_evaluation(needs)
+    if killed_at == "judge":  # "base" is whole, what PPO generated is damaged, and is generated again
+        path = needs["data"].directory.parent / "evaluate" / "checkpoints" / "ppo" / "results.json"
+        path.write_text(path.read_text().replace("1", "2"))
     computed.clear()
     resumed = run_evaluation(needs)
     assert computed == run_again

@@ -381,18 +381,6 @@ def test_a_defect_inside_a_stage_is_one_line_with_the_details_in_a_file(finished
     assert "Traceback" in (REPOSITORY / log.group(1)).read_text()
 
 
-def test_clean_keeps_finished_stages_and_clean_all_does_not(tmp_path: Path) -> None:
-    assert pipeline(tmp_path, module="data").returncode == 0
-    (finished_stage,) = (p for p in tmp_path.glob("stages/data-*") if p.is_dir())
-    unfinished = tmp_path / "stages" / "sft-000000000000"
-    (unfinished / "checkpoints").mkdir(parents=True)
-    assert pipeline(tmp_path, module="clean").returncode == 0
-    assert finished_stage.exists()
-    assert not unfinished.exists()
-    assert pipeline(tmp_path, "--all", module="clean").returncode == 0
-    assert not finished_stage.exists()
-
-
 @pytest.mark.parametrize(
     ("override", "words"),
     [

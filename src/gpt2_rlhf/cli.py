@@ -43,7 +43,8 @@ VERBS = {
     "status": "Print which stages are done, running, partial or missing, and why.",
     "card": "Write the model cards again, without a push.",
     "publish": "Push the newest run: publish.repo_id=user/name; publish.dry_run=true only shows it.",
-    "clean": "Delete unfinished stages; with --all, finished ones as well.",
+    "clean": "Delete unfinished and set-aside stages; with --all, ask, and delete everything.",
+    "prune": "Ask, and delete finished stages that no run shows.",
 }
 
 
@@ -69,6 +70,7 @@ def _run(arguments: Sequence[str]) -> None:
         "card": _card,
         "publish": _publish,
         "clean": _clean,
+        "prune": lambda overrides: clean.prune(compose.load(overrides).settings.output_dir),
     }
     if verb in STAGES:
         pipeline.run(rest, verb)
@@ -101,7 +103,8 @@ def _publish(overrides: Sequence[str]) -> None:
 
 def _clean(arguments: Sequence[str]) -> None:
     overrides = [one for one in arguments if one != "--all"]
-    clean.clean(compose.load(overrides).settings.output_dir, finished="--all" in arguments)
+    delete = clean.clean_all if "--all" in arguments else clean.clean
+    delete(compose.load(overrides).settings.output_dir)
 
 
 def _list() -> str:

@@ -3,6 +3,8 @@
 `make publish` pushes the folder `model`, all of it and nothing else. No file in them names a folder of this machine.
 """
 
+import contextlib
+import filecmp
 import json
 import os
 import shutil
@@ -11,11 +13,14 @@ from pathlib import Path, PurePosixPath
 
 from omegaconf import OmegaConf
 
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
-from gpt2_rlhf.store.files import read_json_lines
+from gpt2_rlhf.store import digests
+from gpt2_rlhf.store.files import read_json_lines, write_json
 from gpt2_rlhf.store.portable import without_folders
 from gpt2_rlhf.store.run import Run
 
+_WRITTEN = ".written.json"  # size and time of each file of a folder as it was written; hidden, so never pushed
 _REPORT = "report"  # report.DIRECTORY, whose import takes time; its pictures go into `model`
 
 
@@ -46,21 +51,83 @@ def write(run: Run) -> list[Path]:
     return [run.directory / folder for folder in card.FOLDERS]
 
 
-def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str]) -> None:
-    """Replace a folder by one with these files and texts.
+def check(folder: Path) -> None:
+    """Read every byte of the weights in one of these folders, and compare them with the manifest of their stage.
 
-    Files are hard links where the file system allows it, so that the weights take no space twice.
+    Raises:
+        UserError: a file is lost or damaged.
     """
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")
+    record = folder / "manifest.json"
+    if record.is_file():
+        stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
+        for name, expected in stages[card.FOLDERS[folder.name]]["weights_sha256"].items():
+            path = folder / name
+            if not path.is_file() or digests.digest(path) != expected:
+                if path.is_file():
+                    path.touch()  # the next run reads large weights only if they are newer than their manifest
+                raise UserError(f"{path}: not the weights that were trained; `make pipeline` builds them again")
+
+
+def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str]) -> None:
+    """Replace a folder by one with these files and texts; what the user changed or added in the old one is kept."""
+    part, old = (folder.with_name(f".{name}.{os.getpid()}") for name in (folder.name, f"{folder.name}-old"))
     shutil.rmtree(part, ignore_errors=True)
     for name, file in files.items():
         place = part / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            place.hardlink_to(file)
-        except OSError:
-            shutil.copy2(file, place)
+        _link_or_copy(file, place)
     for name, text in texts.items():
         (part / name).write_text(text, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
+    write_json(part / _WRITTEN, {name: _stamp(part / name) for name in _names(part)})
+    if folder.exists():
+        _keep_changes(folder, part)
+        folder.rename(old)
     part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _link_or_copy(file: Path, place: Path) -> None:
+    """Hard-link weights, which then take no space twice; an edit of another file must not change the stage's own."""
+    if file.suffix == ".safetensors":
+        with contextlib.suppress(OSError):  # not every file system has hard links
+            place.hardlink_to(file)
+            return
+    shutil.copy2(file, place)
+
+
+def _keep_changes(folder: Path, new: Path) -> None:
+    """Move what this program has not written out of a folder that is about to be replaced, and print where it is."""
+    try:
+        written = dict(json.loads((folder / _WRITTEN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        written = {}
+    kept = folder.with_name(f"{folder.name}-kept")
+    changed = [
+        name
+        for name in _names(folder)
+        if written.get(name) != _stamp(folder / name) and not _is_same(folder / name, new / name)
+    ]
+    for name in changed:
+        place = kept / name
+        while place.exists():  # an earlier edit of the same file
+            place = place.with_name(f"{place.name}.1")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).rename(place)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        print(f"{folder}: what you changed or added is now in {kept}: {', '.join(changed[:3])}{more}", flush=True)
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the files and links below a folder, without the record of them."""
+    found = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
+    return [name for name in (path.relative_to(folder).as_posix() for path in found) if name != _WRITTEN]
+
+
+def _is_same(old: Path, new: Path) -> bool:
+    return old.is_file() and new.is_file() and filecmp.cmp(old, new, shallow=False)
+
+
+def _stamp(path: Path) -> list[int]:
+    found = path.lstat()
+    return [found.st_size, found.st_mtime_ns]
