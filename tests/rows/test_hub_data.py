@@ -139,7 +139,7 @@ def test_a_download_that_lacks_a_file_is_refused_without_the_hub_and_finished_wi
     hub: FakeHub,
 ) -> None:
     whole = list(sources.read(PAIRS))
-    root, _ = hub_data.locate(PAIRS)
+    root, *_ = hub_data.locate(PAIRS)
     assert root is not None
     (root / "helpful-base" / "test.jsonl.gz").unlink()
     hub.refusals["/"] = (503, "")

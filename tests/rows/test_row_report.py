@@ -5,7 +5,7 @@ import pytest
 from gpt2_rlhf.rows import row_report
 from gpt2_rlhf.rows.cleaning import clean
 from gpt2_rlhf.rows.dividing import divide
-from helpers.pairs import PAIRS, TEST, count_words, raw, with_settings
+from helpers.pairs import PAIRS, TEST, asking, count_words, questions, raw, with_settings
 
 
 def test_lengths_and_the_score_of_length_alone_are_reported_per_side() -> None:
@@ -53,6 +53,8 @@ def report() -> dict[str, Any]:
     }
     return {
         "source": "pairs.jsonl",
+        "prompts_end_alike": None,
+        "not_read": [],
         "held_out_prompts": 0,
         "max_prompt_tokens": 100,
         "max_answer_tokens": 50,
@@ -90,3 +92,15 @@ def test_the_report_gives_the_score_of_length_alone_with_its_interval(report: di
 def test_held_out_prompts_are_mentioned_if_there_are_any(report: dict[str, Any]) -> None:
     assert "held out" not in row_report.text(report)
     assert "5 prompts were held out as the test set" in row_report.text({**report, "held_out_prompts": 5})
+
+
+def test_files_that_were_not_read_are_named_if_there_are_any(report: dict[str, Any]) -> None:
+    assert "not read" not in row_report.text(report)
+    assert "files not read: a.csv, b.csv" in row_report.text({**report, "not_read": ["a.csv", "b.csv"]})
+
+
+@pytest.mark.parametrize(("end", "is_marker"), [("<|assistant|>", True), ("Output:", True), ("please?", False)])
+def test_a_marker_that_most_prompts_end_with_is_mentioned(end: str, is_marker: bool) -> None:
+    rows = [*asking(*(f"{question} {end}" for question in questions(3)), "Bread?"), *TEST]
+    report = row_report.make(PAIRS, clean(PAIRS, rows, count_words), {})
+    assert (f"3 of 4 training prompts end with {end!r}" in row_report.text(report)) == is_marker

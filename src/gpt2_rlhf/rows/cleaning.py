@@ -21,6 +21,7 @@ HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 ANSWER_TOO_LONG = "answer too long"
 PROMPT_TOO_LONG = "prompt too long"
 SPECIAL_TOKEN = "special token in the text"  # the trainers would take it for the end of the answer
+COPY = "same row in another file"  # some data sets hold their rows several times, for several uses
 LEAKED = "leaked from train"  # its prompt is in the test set
 SAME_CONVERSATION = "same conversation as test"
 LEAKED_ONCE_CUT = "leaked from train once cut"  # it differed from the test prompt only in turns that were cut
@@ -74,8 +75,12 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     """
     train, test = Side(), Side()
     usable: list[tuple[Split, Pair]] = []
+    files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
     for raw in rows:
         row = _usable(raw, special_tokens)
+        file = raw.name.rpartition(":")[0]
+        if isinstance(row, Pair) and files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) != file:
+            row = COPY
         if isinstance(row, Pair):
             usable.append((raw.split, row))
         else:
@@ -102,10 +107,16 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
             reasons = ", ".join(f"{len(names)} {why} ({names[0]})" for why, names in side.dropped.items())
             raise UserError(
                 f"data: {describe(data)} leaves no {name} rows of {side.rows_read} read"
-                f"{': ' if reasons else ''}{reasons}; correct these rows, or raise data.max_prompt_tokens "
-                "and data.max_answer_tokens"
+                f"{': ' if reasons else ''}{reasons}; {_remedy(side.dropped.keys())}"
             )
     return Cleaned(train, test, sum(conversation_of[prompt] in held_out for prompt in unsplit))
+
+
+def _remedy(reasons: Set[str]) -> str:
+    limits = {PROMPT_TOO_LONG: "data.max_prompt_tokens", ANSWER_TOO_LONG: "data.max_answer_tokens"}
+    remedies = ["correct these rows"] if reasons - limits.keys() else []
+    remedies += [f"raise {key}" for reason, key in limits.items() if reason in reasons]
+    return " and ".join(remedies) or "more rows are needed"
 
 
 def _usable(raw: RawRow, special_tokens: Sequence[str]) -> Pair | str:

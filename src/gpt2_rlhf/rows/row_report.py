@@ -10,21 +10,28 @@ from typing import Any
 
 from gpt2_rlhf.config.settings import Data
 from gpt2_rlhf.evidence.intervals import wilson
-from gpt2_rlhf.rows.cleaning import Cleaned, Side
+from gpt2_rlhf.rows.cleaning import Cleaned, Measured, Side
 from gpt2_rlhf.rows.sources import describe
-from gpt2_rlhf.rows.transcripts import Pair
+from gpt2_rlhf.rows.transcripts import ASSISTANT, Pair
 
 _NAMES_SHOWN = 10
 
 
-def make(data: Data, cleaned: Cleaned, tables: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
-    """Return the report on the whole source, as data.json has it; its rows may be more than the tables take."""
+def make(
+    data: Data, cleaned: Cleaned, tables: Mapping[str, Sequence[Pair]], not_read: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the report on the whole source, as data.json has it; its rows may be more than the tables take.
+
+    not_read: the names of the source's files that are not read.
+    """
     subsets = {
         name: Counter(measured.pair.subset for measured in side.kept)
         for name, side in (("train", cleaned.train), ("test", cleaned.test))
     }
     return {
         "source": describe(data),
+        "prompts_end_alike": _shared_end(cleaned.train.kept),
+        "not_read": list(not_read),
         "held_out_prompts": cleaned.held_out_prompts,
         "max_prompt_tokens": data.max_prompt_tokens,
         "max_answer_tokens": data.max_answer_tokens,
@@ -79,6 +86,13 @@ def text(report: Mapping[str, Any]) -> str:
     ]
     if report["held_out_prompts"]:
         lines.append(f"no test file: {report['held_out_prompts']} prompts were held out as the test set")
+    if report["not_read"]:
+        lines.append(f"files not read: {_shortened(report['not_read'])}")
+    if end := report["prompts_end_alike"]:
+        lines.append(
+            f"{end['prompts']} of {train['kept']} training prompts end with {end['word']!r}; if it marks a turn, "
+            'remove it from the prompts, since "Assistant:" follows it'
+        )
     lines += ["", _cells("table", "pairs", "prompts")]
     lines += [_cells(name, size["pairs"], size["prompts"]) for name, size in report["tables"].items()]
     lines += ["", _cells("tokens, median / p95 / max", "train", "test", width=24)]
@@ -108,6 +122,13 @@ def _side(side: Side) -> dict[str, Any]:
         # accuracy of a reward model that always prefers the longer answer; a tie counts half
         "longer_answer_wins": asdict(wilson(longer + ties / 2, len(kept))),
     }
+
+
+def _shared_end(kept: Sequence[Measured]) -> dict[str, Any] | None:
+    """Return the word that most prompts end with, and how many do, if it looks like a marker of a turn."""
+    ends = Counter(measured.pair.prompt.removesuffix(ASSISTANT).split()[-1] for measured in kept)
+    word, prompts = ends.most_common(1)[0]
+    return {"word": word, "prompts": prompts} if word[-1] in ":>]" and prompts > len(kept) / 2 else None
 
 
 def _spread(values: list[int]) -> dict[str, int]:
