@@ -99,6 +99,12 @@ def test_files_that_were_not_read_are_named_if_there_are_any(report: dict[str, A
     assert "files not read: a.csv, b.csv" in row_report.text({**report, "not_read": ["a.csv", "b.csv"]})
 
 
+def test_a_name_out_of_the_data_cannot_control_the_terminal(report: dict[str, Any]) -> None:
+    text = row_report.text({**report, "subsets": {"\x1b[2Jhelp\n": {"train": 6, "test": 19}}, "source": "\x9b1m.csv"})
+    assert not {"\x1b", "\x9b"} & set(text)
+    assert cells(text, "  of these \\x1b[2Jhelp\\n") == ["6", "19"]
+
+
 @pytest.mark.parametrize(("end", "is_marker"), [("<|assistant|>", True), ("Output:", True), ("please?", False)])
 def test_a_marker_that_most_prompts_end_with_is_mentioned(end: str, is_marker: bool) -> None:
     rows = [*asking(*(f"{question} {end}" for question in questions(3)), "Bread?"), *TEST]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.config.settings import Data
 from gpt2_rlhf.evidence.intervals import wilson
 from gpt2_rlhf.rows.cleaning import Cleaned, Measured, Side
@@ -102,7 +103,8 @@ def text(report: Mapping[str, Any]) -> str:
     lines.append(f"limits: {report['max_prompt_tokens']} prompt, {report['max_answer_tokens']} answer, EOS not counted")
     shares = [side["longer_answer_wins"] for side in (train, test)]
     intervals = [f"{share['mean']:.3f} [{share['low']:.3f}, {share['high']:.3f}]" for share in shares]
-    return "\n".join([*lines, _cells("longer answer wins, 95 %", *intervals, width=24)])
+    lines.append(_cells("longer answer wins, 95 %", *intervals, width=24))
+    return "\n".join(map(printable, lines))
 
 
 def _side(side: Side) -> dict[str, Any]:
