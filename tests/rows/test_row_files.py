@@ -149,6 +149,16 @@ def test_a_line_longer_than_the_limit_is_an_error(tmp_path: Path, monkeypatch: p
             list(rows(tmp_path / name))
 
 
+def test_a_file_that_does_not_fit_into_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(path: Path) -> bytes:
+        raise MemoryError
+
+    (tmp_path / "a.json").write_text("[]")
+    monkeypatch.setattr(Path, "read_bytes", no_memory)
+    with pytest.raises(UserError, match=r"a\.json: does not fit into memory; save its rows as JSON lines"):
+        check_first_row(tmp_path / "a.json")
+
+
 FAR = pa.array([2**60, 2**60], pa.timestamp("ms"))  # past year 9999, which Python's dates cannot hold
 
 

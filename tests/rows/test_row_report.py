@@ -38,6 +38,7 @@ def side(**changes: Any) -> dict[str, Any]:
         "read": 20,
         "dropped": {},
         "kept": 20,
+        "other_markers": [],
         "turns_cut": 0,
         "tokens": {"prompt": spread, "chosen": spread, "rejected": spread},
         "longer_answer_wins": {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 20},
@@ -92,6 +93,18 @@ def test_the_report_gives_the_score_of_length_alone_with_its_interval(report: di
 def test_held_out_prompts_are_mentioned_if_there_are_any(report: dict[str, Any]) -> None:
     assert "held out" not in row_report.text(report)
     assert "5 prompts were held out as the test set" in row_report.text({**report, "held_out_prompts": 5})
+
+
+def test_rows_whose_markers_were_replaced_are_counted_and_named() -> None:
+    rows = [*asking("Human: One? Assistant:", "Two?", "User: Three?\nAssistant:", "Q: Four?\n\nA:"), *TEST]
+    for number, chosen in enumerate(("User: Five?\nAssistant: Yes.", "\n\nHuman: Six?\n\nAssistant: Yes."), 5):
+        rows.append(raw("", chosen, chosen.replace("Yes", "No"), "train", number))
+        del rows[-1].values["prompt"]
+    report = row_report.make(PAIRS, clean(PAIRS, rows, count_words), {})
+    names = [f"train.jsonl:{number}" for number in (1, 3, 4, 5)]
+    assert report["train"]["other_markers"] == names
+    assert row_report.counts(report)["train"]["other_markers"] == 4
+    assert cells(row_report.text(report), "  with markers replaced") == ["4", "0", *", ".join(names).split()]
 
 
 def test_files_that_were_not_read_are_named_if_there_are_any(report: dict[str, Any]) -> None:

@@ -147,6 +147,7 @@ def test_a_pair_without_a_prompt_column_is_refused_for_the_right_reason(chosen: 
         ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": "?"}, NO_PROBABILITY),
         ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": 10**400}, NO_PROBABILITY),
         ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": 1.5}, NO_PROBABILITY),
+        ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "subset": "\ud800"}, "half a character in subset"),
         ({"question": "Hi", "instruction": "Ho", "chosen": "Yes."}, "both question and instruction, and no prompt"),
         ({"prompt": "Hi", "chosen": "[{'content': 'Yes.', 'role': 'assistant'}]"}, WRITTEN),
         (

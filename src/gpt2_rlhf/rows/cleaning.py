@@ -14,7 +14,7 @@ from gpt2_rlhf.config.settings import Data
 from gpt2_rlhf.rows.conversations import Conversation, conversations
 from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
-from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, pair
+from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, has_other_markers, pair
 
 HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 
@@ -45,6 +45,7 @@ class Side:
     """The training rows or the test rows of a source."""
 
     kept: list[Measured] = field(default_factory=list)
+    other_markers: list[str] = field(default_factory=list)  # names of the kept rows whose markers were replaced
     turns_cut: int = 0  # how many of the kept rows lost turns of their prompt
     dropped: dict[str, list[str]] = field(default_factory=dict)  # names of rows by reason
 
@@ -75,10 +76,13 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     """
     train, test = Side(), Side()
     usable: list[tuple[Split, Pair]] = []
+    other_markers: set[str] = set()
     files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
     for raw in rows:
         row = _usable(raw, special_tokens)
         file = raw.name.rpartition(":")[0]
+        if isinstance(row, Pair) and has_other_markers(raw.values):
+            other_markers.add(raw.name)
         if isinstance(row, Pair) and files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) != file:
             row = COPY
         if isinstance(row, Pair):
@@ -103,6 +107,7 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     unseen = [row for row in pairs[False] if conversation_of[row.prompt] not in in_test]
     _fit(train, unseen, conversation_of, data, count_tokens, cut_test_prompts)
     for name, side in (("train", train), ("test", test)):
+        side.other_markers = [kept.pair.row for kept in side.kept if kept.pair.row in other_markers]
         if not side.kept:
             reasons = ", ".join(f"{len(names)} {why} ({names[0]})" for why, names in side.dropped.items())
             raise UserError(

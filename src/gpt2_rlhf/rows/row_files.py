@@ -36,7 +36,9 @@ def check_first_row(path: Path) -> None:
     number, values = first
     if values is None:
         is_csv = ending(path.name) == ".csv"
-        expected = "as many fields as the header has" if is_csv else "valid JSON: one object a line"
+        expected = (
+            "as many fields as the header has" if is_csv else "valid JSON: one object a line, or a list of objects"
+        )
         raise UserError(f"{path}:{number}: cannot be read as a row; expected {expected}")
     if not isinstance(values, dict):
         raise UserError(f"{path}: has a {type(values).__name__} for a row; expected an object with chosen and rejected")
@@ -63,6 +65,8 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: is cut short or not gzip ({error}); download the file again") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as UTF-8 ({error}); save it as UTF-8") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: does not fit into memory; save its rows as JSON lines, in several files") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
 

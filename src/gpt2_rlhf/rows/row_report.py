@@ -59,11 +59,11 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def counts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the report with the number of dropped rows in place of their names."""
+    """Return the report with numbers of rows in place of their names."""
     numbers = dict(report)
     for side in ("train", "test"):
         dropped = {reason: len(names) for reason, names in report[side]["dropped"].items()}
-        numbers[side] = {**report[side], "dropped": dropped}
+        numbers[side] = {**report[side], "dropped": dropped, "other_markers": len(report[side]["other_markers"])}
     return numbers
 
 
@@ -80,6 +80,10 @@ def text(report: Mapping[str, Any]) -> str:
         names = [train["dropped"].get(reason, []), test["dropped"].get(reason, [])]
         lines.append(f"{_cells(f'- {reason}', *map(len, names))}   {_shortened([*names[0], *names[1]])}")
     lines.append(_cells("kept", train["kept"], test["kept"]))
+    replaced = [side["other_markers"] for side in (train, test)]
+    if any(replaced):
+        counted = _cells("  with markers replaced", *map(len, replaced))
+        lines.append(f"{counted}   {_shortened([*replaced[0], *replaced[1]])}")
     lines.append(_cells("  of these with turns cut", train["turns_cut"], test["turns_cut"]))
     lines += [
         _cells(f"  of these {subset or '(no subset)'}", found["train"], found["test"])
@@ -115,6 +119,7 @@ def _side(side: Side) -> dict[str, Any]:
         "read": side.rows_read,
         "dropped": side.dropped,
         "kept": len(kept),
+        "other_markers": side.other_markers,
         "turns_cut": side.turns_cut,
         "tokens": {
             "prompt": _spread([m.prompt_tokens for m in kept]),

@@ -117,6 +117,7 @@ def _local(data: Data) -> tuple[Path, list[File], list[str]]:
     """Return the folder that the file names are relative to, the files to read and the names of those not read."""
     path = Path(str(data.path)).expanduser()
     where = f"data.path={data.path}"
+    _check_utf8(str(path), where)
     try:
         if not path.exists():
             raise UserError(
@@ -132,10 +133,19 @@ def _local(data: Data) -> tuple[Path, list[File], list[str]]:
                 )
             return path.parent, [File(path.name, title, "unsplit")], []
         found = [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(depth) if file.is_file()]
+        for file in found:
+            _check_utf8(file.name, where)
         names = [file.relative_to(path).as_posix() for file in found]
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
     return path, *layout(names, path.resolve().name, data.subsets, where)
+
+
+def _check_utf8(name: str, where: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # the row report could not name it
+        raise UserError(f"{where}: the name {name!r} is not UTF-8; rename it") from error
 
 
 def _embedded(data: Data) -> Iterator[RawRow]:

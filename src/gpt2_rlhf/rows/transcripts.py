@@ -68,16 +68,27 @@ def pair(values: Any, subset: str, row: str) -> Pair:
     if chosen == rejected:
         raise Unusable(IDENTICAL)
     system, own_subset = values.get("system"), values.get("subset")
+    has_own_subset = isinstance(own_subset, str) and own_subset != ""
     if system and not prompt.startswith(SYSTEM):
         prompt = f"{SYSTEM} {_text(system, 'system').strip()}{prompt}"
     return Pair(
         prompt=prompt,
         chosen=f" {chosen}",
         rejected=f" {rejected}",
-        subset=own_subset if isinstance(own_subset, str) and own_subset else subset,
+        subset=_text(own_subset, "subset") if has_own_subset else subset,
         row=row,
         chosen_probability=_probability(values.get("chosen_probability")),
     )
+
+
+def has_other_markers(values: Mapping[str, Any]) -> bool:
+    """Return whether the row marks its turns in another way, with markers that `pair` replaces by ours."""
+    column = next((column for column in _PROMPTS if values.get(column) is not None), "chosen")
+    text = values.get(column)
+    if not isinstance(text, str):
+        return False
+    text = text.replace("\r\n", "\n").rstrip()
+    return _with_turns(text, is_prompt=column != "chosen") != text
 
 
 def fit_prompts(
@@ -134,9 +145,8 @@ def _conversation(value: Any, column: str, shared: str | None) -> tuple[str | No
             raise Unusable(NO_ASSISTANT)
         return (_rendered(turns[:-1]) + ASSISTANT if len(turns) > 1 else None), turns[-1][1]
     text = _text(value, column)
-    starts_with_human = text.lstrip().startswith(HUMAN.lstrip())
-    if ASSISTANT not in text and (shared is None or starts_with_human):
-        text = _with_turns(text, r"\s{0,3}\n\s{0,5}")
+    if shared is None or text.lstrip().startswith(HUMAN.lstrip()):
+        text = _with_turns(text, is_prompt=False)
     if not _is_transcript(text, with_opening=shared is None):
         return None, _one_turn(text, ASSISTANT)
     head, marker, answer = text.rpartition(ASSISTANT)
@@ -164,23 +174,23 @@ def _prompt(values: Mapping[str, Any]) -> str | None:
         text = f"{text}\n\n{_text(values['input'], 'input').strip()}"
     if not text:
         raise Unusable(f"empty {column}")
-    if not text.endswith(ASSISTANT):
-        text = _with_turns(text, r"\s{1,9}", end=r"\Z")
+    text = _with_turns(text, is_prompt=True)
     if not _is_transcript(text):
         return f"{HUMAN} {text.lstrip()}{ASSISTANT}"
     return _with_turn_start(text.removesuffix(ASSISTANT)) + ASSISTANT
 
 
-def _with_turns(text: str, space: str, end: str = "") -> str:
+def _with_turns(text: str, is_prompt: bool) -> str:
     """Return a text that marks its turns in another way, such as "User: ... Assistant:", with our markers.
 
     Text before the first turn becomes a System turn. A text without a marker of both sides stays as it is.
 
-    space, end: patterns of what comes before and after the last marker of the assistant.
+    is_prompt: the text ends with a marker of the assistant; otherwise its last marker starts a line.
     """
     first = _FIRST_MARKER.search(text)
-    if first is None:
+    if first is None or (text.endswith(ASSISTANT) if is_prompt else ASSISTANT in text):
         return text
+    space, end = (r"\s{1,9}", r"\Z") if is_prompt else (r"\s{0,3}\n\s{0,5}", "")
     opening, turns = text[: first.start()].strip(), text[first.end() :]
     sides = {ASSISTANT: _SIDES[first[1].lower()], HUMAN: first[1]}
     patterns = {marker: _MARKER.format(names=name) for marker, name in sides.items()}
