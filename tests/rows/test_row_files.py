@@ -149,6 +149,12 @@ def test_a_line_longer_than_the_limit_is_an_error(tmp_path: Path, monkeypatch: p
             list(rows(tmp_path / name))
 
 
+def test_a_value_that_python_cannot_hold_is_one_line(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(["a", "b"]), FAR], ["chosen", "rejected"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: has a value that cannot be read"):
+        check_first_row(tmp_path / "a.parquet")
+
+
 def test_a_file_that_does_not_fit_into_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(path: Path) -> bytes:
         raise MemoryError

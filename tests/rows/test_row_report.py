@@ -118,7 +118,9 @@ def test_a_name_out_of_the_data_cannot_control_the_terminal(report: dict[str, An
     assert cells(text, "  of these \\x1b[2Jhelp\\n") == ["6", "19"]
 
 
-@pytest.mark.parametrize(("end", "is_marker"), [("<|assistant|>", True), ("Output:", True), ("please?", False)])
+@pytest.mark.parametrize(
+    ("end", "is_marker"), [("<|im_start|>assistant", True), ("[/INST]", True), ("Output:", True), ("please?", False)]
+)
 def test_a_marker_that_most_prompts_end_with_is_mentioned(end: str, is_marker: bool) -> None:
     rows = [*asking(*(f"{question} {end}" for question in questions(3)), "Bread?"), *TEST]
     report = row_report.make(PAIRS, clean(PAIRS, rows, count_words), {})

@@ -209,6 +209,7 @@ def test_the_input_of_an_instruction_and_a_system_column_are_part_of_the_prompt(
     [
         "Human: How do I bake bread? Assistant:",
         "Human: How do I bake bread?\nAssistant: ",
+        "Human: How do I bake bread?\nAI:",
         "USER: How do I bake bread? ASSISTANT:",
         "Question: How do I bake bread?\nAnswer:",
         "Q: How do I bake bread?\n\nA:",

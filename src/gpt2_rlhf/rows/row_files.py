@@ -65,6 +65,10 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: is cut short or not gzip ({error}); download the file again") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as UTF-8 ({error}); save it as UTF-8") from error
+    except OverflowError as error:  # a date or a number that Python cannot hold
+        raise UserError(
+            f"{path}: has a value that cannot be read ({error}); save prompts and answers as text"
+        ) from error
     except MemoryError as error:
         raise UserError(f"{path}: does not fit into memory; save its rows as JSON lines, in several files") from error
     except OSError as error:

@@ -24,7 +24,12 @@ _PROMPTS = ("prompt", "question", "instruction", "conversations")  # columns, of
 COLUMNS = (*_PROMPTS, "input", "system", "chosen", "rejected", "subset", "chosen_probability")  # that `pair` reads
 
 # the markers that texts use for the two sides; "#" or "<|" may precede the name, and ":" or "|>" follows it
-_SIDES = {"human": "assistant", "user": "assistant", "question": "answer", "instruction": "response", "q": "a"}
+_SIDES = {
+    **dict.fromkeys(("human", "user"), "assistant|ai|bot"),
+    "question": "answer",
+    "instruction": "response",
+    "q": "a",
+}
 _MARKER = r"(?:#+ *|<\|)?({names})(?: *:|\|>)"
 _FIRST_MARKER = re.compile(rf"^[ \t]*{_MARKER.format(names='|'.join(_SIDES))}", re.IGNORECASE | re.MULTILINE)
 _WRITTEN_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")  # as CSV files have them
