@@ -92,8 +92,8 @@ def has_other_markers(values: Mapping[str, Any]) -> bool:
     text = values.get(column)
     if not isinstance(text, str):
         return False
-    text = text.replace("\r\n", "\n").rstrip()
-    return _with_turns(text, is_prompt=column != "chosen") != text
+    text = text.replace("\r\n", "\n").strip()
+    return _with_turns(text, is_prompt=column != "chosen").lstrip() != text
 
 
 def fit_prompts(
@@ -157,7 +157,7 @@ def _conversation(value: Any, column: str, shared: str | None) -> tuple[str | No
     head, marker, answer = text.rpartition(ASSISTANT)
     if not marker or HUMAN in answer:
         raise Unusable(NO_ASSISTANT)
-    return _with_turn_start(head) + ASSISTANT, answer.strip()
+    return head + ASSISTANT, answer.strip()
 
 
 def _prompt(values: Mapping[str, Any]) -> str | None:
@@ -182,16 +182,19 @@ def _prompt(values: Mapping[str, Any]) -> str | None:
     text = _with_turns(text, is_prompt=True)
     if not _is_transcript(text):
         return f"{HUMAN} {text.lstrip()}{ASSISTANT}"
-    return _with_turn_start(text.removesuffix(ASSISTANT)) + ASSISTANT
+    return text.removesuffix(ASSISTANT) + ASSISTANT
 
 
 def _with_turns(text: str, is_prompt: bool) -> str:
     """Return a text that marks its turns in another way, such as "User: ... Assistant:", with our markers.
 
-    Text before the first turn becomes a System turn. A text without a marker of both sides stays as it is.
+    Text before the first turn becomes a System turn. A text without a marker of both sides stays as it is, but for the
+    blank line that a Human turn starts with.
 
     is_prompt: the text ends with a marker of the assistant; otherwise its last marker starts a line.
     """
+    if text.lstrip().startswith(HUMAN.lstrip()):
+        text = f"\n\n{text.lstrip()}"
     first = _FIRST_MARKER.search(text)
     if first is None or (text.endswith(ASSISTANT) if is_prompt else ASSISTANT in text):
         return text
@@ -214,16 +217,8 @@ def _is_transcript(text: str, with_opening: bool = True) -> bool:
 
     with_opening: text may precede the first Human turn; otherwise only a System turn may.
     """
-    if text.lstrip().startswith(HUMAN.lstrip()):
-        return True
-    starts = with_opening or text.lstrip().startswith(SYSTEM.lstrip())
-    return starts and 0 <= text.find(HUMAN) < text.rfind(ASSISTANT)
-
-
-def _with_turn_start(text: str) -> str:
-    """Return the transcript with the blank line that every turn starts with."""
-    stripped = text.lstrip()
-    return f"\n\n{stripped}" if stripped.startswith(HUMAN.lstrip()) else text
+    may_open = with_opening or text.lstrip().startswith(SYSTEM.lstrip())
+    return text.startswith(HUMAN) or (may_open and 0 <= text.find(HUMAN) < text.rfind(ASSISTANT))
 
 
 def _turns(messages: Any, column: str) -> list[tuple[str, str]]:
