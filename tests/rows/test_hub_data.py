@@ -132,6 +132,7 @@ def test_a_downloaded_data_set_is_read_without_any_request(hub: FakeHub) -> None
     hub.requests.clear()
     sources.check(PAIRS)
     assert list(sources.read(PAIRS)) == before
+    assert sources.not_read(PAIRS) == ["red-team-attempts/red_team_attempts.jsonl.gz"]
     assert hub.requests == []
 
 

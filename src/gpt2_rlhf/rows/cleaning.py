@@ -80,15 +80,15 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
     for raw in rows:
         row = _usable(raw, special_tokens)
-        file = raw.name.rpartition(":")[0]
-        if isinstance(row, Pair) and has_other_markers(raw.values):
-            other_markers.add(raw.name)
-        if isinstance(row, Pair) and files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) != file:
-            row = COPY
         if isinstance(row, Pair):
-            usable.append((raw.split, row))
-        else:
-            (test if raw.split == "test" else train).drop(row, raw.name)
+            file = raw.name.rpartition(":")[0]
+            if files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) == file:
+                usable.append((raw.split, row))
+                if has_other_markers(raw.values):
+                    other_markers.add(raw.name)
+                continue
+            row = COPY
+        (test if raw.split == "test" else train).drop(row, raw.name)
     usable.sort(key=lambda found: found[0] == "unsplit")  # rows of training and test files come first
     conversation_of = conversations(row.prompt for _, row in usable)
     unsplit = {row.prompt for split, row in usable if split == "unsplit"}

@@ -47,13 +47,17 @@ def layout(names: Sequence[str], title: str, subsets: Sequence[str] | None, wher
         UserError: a subset or a shard is missing, or there are no data files.
     """
     folders: dict[str, dict[str, Literal["train", "test"] | None]] = {}  # the split of each file, by subset
-    visible = [name for name in sorted(names) if not any(part.startswith(".") for part in name.split("/"))]
-    for name in visible:
+    with_rows: list[str] = []
+    for name in sorted(names):
         *parents, base = name.split("/")
+        if base in _METADATA or any(part.startswith(".") for part in name.split("/")):
+            continue
         split = _split(base)
+        if split is not None or ending(base) is not None:
+            with_rows.append(name)
         if split is None and parents and (split := _split(parents[-1])) is not None:
             parents.pop()
-        if len(parents) <= 1 and base not in _METADATA and ending(base) is not None:
+        if len(parents) <= 1 and ending(base) is not None:
             folder = parents[0] if parents and parents[0] != "data" else title
             folders.setdefault(folder, {})[name] = split
     with_train = [folder for folder, splits in folders.items() if "train" in splits.values()]
@@ -77,8 +81,7 @@ def layout(names: Sequence[str], title: str, subsets: Sequence[str] | None, wher
     files = [file for subset in sorted(set(chosen)) for file in _subset_files(folders[subset], subset, where)]
     _check_shards([file.name for file in files], where)
     read = {file.name for file in files}
-    with_rows = (name for name in visible if name.rpartition("/")[2] not in _METADATA)
-    return files, [name for name in with_rows if name not in read and (ending(name) or _split(name.rpartition("/")[2]))]
+    return files, [name for name in with_rows if name not in read]
 
 
 def _subset_files(splits: dict[str, Literal["train", "test"] | None], subset: str, where: str) -> list[File]:
