@@ -1,5 +1,6 @@
 """Every command by its name, and what a command does only once."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,14 @@ def test_config_prints_every_value_that_is_set(capsys: pytest.CaptureFixture[str
     text = printed(capsys, "config", "seed=7")
     assert text == compose.load(["seed=7"]).yaml
     assert "seed: 7\n" in text
+
+
+def test_a_text_that_the_terminal_cannot_encode_is_printed_with_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    cli.main(["config", "card.author=José"])
+    sys.stdout.flush()
+    assert b"author: Jos\\xe9\n" in printed.getvalue()
 
 
 def test_status_of_a_run_that_was_never_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

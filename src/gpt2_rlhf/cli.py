@@ -3,6 +3,7 @@
 gpt2-rlhf VERB [key=value ...]     or: python -m gpt2_rlhf VERB, or: make VERB
 """
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from gpt2_rlhf import pipeline, publish
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError, exit_with_one_line
+from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.store import clean, status
 
 USAGE = """usage: gpt2-rlhf {verb} [key=value ...]     (or: make {verb} [key=value ...])
@@ -50,6 +52,8 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exits with 2 and one line where the user can mend what went wrong."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be of an encoding that not all texts can be printed in
+        sys.stdout.reconfigure(errors="backslashreplace")
     exit_with_one_line(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -88,7 +92,7 @@ def _status(overrides: Sequence[str]) -> None:
     for header in ("Stage", "State", "Why", "Directory"):
         table.add_column(header, overflow="fold")
     for stage in run.stages:
-        table.add_row(stage.name, *status.status(stage, run.processes), str(stage.directory))
+        table.add_row(stage.name, *map(printable, (*status.status(stage, run.processes), str(stage.directory))))
     Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
 
 

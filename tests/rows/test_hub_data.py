@@ -132,6 +132,7 @@ def test_a_downloaded_data_set_is_read_without_any_request(hub: FakeHub) -> None
     hub.requests.clear()
     sources.check(PAIRS)
     assert list(sources.read(PAIRS)) == before
+    assert sources.not_read(PAIRS) == ["red-team-attempts/red_team_attempts.jsonl.gz"]
     assert hub.requests == []
 
 
@@ -139,7 +140,7 @@ def test_a_download_that_lacks_a_file_is_refused_without_the_hub_and_finished_wi
     hub: FakeHub,
 ) -> None:
     whole = list(sources.read(PAIRS))
-    root, _ = hub_data.locate(PAIRS)
+    root, *_ = hub_data.locate(PAIRS)
     assert root is not None
     (root / "helpful-base" / "test.jsonl.gz").unlink()
     hub.refusals["/"] = (503, "")

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, terminal
 from gpt2_rlhf.evidence.tables import markdown, text
@@ -43,7 +44,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
-        finalize=_require_value,
+        finalize=_finalized,
         autoescape=False,  # Markdown; the texts of models are in fenced blocks
         keep_trailing_newline=True,
         trim_blocks=True,
@@ -70,8 +71,8 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         trained=_TRAINED[: _TRAINED.index(stage) + 1],
         is_demonstration=settings.model.name == "embedded",
         is_hh=front_matter.is_hub_data(settings.data) and settings.data.name == "Anthropic/hh-rlhf",
-        base=front_matter.base_text(settings.model),
-        data=front_matter.data_text(settings.data),
+        base=front_matter.base_text(settings.model).replace("<", "&lt;"),
+        data=front_matter.data_text(settings.data).replace("<", "&lt;"),
         maximised="that score" if function is None else f"another score (by `{function}`)",
         judge_note="The judge is a second reward model that PPO is not trained on." if found["judge"] else no_judge,
         model_path=repo_id or f"outputs/latest/{folder}",
@@ -82,10 +83,10 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
     return card
 
 
-def _require_value(value: Any) -> Any:
+def _finalized(value: Any) -> Any:
     if value is None:
         raise ValueError("a field of the card has no value")
-    return value
+    return printable(value, kept=LAYOUT) if isinstance(value, str) else value
 
 
 def _citation(settings: Settings, title: str, finished_at: str) -> str | None:

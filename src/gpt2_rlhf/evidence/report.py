@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results, terminal
 from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
@@ -83,6 +84,7 @@ def write(
     page_template = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value, kept=LAYOUT) if type(value) is str else value,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

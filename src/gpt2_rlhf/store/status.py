@@ -1,8 +1,8 @@
 """Say which stages of a run are done, partial or missing, and why."""
 
 import json
-import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from gpt2_rlhf.store import locks
@@ -23,8 +23,8 @@ def status(stage: Stage, processes: int) -> tuple[str, str]:
     if wrong != NOT_BUILT:
         return "damaged", f"{wrong}; it will be built again"
     if (checkpoint := newest_whole_checkpoint(stage, processes)[0]) is not None:
-        age_s = time.time() - checkpoint.stat().st_mtime
-        return "partial", f"resumes from {checkpoint.name}, written {age_s / 60:.0f} min ago"
+        written = datetime.fromtimestamp(checkpoint.stat().st_mtime, UTC)  # no age, since a clock may be set back
+        return "partial", f"resumes from {checkpoint.name}, written {written:%Y-%m-%d %H:%M:%S} UTC"
     if kept := sorted(part.parent.name for part in stage.checkpoints_dir.glob("*/results.json")):
         return "partial", f"goes on after {', '.join(kept)}"
     if stage.directory.exists():
