@@ -74,7 +74,7 @@ def test_a_step_started_as_a_module_is_the_command_of_its_name(name: str) -> Non
     assert cli.VERBS[name] in done.stdout
 
 
-def test_a_pipeline_that_publishes_composes_once_and_writes_its_products_once(
+def test_a_pipeline_that_publishes_composes_once_writes_its_products_once_and_leaves_no_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -85,6 +85,7 @@ def test_a_pipeline_that_publishes_composes_once_and_writes_its_products_once(
     stages = card_run.stages(tmp_path, card_run.records())
     for stage in stages.values():
         write_manifest(stage, card_run.records()[stage.name])
+        stage.checkpoints_dir.mkdir()  # as after a kill just after the manifest
 
     def plan(composed: compose.Composed, last: str) -> Run:
         return Run(composed.settings, composed.overrides, composed.yaml, (stages,), 1)
@@ -98,3 +99,4 @@ def test_a_pipeline_that_publishes_composes_once_and_writes_its_products_once(
     monkeypatch.setattr(terminal, "render", lambda summary: "")
     pipeline.run([f"output_dir={tmp_path}", "publish.repo_id=somebody/demo"])
     assert calls == ["compose", "product", "push"]
+    assert not any(stage.checkpoints_dir.exists() for stage in stages.values())
