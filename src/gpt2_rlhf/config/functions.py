@@ -53,8 +53,9 @@ def fingerprint(path: str | None) -> str | None:
     finder = ModuleFinder([str(root)], excludes=others if is_library else [])
     with contextlib.suppress(SyntaxError, ImportError):  # loading it will say so, too
         finder.import_hook(name)
+    modules: dict[str, Any] = finder.modules  # typeshed's type of a module lacks its file
     digest = hashlib.sha256(file.read_bytes())
-    for module, found in sorted(finder.modules.items()):
+    for module, found in sorted(modules.items()):
         if Path(str(found.__file__)).is_file():  # not what is built in, nor a package that cannot be read
             digest.update(f"{module}\0".encode() + hashlib.sha256(Path(found.__file__).read_bytes()).digest())
     return f"{path}@{digest.hexdigest()}"
