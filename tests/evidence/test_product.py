@@ -12,7 +12,7 @@ from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import Stage
 from helpers import card_run
 
-FILES = {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json"}
+FILES = {"model.safetensors", *card_run.MODEL_TEXTS, "vocab.json", "merges.txt"}
 TEXTS = {"README.md", "config.yaml", "manifest.json"}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from omegaconf import OmegaConf
 
 from gpt2_rlhf.evidence import card, seeds
+from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store.files import read_json_lines
 from gpt2_rlhf.store.portable import without_folders
 from gpt2_rlhf.store.run import Run
@@ -38,11 +39,17 @@ def write(run: Run) -> list[Path]:
         "config.yaml": OmegaConf.to_yaml(without_folders(OmegaConf.to_container(OmegaConf.create(run.config_yaml)))),
         "manifest.json": json.dumps(manifests, indent=2, ensure_ascii=False) + "\n",
     }
+    temperature = records["evaluate"]["metrics"]["temperature"]
+    # not max_new_tokens, which would overrule the max_length that a user gives; transformers 4 sets top_k by itself
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     for folder, name in card.FOLDERS.items():
+        written = {**texts, "README.md": card.render(run.settings, sources, folder)}
+        written |= portable_files.texts(stages[name].model_dir, sampling)
         files = {PurePosixPath(file.name): file for file in stages[name].model_dir.iterdir()}
+        files = {path: file for path, file in files.items() if path.name not in written}
         if folder == "model":
             files |= dict(zip(sources.pictures, pictures, strict=True))
-        _fill(run.directory / folder, files, {**texts, "README.md": card.render(run.settings, sources, folder)})
+        _fill(run.directory / folder, files, written)
     return [run.directory / folder for folder in card.FOLDERS]
 
 

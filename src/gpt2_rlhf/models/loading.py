@@ -143,4 +143,6 @@ def save(model: torch.nn.Module | None, tokenizer: PreTrainedTokenizerBase, dire
     """Save a trainer's model, its adapter merged, together with the tokenizer."""
     assert model is not None  # transformers types a trainer's model as optional
     merged(model).save_pretrained(directory)
+    for weights in directory.glob("*.safetensors"):  # safetensors lets only the owner read its files
+        weights.chmod((directory / "config.json").stat().st_mode)
     copy.deepcopy(tokenizer).save_pretrained(directory)
