@@ -35,7 +35,7 @@ def push(tmp_path: Path) -> Callable[..., None]:
     """Return a function that publishes the run with short waits, and never loads it, since the weights are random."""
 
     def run(patience: Patience = HASTE, checks: publish.Checks = ()) -> None:
-        publish.main(
+        publish.push(
             finished_run.planned([f"output_dir={tmp_path / 'outputs'}", f"publish.repo_id={REPO}"]), patience, checks
         )
 

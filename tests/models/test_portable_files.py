@@ -12,7 +12,13 @@ from gpt2_rlhf.models import loading, model_files, portable_files
 from helpers.tiny import EOS, POSITIONS, tiny_policy, tiny_reward, tiny_tokenizer
 
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 0}
-TEXTS = ["\n\nHuman: How?\n\nAssistant: So.", "  two  spaces,\ta tab", "é 日本 \u00ff \u2028 \U0001f600", f"one{EOS}two", ""]
+TEXTS = [
+    "\n\nHuman: How?\n\nAssistant: So.",
+    "  two  spaces,\ta tab",
+    "é 日本 \u00ff \u2028 \U0001f600",
+    f"one{EOS}two",
+    "",
+]
 
 
 def published(model_dir: Path, texts: dict[str, str]) -> Path:

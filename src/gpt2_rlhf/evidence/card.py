@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, terminal
 from gpt2_rlhf.evidence.tables import markdown, text
 
@@ -74,12 +74,19 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         data=front_matter.data_text(settings.data),
         maximised="that score" if function is None else f"another score (by `{function}`)",
         judge_note="The judge is a second reward model that PPO is not trained on." if found["judge"] else no_judge,
-        model_path=repo_id or f"outputs/latest/{folder}",
+        place=_place(settings.publish, repo_id, folder),
         own_citation=_citation(settings, title, sources.records["evaluate"]["finished_at"]),
     )
     if ModelCard(card).data.to_dict() != front.to_dict():
         raise ValueError(f"{folder}: the card's front matter is not read back as it was written")
     return card
+
+
+def _place(publish: Publish, repo_id: str | None, folder: str) -> str:
+    """Return the arguments of from_pretrained that load this model: where it is pushed to, or its folder on disk."""
+    if repo_id is None:
+        return f'"outputs/latest/{folder}"'
+    return f'"{repo_id}"' if publish.revision in (None, "main") else f'"{repo_id}", revision="{publish.revision}"'
 
 
 def _require_value(value: Any) -> Any:

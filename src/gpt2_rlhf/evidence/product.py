@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -23,18 +24,8 @@ _REPORT = "report"  # report.DIRECTORY, whose import takes time; its pictures go
 def write(run: Run) -> list[Path]:
     """Write the folders of a finished run into its directory, in place of older ones, and return them."""
     stages = run.plans[0]
-    of_seeds = without_folders(run.manifests())
-    records = of_seeds[0]
-    others = {f"{name}-seed{one['ppo']['seed']}": one[name] for one in of_seeds[1:] for name in ("ppo", "evaluate")}
-    pictures = sorted((run.directory / _REPORT).glob("*.png"))
-    sources = card.CardSources(
-        command=run.portable_command,
-        records=records,
-        seeds=seeds.spread(run.settings.ppo, of_seeds),
-        samples=read_json_lines(stages["evaluate"].directory / "samples.jsonl"),
-        pictures=[PurePosixPath(_REPORT, picture.name) for picture in pictures],
-    )
-    manifests = {"command": run.portable_command, "stages": {**records, **others}}
+    records, sources = _sources(run)
+    manifests = {"command": run.portable_command, "stages": records}
     texts = {
         "config.yaml": OmegaConf.to_yaml(without_folders(OmegaConf.to_container(OmegaConf.create(run.config_yaml)))),
         "manifest.json": json.dumps(manifests, indent=2, ensure_ascii=False) + "\n",
@@ -48,9 +39,29 @@ def write(run: Run) -> list[Path]:
         files = {PurePosixPath(file.name): file for file in stages[name].model_dir.iterdir()}
         files = {path: file for path, file in files.items() if path.name not in written}
         if folder == "model":
-            files |= dict(zip(sources.pictures, pictures, strict=True))
+            files |= {picture: run.directory / picture for picture in sources.pictures}
         _fill(run.directory / folder, files, written)
     return [run.directory / folder for folder in card.FOLDERS]
+
+
+def cards(run: Run) -> dict[str, str]:
+    """Return the card of each folder as `write` writes it."""
+    _, sources = _sources(run)
+    return {folder: card.render(run.settings, sources, folder) for folder in card.FOLDERS}
+
+
+def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
+    """Return the manifests of all stages and seeds by name, and what the cards are filled from."""
+    of_seeds = without_folders(run.manifests())
+    others = {f"{name}-seed{one['ppo']['seed']}": one[name] for one in of_seeds[1:] for name in ("ppo", "evaluate")}
+    sources = card.CardSources(
+        command=run.portable_command,
+        records=of_seeds[0],
+        seeds=seeds.spread(run.settings.ppo, of_seeds),
+        samples=read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl"),
+        pictures=[PurePosixPath(_REPORT, file.name) for file in sorted((run.directory / _REPORT).glob("*.png"))],
+    )
+    return {**of_seeds[0], **others}, sources
 
 
 def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str]) -> None:
