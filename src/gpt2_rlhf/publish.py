@@ -109,7 +109,7 @@ def _push(target: Target, root: Path, patience: Patience, checks: Checks) -> Non
     paths = files_below(folder, root)
     size_bytes = total_bytes(folder, paths)
     require_room(size_bytes)
-    found = tries.run(repository.look, target, patience=patience)
+    found = tries.run(repository.look, target, patience=patience, size_bytes=size_bytes)
     for line in _overwritten(target, found, folder, paths):
         print(f"publish: {line}", flush=True)
     print(

@@ -2,12 +2,18 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 
 class UserError(Exception):
     """An error that the user can correct. Printed as one line without a traceback; the process exits with 2."""
+
+
+def one_line(text: object) -> str:
+    """Return an error's text in one short line, without the queries of addresses, which can hold signatures."""
+    return re.sub(r"\?\S+", "", " ".join(str(text).split()))[:300]
 
 
 def did_you_mean(given: str, known: Sequence[str]) -> str:

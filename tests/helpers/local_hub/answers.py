@@ -54,9 +54,10 @@ class State:
 class Refused(Exception):
     """The hub refuses the request with this answer."""
 
-    def __init__(self, status: int, text: str, code: str | None = None) -> None:
+    def __init__(self, status: int, text: str, code: str | None = None, commit: str | None = None) -> None:
         super().__init__(text)
-        headers = {"X-Error-Message": text} | ({"X-Error-Code": code} if code else {})
+        named = {"X-Error-Message": text, "X-Error-Code": code, "X-Repo-Commit": commit}
+        headers = {name: value for name, value in named.items() if value}
         self.answer = Answer(status, json.dumps({"error": text}).encode(), headers)
 
 
@@ -241,7 +242,7 @@ def resolve(state: State, request: Request) -> Answer:
     found = _commit(_readable(state, request), request.parts["revision"])
     blob = found.files.get(request.parts["path"])
     if blob is None:
-        raise Refused(404, "Entry not found", "EntryNotFound")
+        raise Refused(404, "Entry not found", "EntryNotFound", found.sha)
     headers = {"X-Repo-Commit": found.sha, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
     if not blob.is_lfs:
         return Answer(200, blob.content, headers)
