@@ -17,13 +17,14 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.hub import repository
 from gpt2_rlhf.hub.repository import Pushed, Target
 from gpt2_rlhf.launch import child
-from gpt2_rlhf.models import model_files
+from gpt2_rlhf.models import loading, model_files
 from helpers import finished_run
 from helpers.finished_run import HASTE, RUN, TOKEN
 from helpers.local_hub import answers
 from helpers.local_hub.faults import Fault
 from helpers.local_hub.server import Hub
 from helpers.local_hub.store import Account, Blob, new_repository
+from helpers.tiny import tiny_reward, tiny_tokenizer
 
 REPO = "somebody/demo"
 LOOKING = replace(HASTE, tries=1)
@@ -369,6 +370,16 @@ def test_a_crash_of_the_child_process_is_a_traceback_without_the_token(
     printed = capfd.readouterr().err
     assert "KeyError: 'name'" in printed
     assert TOKEN not in printed
+
+
+def test_a_reward_model_is_compared_too(tmp_path: Path) -> None:
+    loading.save(tiny_reward(tiny_tokenizer()), tiny_tokenizer(), tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    setting = "publish.reward_repo_id"
+    target = Target(
+        setting, str(tmp_path / "there"), True, "main", [], "reward_model", "AutoModelForSequenceClassification"
+    )
+    repository.load(HfApi(), Pushed(target, tmp_path / "here", [], "main", True, "main"), str(tmp_path))
 
 
 @pytest.mark.slow

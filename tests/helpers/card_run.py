@@ -132,7 +132,7 @@ def samples() -> list[dict[str, Any]]:
 
 
 def run(found: dict[str, Any] | None = None) -> card.CardSources:
-    return card.CardSources("make pipeline seed=3", found or records(), None, samples(), [])
+    return card.CardSources("make pipeline seed=3", found or records(), None, samples(), [], "gpt2")
 
 
 def stages(root: Path, found: dict[str, Any]) -> dict[str, Stage]:

@@ -54,12 +54,14 @@ def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
     """Return the manifests of all stages and seeds by name, and what the cards are filled from."""
     of_seeds = without_folders(run.manifests())
     others = {f"{name}-seed{one['ppo']['seed']}": one[name] for one in of_seeds[1:] for name in ("ppo", "evaluate")}
+    config = run.plans[0]["ppo"].model_dir / "config.json"
     sources = card.CardSources(
         command=run.portable_command,
         records=of_seeds[0],
         seeds=seeds.spread(run.settings.ppo, of_seeds),
         samples=read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl"),
         pictures=[PurePosixPath(_REPORT, file.name) for file in sorted((run.directory / _REPORT).glob("*.png"))],
+        model_type=json.loads(config.read_text(encoding="utf-8"))["model_type"],
     )
     return {**of_seeds[0], **others}, sources
 

@@ -214,13 +214,12 @@ def _loaded(target: Target, place: str, arguments: dict[str, Any]) -> dict[str, 
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         weights.update(tensor.flatten().view(uint8).numpy())
-    generation = model.generation_config
     return {
         "padding and EOS tokens": (tokenizer.pad_token_id, tokenizer.eos_token_id, model.config.pad_token_id),
         "vocabulary": tokenizer.get_vocab(),
         "encoding": tokenizer(_TEXT)["input_ids"],
         "chat template": tokenizer.chat_template,
-        "sampling": None if generation is None else generation.to_dict(),
+        "sampling": model.generation_config.to_dict() if model.can_generate() else None,
         "weights": weights.hexdigest(),
     }
 
