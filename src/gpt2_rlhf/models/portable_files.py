@@ -6,7 +6,7 @@ What training left in the files, such as `use_cache: false`, is corrected too. T
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 _OF_LOADING = ("is_local", "local_files_only")  # arguments of from_pretrained, which transformers 5.23 saves
 
 
-def texts(model_dir: Path, sampling: Mapping[str, float | int | bool]) -> dict[str, str]:
+def texts(model_dir: Path, sampling: Json) -> dict[str, str]:
     """Return the files to write in place of those in `model_dir`, as name: content.
 
     sampling: arguments of `generate` that the evaluation used. They replace those of the base model.
