@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data sft reward judge ppo evaluate config status card publish clean clean-all lint test test-fast report-check bench
+.PHONY: help setup pipeline data sft reward judge ppo evaluate config status card publish clean prune clean-all lint test test-fast report-check bench
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -23,7 +23,8 @@ setup: $(STAMP)  ## create the virtual environment with pinned packages; other t
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: python %d.%d found, expected 3.11 or newer; set PYTHON=<python3.11>" % sys.version_info[:2])'
 	@echo "installing into $(VENV), once (about 1.5 GB)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || rm -f $(BIN)/python*
+	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -46,9 +47,11 @@ status:  ## print which stages are done, partial or missing, and why
 card:  ## write the model cards again, without a push
 publish:  ## push the newest run: make publish publish.repo_id=user/name; publish.dry_run=true only shows it
 
-clean: $(STAMP)  ## delete unfinished stages; finished ones stay
-	@$(BIN)/python -m gpt2_rlhf clean $(OVERRIDES)
-clean-all: $(STAMP)  ## delete finished stages as well
+clean prune: $(STAMP)
+	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
+clean:  ## delete unfinished stages, damaged ones that were set aside, and what killed runs left
+prune:  ## ask, and delete finished stages that no run shows
+clean-all: $(STAMP)  ## ask, and delete all stages and runs
 	@$(BIN)/python -m gpt2_rlhf clean --all $(OVERRIDES)
 
 lint: $(STAMP)  ## run ruff and pyright
@@ -56,7 +59,7 @@ lint: $(STAMP)  ## run ruff and pyright
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)  ## run all tests, one process per core, at most four
 	@$(PYTEST)
 test-fast: $(STAMP)  ## run the tests that are not marked slow: under 90 s on two cores

@@ -34,13 +34,17 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of SLOW_FILES, which must exist, as slow."""
+    """Mark the tests of SLOW_FILES, which must exist, as slow, and put files with slow tests first."""
     missing = [name for name in SLOW_FILES if not (TESTS / name).is_file()]
     if missing:
         raise pytest.UsageError(f"SLOW_FILES in {__file__}: {missing} do not exist; correct the list")
     for item in items:
         if item.path.relative_to(TESTS).as_posix() in SLOW_FILES:
             item.add_marker("slow")
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    places = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
+    # slow files first, from the last (those of whole runs take longest), so that no core is idle at the end
+    items.sort(key=lambda item: (item.path not in slow, -places[item.path]))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Every command by its name, and what a command does only once."""
 
-import json
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from gpt2_rlhf import cli, pipeline, publish
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.evidence import product, report, terminal
 from gpt2_rlhf.store.run import Run
+from gpt2_rlhf.store.stage import write_manifest
 from helpers import card_run
 
 
@@ -51,6 +52,14 @@ def test_config_prints_every_value_that_is_set(capsys: pytest.CaptureFixture[str
     assert "seed: 7\n" in text
 
 
+def test_a_text_that_the_terminal_cannot_encode_is_printed_with_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    cli.main(["config", "card.author=José"])
+    sys.stdout.flush()
+    assert b"author: Jos\\xe9\n" in printed.getvalue()
+
+
 def test_status_of_a_run_that_was_never_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "status", f"output_dir={tmp_path}")
     assert text.count("missing") == 6
@@ -75,7 +84,7 @@ def test_a_pipeline_that_publishes_composes_once_and_writes_its_products_once(
 
     stages = card_run.stages(tmp_path, card_run.records())
     for stage in stages.values():
-        (stage.directory / "manifest.json").write_text(json.dumps(card_run.records()[stage.name]), encoding="utf-8")
+        write_manifest(stage, card_run.records()[stage.name])
 
     def plan(composed: compose.Composed, last: str) -> Run:
         return Run(composed.settings, composed.overrides, composed.yaml, (stages,), 1)

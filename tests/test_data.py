@@ -32,6 +32,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dic
     directory = tmp_path / "stage"
     directory.mkdir()
     source = str(write_warts(tmp_path))
+    (Path(source) / "notes.jsonl").touch()
     settings: Any = SimpleNamespace(
         model=None, data=with_settings(path=source, max_prompt_tokens=600, max_answer_tokens=100)
     )
@@ -62,11 +63,16 @@ def test_the_metrics_count_what_the_report_names(prepared: tuple[Path, dict[str,
     assert metrics["tables"] == report["tables"]
 
 
+def test_the_report_names_the_files_that_are_not_read(prepared: tuple[Path, dict[str, Any]]) -> None:
+    assert prepared[1]["not_read"] == ["notes.jsonl"]
+
+
 def test_the_known_probability_survives_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny.tiny_tokenizer()
     monkeypatch.setattr(loading, "load_base_tokenizer", lambda model: tokenizer)
     rows = [raw(prompt, "Yes.", "No.", "train", 1, chosen_probability=0.75) for prompt in questions(5)]
     monkeypatch.setattr(sources, "read", lambda _: iter([*rows, *TEST]))
+    monkeypatch.setattr(sources, "not_read", lambda _: [])
     settings: Any = SimpleNamespace(model=None, data=PAIRS)
     data.run(settings, Stage("data", tmp_path, {}, {}))
     assert {row["chosen_probability"] for row in load(tmp_path, "sft")} == {0.75}

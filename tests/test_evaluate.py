@@ -23,6 +23,7 @@ from gpt2_rlhf.models import loading, tokens
 from gpt2_rlhf.models.sampling import Answer
 from gpt2_rlhf.store.files import write_json
 from gpt2_rlhf.store.stage import Outcome, Stage
+from helpers import pairs
 from helpers.tiny import tiny_policy, tiny_reward, tiny_tokenizer
 
 QUESTIONS = ["Hi", "bake bread?", "Tell me about the sea.", "What is the best way to learn chess?", "Why?"]
@@ -108,20 +109,7 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
         output_dir="outputs",
         force=False,
         model=settings.Model(name=base, revision=None, tokenizer=None, random=None),
-        data=settings.Data(
-            name="none",
-            revision=None,
-            path=None,
-            subsets=None,
-            train_pairs=None,
-            test_pairs=None,
-            shares={"sft": 0.3, "reward": 0.4, "judge": 0.0, "ppo": 0.3},
-            disjoint=True,
-            max_prompt_tokens=60,
-            max_answer_tokens=20,
-            seed=0,
-            utility=utility,
-        ),
+        data=replace(pairs.PAIRS, path=None, max_prompt_tokens=60, max_answer_tokens=20, utility=utility),
         sft=settings.Training({}, peft),
         reward=settings.Training({}, peft),
         ppo=settings.Ppo(
@@ -318,8 +306,8 @@ def test_cost_counts_every_generated_and_every_scored_token(needs, monkeypatch):
     assert list(cost["by_part_s"]) == ["base", "ppo", "sft", "reward", "judge"]
 
 
-@pytest.mark.parametrize(("killed_at", "run_again"), [("sft", ["sft", "reward", "judge"]), ("judge", ["judge"])])
-def test_a_resumed_evaluation_runs_only_the_models_that_were_not_finished(
+@pytest.mark.parametrize(("killed_at", "run_again"), [("sft", ["sft", "reward", "judge"]), ("judge", ["ppo", "judge"])])
+def test_a_resumed_evaluation_runs_only_the_models_that_were_not_finished_or_are_damaged(
     needs, monkeypatch, killed_at: str, run_again: list[str]
 ):
     whole = run_evaluation(needs, place="whole")
@@ -340,6 +328,9 @@ def test_a_resumed_evaluation_runs_only_the_models_that_were_not_finished(
     monkeypatch.setattr(evaluate, "_load_or_compute", load_or_interrupted_compute)
     with pytest.raises(KeyboardInterrupt):
         run_evaluation(needs)
+    if killed_at == "judge":  # "base" is whole, what PPO generated is damaged, and is generated again
+        path = needs["data"].directory.parent / "evaluate" / "checkpoints" / "ppo" / "results.json"
+        path.write_text(path.read_text().replace("1", "2"))
     computed.clear()
     resumed = run_evaluation(needs)
     assert computed == run_again

@@ -3,6 +3,7 @@
 gpt2-rlhf VERB [key=value ...]     or: python -m gpt2_rlhf VERB, or: make VERB
 """
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from gpt2_rlhf import pipeline, publish
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError, exit_with_one_line
+from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.store import clean, status
 
 USAGE = """usage: gpt2-rlhf {verb} [key=value ...]     (or: make {verb} [key=value ...])
@@ -43,12 +45,15 @@ VERBS = {
     "status": "Print which stages are done, running, partial or missing, and why.",
     "card": "Write the model cards again, without a push.",
     "publish": "Push the newest run: publish.repo_id=user/name; publish.dry_run=true only shows it.",
-    "clean": "Delete unfinished stages; with --all, finished ones as well.",
+    "clean": "Delete unfinished and set-aside stages; with --all, ask, and delete everything.",
+    "prune": "Ask, and delete finished stages that no run shows.",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exits with 2 and one line where the user can mend what went wrong."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be of an encoding that not all texts can be printed in
+        sys.stdout.reconfigure(errors="backslashreplace")
     exit_with_one_line(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -69,6 +74,7 @@ def _run(arguments: Sequence[str]) -> None:
         "card": _card,
         "publish": _publish,
         "clean": _clean,
+        "prune": lambda overrides: clean.prune(compose.load(overrides).settings.output_dir),
     }
     if verb in STAGES:
         pipeline.run(rest, verb)
@@ -86,7 +92,7 @@ def _status(overrides: Sequence[str]) -> None:
     for header in ("Stage", "State", "Why", "Directory"):
         table.add_column(header, overflow="fold")
     for stage in run.stages:
-        table.add_row(stage.name, *status.status(stage, run.processes), str(stage.directory))
+        table.add_row(stage.name, *map(printable, (*status.status(stage, run.processes), str(stage.directory))))
     Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
 
 
@@ -101,7 +107,8 @@ def _publish(overrides: Sequence[str]) -> None:
 
 def _clean(arguments: Sequence[str]) -> None:
     overrides = [one for one in arguments if one != "--all"]
-    clean.clean(compose.load(overrides).settings.output_dir, finished="--all" in arguments)
+    delete = clean.clean_all if "--all" in arguments else clean.clean
+    delete(compose.load(overrides).settings.output_dir)
 
 
 def _list() -> str:

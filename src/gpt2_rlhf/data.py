@@ -33,14 +33,19 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         return counts
 
     rows = sources.read(settings.data)
-    divided, report = prepare(settings.data, rows, count_tokens, tokens.special_tokens(tokenizer))
+    special_tokens = tokens.special_tokens(tokenizer)
+    divided, report = prepare(settings.data, rows, count_tokens, special_tokens, sources.not_read(settings.data))
     tables.write(stage.directory, divided)
     row_report.write(stage.directory, report)
     return Outcome(metrics=row_report.counts(report), work_s=0.0)
 
 
 def prepare(
-    data: Data, rows: Iterable[sources.RawRow], count_tokens: CountTokens, special_tokens: Sequence[str] = ()
+    data: Data,
+    rows: Iterable[sources.RawRow],
+    count_tokens: CountTokens,
+    special_tokens: Sequence[str] = (),
+    not_read: Sequence[str] = (),
 ) -> tuple[dict[str, list[Pair]], dict[str, Any]]:
     """Return the rows of each table, and the report on the whole source.
 
@@ -50,7 +55,7 @@ def prepare(
     cleaned = clean(data, rows, count_tokens, special_tokens)
     divided = divide(cleaned.train.kept, cleaned.test.kept, data)
     pairs = {name: [measured.pair for measured in rows] for name, rows in divided.items()}
-    return pairs, row_report.make(data, cleaned, pairs)
+    return pairs, row_report.make(data, cleaned, pairs, not_read)
 
 
 if __name__ == "__main__":  # `python -m gpt2_rlhf.data` is `python -m gpt2_rlhf data`

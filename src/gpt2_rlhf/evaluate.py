@@ -37,6 +37,7 @@ from gpt2_rlhf.models.sampling import Answer
 from gpt2_rlhf.models.scoring import distinct_2
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.rows.transcripts import HUMAN
+from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import replacing, write_json
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
@@ -125,15 +126,16 @@ def _scores(stage: Stage, name: str, prompts: EvaluationPrompts, answers: Answer
 
 
 def _load_or_compute(stage: Stage, name: str, compute: Callable[[], Generations | RewardScores]) -> dict[str, Any]:
-    """Return one model's results as JSON, from the file that a killed evaluation left or computed now.
+    """Return one model's results as JSON, from the folder that a killed evaluation left or computed now.
 
-    The hash in the directory's name covers all that decides the results, so a file there holds results for these
-    prompts. The files are deleted with the directory of checkpoints when the stage is done.
+    The hash in the directory's name covers all that decides the results, so a folder there holds results for these
+    prompts. The folders are deleted with the directory of checkpoints when the stage is done.
     """
-    path = stage.checkpoints_dir / f"{name}.json"
-    if not path.exists():
-        write_json(path, asdict(compute()))
-    return json.loads(path.read_text(encoding="utf-8"))
+    folder = stage.checkpoints_dir / name
+    if digests.seal_fault(folder) is not None:  # none yet, or damaged
+        write_json(folder / "results.json", asdict(compute()))
+        digests.seal(folder)
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 def _on_device(model: PreTrainedModel) -> PreTrainedModel:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 from gpt2_rlhf import publish
@@ -22,11 +23,11 @@ from gpt2_rlhf.launch import child, relaunch, world
 from gpt2_rlhf.launch.build import build as build_stage
 from gpt2_rlhf.models import model_checks, model_files
 from gpt2_rlhf.rows import sources
-from gpt2_rlhf.store import locks
+from gpt2_rlhf.store import clean, digests, locks
 from gpt2_rlhf.store import run as runs
 from gpt2_rlhf.store.plan import Inputs, plans
 from gpt2_rlhf.store.run import Run
-from gpt2_rlhf.store.stage import Stage, is_done, manifest
+from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, manifest, unfinished
 
 LAST = "evaluate"
 _TRAINED = ("sft", "reward", "judge", "ppo")  # by all processes
@@ -45,12 +46,18 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
     if relaunch.is_needed(composed.settings.launch):
         relaunch.relaunch(composed.settings.launch, "pipeline" if last == LAST else last, overrides)
     planned = plan(composed, last)
-    missing = [stage for stage in planned.stages if not is_done(stage)]
+    missing = unfinished(planned.stages)
     refuse_forced(planned, missing)
-    if missing:
+    built: list[Stage] = []
+    while missing:  # again if a damaged stage came out differently, so that later ones were built on another
+        for stage in (one for one in missing if one in built):
+            wrong = fault(stage, read_all=True)
+            raise UserError(f"{stage.directory}: {wrong}, just after it was built; check the disk")
         build(planned.settings, missing)
+        built += missing
+        missing = unfinished(planned.stages)
     if world.rank() == 0:
-        finish(planned, missing, time.perf_counter() - started)
+        finish(planned, built, time.perf_counter() - started)
 
 
 def check(settings: Settings, last: str = LAST) -> None:
@@ -74,13 +81,20 @@ def check(settings: Settings, last: str = LAST) -> None:
 
 
 def plan(composed: Composed, last: str = LAST) -> Run:
-    """Plan the run up to the stage `last`. Reads the content of local models and data, and nothing else.
+    """Plan the run up to the stage `last`. Reads the content of local models, data and functions, and nothing else.
 
     Raises:
         UserError: a local model or data source is missing.
     """
     settings = composed.settings
-    inputs = Inputs(base_model=model_files.identity(settings.model), rows=sources.fingerprint(settings.data))
+    launcher = Path(settings.launch.accelerate_config or "")
+    inputs = Inputs(
+        base_model=model_files.identity(settings.model),
+        rows=sources.fingerprint(settings.data),
+        utility=functions.fingerprint(settings.data.utility),
+        reward_function=functions.fingerprint(settings.ppo.reward.function),
+        launcher=digests.digest(launcher) if launcher.is_file() else None,
+    )
     processes = world.size(settings.launch.processes)
     by_seed = runs.up_to(plans(settings, inputs, processes), last)
     return Run(settings, composed.overrides, composed.yaml, by_seed, processes)
@@ -96,9 +110,9 @@ def refuse_forced(planned: Run, missing: Sequence[Stage]) -> None:
         return
     for stage in planned.stages:
         if stage not in missing:
-            for fault in manifest(stage)["metrics"].get("forced", []):
+            for forced in manifest(stage)["metrics"].get("forced", []):
                 raise UserError(
-                    f"{fault}; {stage.directory} was trained with force=true; to reuse it, set force=true again"
+                    f"{forced}; {stage.directory} was trained with force=true; to reuse it, set force=true again"
                 )
 
 
@@ -112,6 +126,7 @@ def build(settings: Settings, missing: Sequence[Stage]) -> None:
     is_first = world.rank() == 0
     with locks.held(list(missing) if is_first else []):
         if is_first:
+            _set_aside(missing)
             names = ", ".join(stage.name for stage in missing)
             print(f"building {names} in {missing[0].directory.parent}", flush=True)
         steps = _steps()
@@ -121,17 +136,27 @@ def build(settings: Settings, missing: Sequence[Stage]) -> None:
                 _run_in_child(stage, partial(check_arguments, settings, untrained))
             if stage.name in _TRAINED:
                 world.use_next_port()
-                for need in stage.needs.values():  # PPO's gates read manifests that the first process writes
-                    world.wait_for(partial(is_done, need))
-            elif not is_first:
-                world.wait_for(partial(is_done, stage))
-                continue
             if is_first and stage.name in _TRAINED:
                 inputs = steps["ppo"].values_in_force(settings, stage) if stage.name == "ppo" else stage.inputs
                 print(f"{stage.name}: {settings_text(stage.name, inputs)}", flush=True)
-            _run_in_child(stage, partial(build_stage, steps[stage.name].run, settings, stage))
+            if is_first or stage.name in _TRAINED:
+                _run_in_child(stage, partial(build_stage, steps[stage.name].run, settings, stage))
             if is_first:
                 _show_found(stage)
+            else:  # the next stage reads the manifest and the model, which the first process writes
+                world.wait_for(lambda stage=stage: fault(stage, read_all=True) is None)
+
+
+def _set_aside(missing: Sequence[Stage]) -> None:
+    """Rename the directories of finished stages that are lost or damaged, and print why and where they are."""
+    for stage in missing:
+        wrong = fault(stage, read_all=True)
+        if wrong is not None and wrong != NOT_BUILT:
+            print(
+                f"{stage.name}: {wrong}; it is built again, and what is left of it is in "
+                f"{digests.set_aside(stage.directory)}",
+                flush=True,
+            )
 
 
 def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
@@ -155,6 +180,7 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
     built: the stages that this call built; all others were reused. wall_s: seconds this call took so far.
     """
     runs.link_stages(planned)
+    clean.delete(clean.leftovers([planned.directory, *(stage.directory for stage in planned.stages)]))
     if planned.last.name == LAST:
         figures = summary.write(planned, built, wall_s)
         print(terminal.render(figures), end="", flush=True)

@@ -26,7 +26,7 @@ from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, Shaping, checkpoints, c
 from gpt2_rlhf.ppo_trainer.sizes import Sizes
 from gpt2_rlhf.ppo_trainer.watch import Watch
 from gpt2_rlhf.rows import tables
-from gpt2_rlhf.store.stage import Outcome, Stage, manifest, newest_whole_checkpoint
+from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
 
 def check(settings: Settings, stage: Stage) -> None:
@@ -98,7 +98,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     if judge is not None:
         judge.to(trainer.accelerator.device)  # type: ignore[arg-type]  # transformers' stub of `to` takes no device
     with work.running():
-        training.train(trainer, newest_whole_checkpoint(stage, world.size(settings.launch.processes)))
+        training.train(trainer, stage)
     if not trainer.is_world_process_zero():
         return Outcome({}, work.seconds)
     kept_update = _kept_update(settings, trainer)
@@ -187,7 +187,7 @@ def _policy_of(update: int, trainer: PPOTrainer, sft_dir: str) -> PreTrainedMode
     if update == 0:
         return loading.load_policy(sft_dir)
     if update != trainer.state.global_step:
-        checkpoints.load_policy(trainer.policy_model, trainer.run_dir / f"checkpoint-{update}")
+        checkpoints.load_best(trainer.policy_model, trainer.run_dir, update)
     return trainer.policy_model
 
 

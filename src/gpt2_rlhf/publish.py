@@ -107,6 +107,7 @@ def _push(target: Target, root: Path, patience: Patience, checks: Checks) -> Non
     newest = latest(str(root))
     folder = newest / target.folder
     paths = files_below(folder, root)
+    product.check(folder)
     size_bytes = total_bytes(folder, paths)
     require_room(size_bytes)
     found = tries.run(repository.look, target, patience=patience, size_bytes=size_bytes)

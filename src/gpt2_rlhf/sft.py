@@ -16,11 +16,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import model_reports
-from gpt2_rlhf.launch import training, world
+from gpt2_rlhf.launch import training
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, model_checks, packing, tokens
 from gpt2_rlhf.rows import tables
-from gpt2_rlhf.store.stage import Outcome, Stage, newest_whole_checkpoint
+from gpt2_rlhf.store.stage import Outcome, Stage
 
 
 def check(settings: Settings, stage: Stage) -> None:
@@ -58,7 +58,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         callbacks=training.callbacks(stage),
     )
     with work.running():
-        training.train(trainer, newest_whole_checkpoint(stage, world.size(settings.launch.processes)))
+        training.train(trainer, stage)
     if not trainer.is_world_process_zero():
         return Outcome({}, work.seconds)
     loading.save(trainer.model, tokenizer, stage.model_dir)

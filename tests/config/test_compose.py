@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from trl.experimental.ppo import PPOConfig
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.sft_config import SFTConfig
@@ -51,6 +52,31 @@ def test_any_argument_of_trl_can_be_set_without_a_plus() -> None:
 
 def test_only_what_is_set_reaches_trl() -> None:
     assert "weight_decay" not in compose.load([]).settings.sft.args
+
+
+TEXTS = ("data.path", "card.author", "output_dir", "model.tokenizer", "publish.repo_id", "publish.revision")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("/données/paires.jsonl", "日本/a.jsonl", "pairs [v2].jsonl", "[v2]", "{v2}", "pairs (1).jsonl"),
+        ("it's mine.jsonl", "it's.jsonl\\", "back\\'slash", "c:\\pairs\\new.jsonl", "a,b.jsonl", "a=b.jsonl"),
+        ("~/pairs #1 & more!.jsonl", "choice(a)", "1e5", "007", "true", 'a "b" c'),
+    ],
+)
+def test_a_text_is_taken_as_it_is_typed(typed: tuple[str, ...]) -> None:
+    overrides = [f"{key}={text}" for key, text in zip(TEXTS, typed, strict=True)]
+    composed = compose.load(overrides)
+    values = OmegaConf.create(composed.yaml)
+    assert tuple(OmegaConf.select(values, key) for key in TEXTS) == typed
+    assert composed.overrides == tuple(sorted(overrides))
+
+
+def test_quotes_null_and_interpolations_of_a_text_keep_their_meaning() -> None:
+    typed = ("'a b'", '"a,b"', "${seed}", "null", "it's ${seed}", "'it\\'s'")
+    values = OmegaConf.create(compose.load([f"{key}={text}" for key, text in zip(TEXTS, typed, strict=True)]).yaml)
+    assert [OmegaConf.select(values, key) for key in TEXTS] == ["a b", "a,b", "0", None, "it's 0", "it's"]
 
 
 def test_lists_spaces_and_interpolations_survive() -> None:

@@ -1,9 +1,10 @@
 import math
+from pathlib import Path
 
 import pytest
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.functions import load_utility
+from gpt2_rlhf.config.functions import fingerprint, load_utility
 
 
 @pytest.mark.parametrize("path", ["no_such_module:f", "math:no_such_function", "math", "", ":f"])
@@ -15,3 +16,103 @@ def test_a_utility_that_cannot_be_imported_is_refused(path: str) -> None:
 def test_a_utility_is_imported_by_its_path_and_null_means_none() -> None:
     assert load_utility("math:atan2") is math.atan2
     assert load_utility(None) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def f(:\n", "SyntaxError: "),
+        ("raise SystemExit('not today')\n", "SystemExit: not today"),
+        ("1 / 0\n", "ZeroDivisionError: "),
+        ("raise ValueError('two\\nlines')\n", "ValueError: two lines"),
+    ],
+)
+def test_whatever_a_module_does_when_it_is_imported_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, words: str
+) -> None:
+    name = f"broken_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert fingerprint(f"{name}:f") is not None
+    with pytest.raises(UserError) as refused:
+        load_utility(f"{name}:f")
+    assert f"cannot be imported ({words}" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+MODULE = """
+import math
+from typing import Any
+import helper_of_mine
+def score(prompt, answer):
+    from pack_of_mine import part
+    return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_covered"),
+    [
+        ("mine.py", True),
+        ("helper_of_mine.py", True),
+        ("constants_of_mine.py", True),
+        ("pack_of_mine/__init__.py", True),
+        ("pack_of_mine/part.py", True),
+        ("pack_of_mine/deep.py", True),
+        ("unrelated.py", False),
+        ("pack_of_mine/unrelated.py", False),
+    ],
+)
+def test_an_edit_of_the_module_or_of_what_it_imports_from_its_folder_changes_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, is_covered: bool
+) -> None:
+    (tmp_path / "pack_of_mine").mkdir()
+    for name, source in {
+        "mine.py": MODULE,
+        "helper_of_mine.py": "import constants_of_mine as c, mine\n",
+        "constants_of_mine.py": "SIGN = 1\n",
+        "unrelated.py": "SIGN = 1\n",
+        "pack_of_mine/__init__.py": "",
+        "pack_of_mine/part.py": "from . import deep\n",
+        "pack_of_mine/deep.py": "from .. import nothing\n",
+        "pack_of_mine/unrelated.py": "",
+    }.items():
+        (tmp_path / name).write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = fingerprint("mine:score")
+    assert before == fingerprint("mine:score")
+    with (tmp_path / changed).open("a") as file:
+        file.write("# edited\n")
+    assert (fingerprint("mine:score") != before) == is_covered
+    (tmp_path / changed).write_text("def score(:")  # no fault of the fingerprint
+    assert fingerprint("mine:score") != before or not is_covered
+
+
+@pytest.mark.parametrize(("folder", "is_covered"), [("project", True), ("site-packages", False)])
+def test_of_installed_libraries_only_the_functions_own_is_covered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, is_covered: bool
+) -> None:
+    pack, beside = tmp_path / folder / f"pack_in_{folder[:4]}", tmp_path / folder / "library.py"
+    pack.mkdir(parents=True)
+    (pack / "__init__.py").write_text(f"from {pack.name}.scores import score\n")
+    (pack / "scores.py").write_text("import library\n")
+    beside.write_text("")
+    monkeypatch.syspath_prepend(tmp_path / folder)
+
+    def fingerprints() -> tuple[str | None, str | None]:
+        (pack / "__init__.py").write_text("")  # finding a module of a package imports the package
+        inner = fingerprint(f"{pack.name}.scores:score")
+        (pack / "__init__.py").write_text(f"from {pack.name}.scores import score\n")
+        return fingerprint(f"{pack.name}:score"), inner
+
+    before = fingerprints()
+    beside.write_text("SIGN = -1\n")
+    assert (fingerprints() != before) == is_covered
+    before = fingerprints()
+    (pack / "scores.py").write_text("SIGN = -1\n")
+    assert all(one != other for one, other in zip(before, fingerprints(), strict=True))
+
+
+def test_a_function_without_source_counts_by_name() -> None:
+    for path in ("math:atan2", "statistics:mean", "no_such_module:f", "", None):
+        assert fingerprint(path) == path

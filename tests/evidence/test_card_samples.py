@@ -64,4 +64,4 @@ def test_a_long_text_is_cut_and_says_so() -> None:
 
 
 def test_control_characters_of_a_model_do_not_reach_the_file() -> None:
-    assert card_samples.quoted("a\x00b\x1b[1m\tc\nd") == "```text\na�b�[1m\tc\nd\n```"
+    assert card_samples.quoted("a\x00b\x1b[1m\tc\nd") == "```text\na\\x00b\\x1b[1m\tc\nd\n```"

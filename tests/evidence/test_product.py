@@ -1,4 +1,6 @@
+import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, product
 from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import Stage
@@ -42,7 +45,7 @@ def run_of(folder: Path, by_seed: Sequence[Mapping[str, Stage]], overrides: Sequ
 def write(run_dir: Path, stages: dict[str, Stage], *overrides: str) -> dict[str, set[str]]:
     """The files of each folder after a run, as paths below it."""
     folders = product.write(run_of(run_dir, [stages], overrides))
-    return {f.name: {p.relative_to(f).as_posix() for p in f.rglob("*") if p.is_file()} for f in folders}
+    return {f.name: {p.relative_to(f).as_posix() for p in f.rglob("[!.]*") if p.is_file()} for f in folders}
 
 
 def test_each_folder_is_the_stage_s_model_with_card_settings_and_manifests(
@@ -55,13 +58,61 @@ def test_each_folder_is_the_stage_s_model_with_card_settings_and_manifests(
         assert weights.samefile(stages[stage].model_dir / "model.safetensors")  # no second copy
 
 
-def test_what_an_earlier_run_left_is_gone(stages: dict[str, Stage], tmp_path: Path) -> None:
-    stale = tmp_path / "run" / "model" / "report"
-    stale.mkdir(parents=True)
-    (stale / "old.png").write_text("old")
-    (stale.parent / "model-00001-of-00002.safetensors").write_text("old")
+def test_what_an_earlier_run_wrote_is_gone(stages: dict[str, Stage], tmp_path: Path) -> None:
+    picture, shard = tmp_path / "run" / "report" / "old.png", stages["ppo"].model_dir / "model-00001.safetensors"
+    picture.parent.mkdir(parents=True)
+    picture.write_text("old")
+    shard.write_text("old")
+    assert write(tmp_path / "run", stages)["model"] == FILES | TEXTS | {"report/old.png", "model-00001.safetensors"}
+    picture.unlink()
+    shard.unlink()
     assert write(tmp_path / "run", stages)["model"] == FILES | TEXTS
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["model", "reward_model", "sft_model"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["model", "report", "reward_model", "sft_model"]
+
+
+def test_what_the_user_changed_or_added_is_kept_and_named(
+    stages: dict[str, Stage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "run", stages)
+    folder, kept = tmp_path / "run" / "model", tmp_path / "run" / "model-kept"
+    (folder / "README.md").write_text("my own card")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "tools").mkdir()
+    (folder / "tools" / "demo.py").write_text("mine, too")
+    (folder / "link").symlink_to("nowhere")
+    assert write(tmp_path / "run", stages)["model"] == FILES | TEXTS
+    assert (folder / "README.md").read_text() != "my own card"
+    assert {p.relative_to(kept).as_posix() for p in kept.rglob("*")} == {
+        "README.md",
+        "link",
+        "notes.txt",
+        "tools",
+        "tools/demo.py",
+    }
+    assert (kept / "tools" / "demo.py").read_text() == "mine, too"
+    line = f"{folder}: what you changed or added is now in {kept}: README.md, link, notes.txt and 1 more\n"
+    assert capsys.readouterr().out == line
+    (folder / "README.md").write_text("my second card")
+    write(tmp_path / "run", stages)
+    assert [(kept / name).read_text() for name in ("README.md", "README.md.1")] == ["my own card", "my second card"]
+
+
+def test_an_edit_of_a_json_file_there_does_not_change_the_stage(stages: dict[str, Stage], tmp_path: Path) -> None:
+    before = {file: file.read_bytes() for file in stages["ppo"].model_dir.iterdir()}
+    write(tmp_path / "run", stages)
+    for file in (tmp_path / "run" / "model").glob("*.json"):
+        file.write_text("edited")
+    assert {file: file.read_bytes() for file in stages["ppo"].model_dir.iterdir()} == before
+
+
+def test_a_copy_of_the_outputs_is_taken_as_it_is(
+    stages: dict[str, Stage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "run", stages)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=shutil.copyfile)  # with new times
+    write(tmp_path / "copy", stages)
+    assert capsys.readouterr().out == ""
+    assert not list(tmp_path.glob("copy/*-kept"))
 
 
 def test_pictures_of_the_report_go_with_the_policy_and_are_in_its_card(
@@ -79,12 +130,47 @@ def test_pictures_of_the_report_go_with_the_policy_and_are_in_its_card(
 
 def test_writing_it_again_changes_no_byte(stages: dict[str, Stage], tmp_path: Path) -> None:
     def contents() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+        return {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("[!.]*")) if path.is_file()}
 
     write(tmp_path / "run", stages)
     before = contents()
     write(tmp_path / "run", stages)
     assert contents() == before
+
+
+def test_folders_that_are_up_to_date_are_left_as_they_are(
+    stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[str] = []
+    render = card.render
+
+    def counted(*given: Any) -> str:
+        rendered.append(given[-1])
+        return render(*given)
+
+    def renders(*overrides: str) -> bool:
+        rendered.clear()
+        write(tmp_path / "run", stages, *overrides)
+        return rendered == list(card.FOLDERS)
+
+    monkeypatch.setattr(card, "render", counted)
+    assert renders()
+    assert not renders()
+    assert rendered == []
+    templates = tmp_path / "templates"
+    shutil.copytree(card.TEMPLATES, templates)
+    monkeypatch.setattr(card, "TEMPLATES", templates)
+    assert not renders()
+    (templates / "policy.md").write_text((templates / "policy.md").read_text() + "\nOne more sentence.\n")
+    assert renders()
+    assert renders("seed=4")
+    assert renders("publish.repo_id=ada/model")
+    assert renders()
+    (tmp_path / "run" / "model" / "README.md").unlink()
+    assert renders()
+    monkeypatch.setattr(product, "version", lambda name: f"9.9 of {name}")
+    assert renders()
+    assert not renders()
 
 
 def test_nothing_in_it_names_a_folder_of_the_machine(tmp_path: Path) -> None:
@@ -141,3 +227,18 @@ def test_the_command_reproduces_the_run_anywhere_and_publishes_nothing() -> None
     overrides = ["seed=4", "publish.repo_id=ada/model", "data.path='/home/alice/my pairs.jsonl'", "output_dir=out"]
     assert command(overrides) == """make pipeline 'data.path='"'"'my pairs.jsonl'"'"'' output_dir=out seed=4"""
     assert command(["model.name=openai-community/gpt2"]) == "make pipeline model.name=openai-community/gpt2"
+
+
+@pytest.mark.parametrize("folder", card.FOLDERS)
+def test_damaged_or_lost_weights_are_not_pushed(tmp_path: Path, folder: str) -> None:
+    records = card_run.records()
+    for name in card.FOLDERS.values():
+        content = f"model.safetensors of {name}".encode()
+        records[name]["weights_sha256"] = {"model.safetensors": hashlib.sha256(content).hexdigest()}
+    write(tmp_path / "run", card_run.stages(tmp_path, records))
+    weights = tmp_path / "run" / folder / "model.safetensors"
+    product.check(weights.parent)
+    for damage in (lambda: weights.write_bytes(weights.read_bytes()[::-1]), weights.unlink):
+        damage()
+        with pytest.raises(UserError, match=r"model.safetensors: not the weights that were trained; `make pipeline`"):
+            product.check(weights.parent)

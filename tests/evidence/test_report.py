@@ -142,7 +142,9 @@ def test_hostile_texts_are_text(written):
     assert not page.all("b")
     texts = [text for attributes, text in page.all("p") if "text" in (attributes.get("class") or "").split()]
     for hostile in report_run.HOSTILE:
-        assert any(hostile in text for text in texts)
+        escaped = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in hostile)
+        assert any(escaped in text for text in texts)
+    assert not {"\x07", "\x1b", "\u202e"} & {one for text in texts for one in text}
     for tag, attributes, _ in page.elements:
         assert not [name for name in attributes if name.startswith("on")], tag
     assert records["data"]["metrics"]["source"] in {text for _, text in page.all("dd")}
@@ -186,7 +188,7 @@ def test_samples_say_who_got_better_and_can_be_read_without_the_script(written):
     assert "hidden" in page.all("form")[0][0]
 
 
-def test_a_report_is_written_again_only_if_a_manifest_has_changed(tmp_path, monkeypatch):
+def test_a_report_is_written_again_only_if_a_manifest_has_changed_or_a_file_is_damaged(tmp_path, monkeypatch):
     records, summary = report_run.write(tmp_path)
     page = report.write(tmp_path, SETTINGS, records, summary)
     drawn: list[int] = []
@@ -199,9 +201,12 @@ def test_a_report_is_written_again_only_if_a_manifest_has_changed(tmp_path, monk
     changed["ppo"]["finished_at"] = "2027-01-01 00:00:00 UTC"
     report.write(tmp_path, SETTINGS, changed, summary)
     assert len(drawn) == 1
-    page.unlink()
+    content = page.read_bytes()
+    page.write_bytes(content[:-1])
+    (tmp_path / "report" / "report.json").write_text("{")
     report.write(tmp_path, SETTINGS, changed, summary)
-    assert page.is_file()
+    assert page.read_bytes() == content
+    assert len(drawn) == 2
     assert not list((tmp_path / "report").glob(".*"))
 
 

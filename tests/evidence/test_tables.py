@@ -22,6 +22,16 @@ def test_one_function_writes_every_kind_of_figure():
     assert text(None, "share") == "-"
 
 
+def test_a_name_out_of_the_data_cannot_control_a_terminal_or_a_page():
+    table = Table("t", "Sub\x1bset", {"a": "\x1b[2J"}, [Row("help\x1b[31mful <img src=x>\n", [Cell("\x9b1m")])])
+    for print_table in (tables.plain, tables.markdown):
+        printed = print_table(table)
+        assert not {"\x1b", "\x9b"} & set(printed)
+        assert "help\\x1b[31mful" in printed
+        assert printed.count("\n") == 2
+    assert "<img" not in tables.markdown(table)
+
+
 def test_a_figure_that_rounds_to_zero_has_no_minus_sign():
     assert text(-0.004) == text(-0.0) == text(0.004) == "0.00"
     assert text({"mean": -0.004, "low": -0.0049, "high": -0.0, "n": 9}) == "0.00 [0.00, 0.00]"

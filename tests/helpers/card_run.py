@@ -141,7 +141,7 @@ def stages(root: Path, found: dict[str, Any]) -> dict[str, Stage]:
     for name, record in found.items():
         part = Stage(name, root / "stages" / record["directory"], {**record["inputs"], "seed": record["seed"]}, {})
         part.model_dir.mkdir(parents=True)
-        (part.model_dir / "model.safetensors").write_text(f"weights of {name}")
+        (part.model_dir / "model.safetensors").write_text(f"model.safetensors of {name}")
         for file in MODEL_TEXTS:
             shutil.copyfile(model_files.EMBEDDED_DIR / file, part.model_dir / file)
         (part.directory / "manifest.json").write_text(json.dumps(record))

@@ -20,6 +20,7 @@ HOSTILE = (
     "</p></article><style>body { display: none }</style>",
     "{{ 7 * 7 }} &lt;b&gt; & <b>bold</b>",
     "line\u2028separated\u2029text \u202ereversed",
+    "bell \x07 and \x1b[2J",
     "averyveryverylongword" * 20,
 )
 PROMPTS = 14

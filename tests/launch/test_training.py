@@ -1,3 +1,5 @@
+import re
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
 from transformers.training_args import OptimizerNames
 from trl.experimental.ppo import PPOConfig
@@ -153,3 +156,77 @@ def test_a_schedule_without_its_arguments_is_refused_before_training(tmp_path: P
 def test_a_machine_without_gpu_moves_no_activations_to_the_cpu(tmp_path: Path) -> None:
     settings = compose.load(["sft.args.activation_offloading=true"]).settings
     assert not training.arguments(ppo_stage(tmp_path), settings.sft.args)["activation_offloading"]
+
+
+class OneWeight(torch.nn.Module):
+    """A model of one weight, whose loss pulls it towards the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": ((self.weight - x + torch.rand(1)) ** 2).mean()}
+
+
+def trained(part: Stage) -> float:
+    """Take three steps with a checkpoint after each, and return the weight."""
+    args = TrainingArguments(
+        output_dir=str(part.checkpoints_dir),
+        max_steps=3,
+        save_strategy="steps",
+        save_steps=1,
+        per_device_train_batch_size=2,
+        disable_tqdm=True,
+        use_cpu=True,
+        report_to=[],
+    )
+    torch.manual_seed(0)
+    rows: Any = [{"x": torch.tensor([float(number)])} for number in range(8)]
+    trainer = Trainer(OneWeight(), args, train_dataset=rows, callbacks=training.callbacks(part))
+    training.train(trainer, part)
+    return trainer.model.weight.item()  # type: ignore[union-attr]  # typed as optional
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stage, float]:
+    """A stage with its checkpoints, and the weight of a training that nothing disturbed."""
+    part = Stage("sft", tmp_path_factory.mktemp("straight"), {"seed": 0}, {})
+    return part, trained(part)
+
+
+DAMAGED = {
+    "model.safetensors": "zeros",
+    "optimizer.pt": "cut",
+    "scheduler.pt": "lost",
+    "rng_state.pth": "zeros",
+    "trainer_state.json": "cut",
+    "files.json": "cut",
+}
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGED.items())
+def test_a_damaged_checkpoint_is_kept_aside_and_training_resumes_from_the_one_before_to_the_same_weights(
+    straight: tuple[Stage, float], tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: str
+) -> None:
+    whole, expected = straight
+    stopped = Stage("sft", tmp_path / "stopped", {"seed": 0}, {})
+    shutil.copytree(whole.directory, stopped.directory)
+    path = stopped.checkpoints_dir / "checkpoint-3" / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "lost":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else bytes(len(content)))
+    capsys.readouterr()
+    assert trained(stopped) == expected
+    printed = capsys.readouterr().out
+    assert f"resuming from {stopped.checkpoints_dir / 'checkpoint-2'}\n" in printed
+    assert re.search(rf"  checkpoint-3: .*{file}.*; it is kept as damaged-checkpoint-3\n", printed)
+    assert (stopped.checkpoints_dir / "damaged-checkpoint-3").is_dir()
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, 2), (2, 2), (5, 5), ("null", None)])
+def test_transformers_keeps_the_checkpoint_before_the_newest(tmp_path: Path, limit: Any, kept: int | None) -> None:
+    part = Stage("sft", tmp_path, {"seed": 0}, {})
+    settings = compose.load([f"sft.args.save_total_limit={limit}"]).settings
+    assert training.arguments(part, settings.sft.args)["save_total_limit"] == kept

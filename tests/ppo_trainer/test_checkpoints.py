@@ -22,6 +22,7 @@ from transformers import (
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.ppo_trainer import checkpoints
+from gpt2_rlhf.store import digests
 from helpers import ppo_tiny as tiny
 
 SHAPE: dict[str, Any] = {
@@ -88,6 +89,40 @@ def test_weights_of_another_model_are_refused(tmp_path):
     checkpoints.write_model(drawn("tied", 0, seed=0), tmp_path)
     with pytest.raises(UserError, match=r"the weights of a LlamaForSequenceClassification: \{'missing_keys': 1\}"):
         checkpoints.load_policy(drawn("tied", 1, seed=1), tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "lost"])
+def test_a_damaged_checkpoint_of_the_best_policy_is_not_handed_on_and_the_next_run_trains_it_again(tmp_path, damage):
+    model = drawn("tied", 0, seed=0)
+    for step in (1, 2, 4):
+        checkpoints.write_model(model, tmp_path / f"checkpoint-{step}")
+        digests.seal(tmp_path / f"checkpoint-{step}")
+    other = drawn("tied", 0, seed=1)
+    checkpoints.load_best(other, tmp_path, 2)
+    assert tiny.digest(other) == tiny.digest(model)
+    path = tmp_path / "checkpoint-2" / "model.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "flipped":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"checkpoint-2, the policy to hand on, is damaged: .*model\.safetensors"):
+        checkpoints.load_best(other, tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint-1",
+        "damaged-checkpoint-2",
+        "damaged-checkpoint-4",
+    ]
+
+
+def test_a_checkpoint_with_a_damaged_file_is_refused(tmp_path):
+    (tmp_path / "value_model").mkdir()
+    for name in ("ppo.json", "optimizer.pt", "value_model/model.safetensors"):
+        (tmp_path / name).write_text("whole")
+    digests.seal(tmp_path)
+    (tmp_path / "value_model" / "model.safetensors").write_text("whale")
+    words = "not a whole checkpoint: the content of value_model/model.safetensors has changed; give another folder"
+    with pytest.raises(UserError, match=words):
+        checkpoints.check(tmp_path, batch_size=4, processes=1)
 
 
 @pytest.mark.usefixtures("small_overheads")

@@ -157,6 +157,7 @@ def test_stock_checkpoints_lack_the_value_model_and_ours_hold_policy_and_value_m
         "rng_state.pth",
         "ppo.json",
         "trainer_state.json",
+        "files.json",
     }
 
 
@@ -223,7 +224,7 @@ def test_the_oldest_checkpoints_are_removed_only_after_the_new_one_is_complete(t
 
 def test_a_folder_that_is_not_a_complete_checkpoint_is_refused(tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
-    with pytest.raises(UserError, match=r"checkpoint-1 is not a complete checkpoint \(no trainer_state.json\)"):
+    with pytest.raises(UserError, match=r"checkpoint-1 is not a whole checkpoint: it was not written to its end; "):
         tiny.ours(arguments(tmp_path)).train(str(tmp_path / "checkpoint-1"))
 
 

@@ -46,15 +46,18 @@ def test_each_measurement_is_kept_on_disk_and_gives_the_best_update_so_far(tmp_p
 
 
 def test_a_resumed_watch_reads_the_measurements_up_to_its_checkpoint_only(tmp_path: Path):
-    first = watch(tmp_path, {0: 0.0, 4: 1.0, 8: 2.0})
+    first = watch(tmp_path / "heldout", {0: 0.0, 4: 1.0, 8: 2.0})
     for update in (0, 4, 8):
         first.measure(update, MODEL, None)
-    resumed = watch(tmp_path, {8: 0.5})
-    result = resumed.resume(6)
+        first.save(tmp_path / f"checkpoint-{update}")
+    for file in (tmp_path / "heldout").iterdir():  # damaged; the copies in the checkpoints are not
+        file.write_bytes(b"")
+    resumed = watch(tmp_path / "heldout", {8: 0.5})
+    result = resumed.resume(6, tmp_path / "checkpoint-4")
     assert result is not None
     assert result.best_update == 4
     assert resumed.measure(8, MODEL, None).best_update == 4  # not what the first run found at update 8
-    assert watch(tmp_path / "none", {}).resume(6) is None
+    assert watch(tmp_path / "heldout", {}).resume(0, None) is None
 
 
 def test_a_passed_limit_stops_the_run_and_its_update_is_not_the_best(tmp_path: Path):

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -128,7 +129,16 @@ def test_rows_without_a_test_file_come_after_those_of_training_files() -> None:
         ([*TEST], r"pairs leaves no train rows of 0 read"),
         (
             [raw("Hi", "", "No.", "train", 4), raw("Hi", "No.", "No.", "train", 7), *TEST],
-            r"no train rows of 2 read: 1 empty answer \(train\.jsonl:4\), 1 identical answers \(train\.jsonl:7\)",
+            r"no train rows of 2 read: 1 empty answer \(train\.jsonl:4\), 1 identical answers \(train\.jsonl:7\); "
+            r"correct these rows$",
+        ),
+        (
+            [raw("word " * 101, "Yes.", "No.", "train", 4), *TEST],
+            r"1 prompt too long \(train\.jsonl:4\); raise data\.max_prompt_tokens$",
+        ),
+        (
+            [raw("Hi", "word " * 51, "No.", "train", 4), raw("Hi", "", "No.", "train", 7), *TEST],
+            r"; correct these rows and raise data\.max_answer_tokens$",
         ),
     ],
 )
@@ -136,3 +146,12 @@ def test_a_side_left_without_rows_is_refused(rows: list[RawRow], message: str) -
     with pytest.raises(UserError, match=message) as refused:
         clean(PAIRS, rows, count_words)
     assert "\n" not in str(refused.value)
+
+
+def test_a_row_that_another_file_of_its_split_holds_too_is_dropped_and_named() -> None:
+    rows = [*asking(*questions(3)), *TEST]
+    copies = [dataclasses.replace(row, name=f"more.{row.name}") for row in rows]
+    cleaned = clean(PAIRS, [*rows, *rows, *copies], count_words)
+    assert cleaned.train.dropped == {"same row in another file": [f"more.train.jsonl:{number}" for number in (1, 2, 3)]}
+    assert cleaned.test.dropped == {"same row in another file": ["more.test.jsonl:1"]}
+    assert len(cleaned.train.kept) == 6  # a row that one file holds twice was compared twice

@@ -5,7 +5,7 @@ import pytest
 from gpt2_rlhf.rows import row_report
 from gpt2_rlhf.rows.cleaning import clean
 from gpt2_rlhf.rows.dividing import divide
-from helpers.pairs import PAIRS, TEST, count_words, raw, with_settings
+from helpers.pairs import PAIRS, TEST, asking, count_words, questions, raw, with_settings
 
 
 def test_lengths_and_the_score_of_length_alone_are_reported_per_side() -> None:
@@ -38,6 +38,7 @@ def side(**changes: Any) -> dict[str, Any]:
         "read": 20,
         "dropped": {},
         "kept": 20,
+        "other_markers": [],
         "turns_cut": 0,
         "tokens": {"prompt": spread, "chosen": spread, "rejected": spread},
         "longer_answer_wins": {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 20},
@@ -53,6 +54,8 @@ def report() -> dict[str, Any]:
     }
     return {
         "source": "pairs.jsonl",
+        "prompts_end_alike": None,
+        "not_read": [],
         "held_out_prompts": 0,
         "max_prompt_tokens": 100,
         "max_answer_tokens": 50,
@@ -90,3 +93,35 @@ def test_the_report_gives_the_score_of_length_alone_with_its_interval(report: di
 def test_held_out_prompts_are_mentioned_if_there_are_any(report: dict[str, Any]) -> None:
     assert "held out" not in row_report.text(report)
     assert "5 prompts were held out as the test set" in row_report.text({**report, "held_out_prompts": 5})
+
+
+def test_rows_whose_markers_were_replaced_are_counted_and_named() -> None:
+    rows = [*asking("Human: One? Assistant:", "Two?", "User: Three?\nAssistant:", "Q: Four?\n\nA:"), *TEST]
+    for number, chosen in enumerate(("User: Five?\nAssistant: Yes.", "\n\nHuman: Six?\n\nAssistant: Yes."), 5):
+        rows.append(raw("", chosen, chosen.replace("Yes", "No"), "train", number))
+        del rows[-1].values["prompt"]
+    report = row_report.make(PAIRS, clean(PAIRS, rows, count_words), {})
+    names = [f"train.jsonl:{number}" for number in (1, 3, 4, 5)]
+    assert report["train"]["other_markers"] == names
+    assert row_report.counts(report)["train"]["other_markers"] == 4
+    assert cells(row_report.text(report), "  with markers replaced") == ["4", "0", *", ".join(names).split()]
+
+
+def test_files_that_were_not_read_are_named_if_there_are_any(report: dict[str, Any]) -> None:
+    assert "not read" not in row_report.text(report)
+    assert "files not read: a.csv, b.csv" in row_report.text({**report, "not_read": ["a.csv", "b.csv"]})
+
+
+def test_a_name_out_of_the_data_cannot_control_the_terminal(report: dict[str, Any]) -> None:
+    text = row_report.text({**report, "subsets": {"\x1b[2Jhelp\n": {"train": 6, "test": 19}}, "source": "\x9b1m.csv"})
+    assert not {"\x1b", "\x9b"} & set(text)
+    assert cells(text, "  of these \\x1b[2Jhelp\\n") == ["6", "19"]
+
+
+@pytest.mark.parametrize(
+    ("end", "is_marker"), [("<|im_start|>assistant", True), ("[/INST]", True), ("Output:", True), ("please?", False)]
+)
+def test_a_marker_that_most_prompts_end_with_is_mentioned(end: str, is_marker: bool) -> None:
+    rows = [*asking(*(f"{question} {end}" for question in questions(3)), "Bread?"), *TEST]
+    report = row_report.make(PAIRS, clean(PAIRS, rows, count_words), {})
+    assert (f"3 of 4 training prompts end with {end!r}" in row_report.text(report)) == is_marker

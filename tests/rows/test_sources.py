@@ -83,11 +83,15 @@ def test_one_file_is_an_unsplit_set(two_subsets: Path) -> None:
         ("pairs.txt", r"data\.path=.*pairs\.txt: unknown ending; expected one of \.jsonl"),
         ("empty", r"data\.path=.*empty has no data files"),
         ("columns.csv", r"columns\.csv: has the columns text; expected chosen and rejected"),
+        ("caf\udce9.jsonl", r"the name '.*caf\\udce9\.jsonl' is not UTF-8; rename it"),
+        ("latin", r"the name 'caf\\udce9\.jsonl' is not UTF-8; rename it"),
         ("n" * 300, r"cannot be read \(File name too long\)"),
     ],
 )
 def test_a_path_that_cannot_be_used_is_refused_before_reading(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "latin").mkdir()
+    (tmp_path / "latin" / "caf\udce9.jsonl").touch()
     (tmp_path / "pairs.txt").write_text("x")
     (tmp_path / "columns.csv").write_text("text\nx\n")
     with pytest.raises(UserError, match=message):

@@ -9,6 +9,10 @@ ASKED = "\n\nHuman: How do I bake bread?\n\nAssistant:"
 TALK = "\n\nHuman: Hello.\n\nAssistant: Hi!\n\nHuman: How do I bake bread?\n\nAssistant:"
 
 
+NO_PROBABILITY = "no probability in chosen_probability"
+WRITTEN = "messages written as one string in chosen"
+
+
 def messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
@@ -114,15 +118,15 @@ def test_the_probability_that_chosen_wins_is_kept_where_known(given: Any, known:
         (f"{ASKED} Yes.", f"{ASKED}  Yes.\n", transcripts.IDENTICAL),
         ("\n\nHuman: Hello?", f"{ASKED} No.", transcripts.NO_ASSISTANT),
         (f"{ASKED} Yes.\n\nHuman: Thanks", f"{ASKED} No.", transcripts.NO_ASSISTANT),
-        ("Yes.", "No.", transcripts.NO_ASSISTANT),
+        ("Yes.", "No.", transcripts.NO_PROMPT),
         (messages(("user", "Hi")), messages(("user", "Hi")), transcripts.NO_ASSISTANT),
         ([], [], transcripts.NO_ASSISTANT),
-        (messages(("wizard", "Hi")), messages(("assistant", "Hi")), transcripts.MALFORMED),
-        ([{"role": "assistant", "content": None}], "No.", transcripts.MALFORMED),
-        (["Yes."], ["No."], transcripts.MALFORMED),
-        (None, f"{ASKED} No.", transcripts.MALFORMED),
-        (7, 8, transcripts.MALFORMED),
-        (f"{ASKED} \ud800", f"{ASKED} No.", transcripts.MALFORMED),
+        (messages(("wizard", "Hi")), messages(("assistant", "Hi")), "unknown role 'wizard' in chosen"),
+        ([{"role": "assistant", "content": None}], "No.", "no text in a message of chosen"),
+        (["Yes."], ["No."], "a message without role in chosen"),
+        (None, f"{ASKED} No.", "no text in chosen"),
+        (7, 8, "no text in chosen"),
+        (f"{ASKED} \ud800", f"{ASKED} No.", "half a character in chosen"),
     ],
 )
 def test_a_pair_without_a_prompt_column_is_refused_for_the_right_reason(chosen: Any, rejected: Any, why: str) -> None:
@@ -132,12 +136,20 @@ def test_a_pair_without_a_prompt_column_is_refused_for_the_right_reason(chosen: 
 @pytest.mark.parametrize(
     ("columns", "why"),
     [
-        ({"prompt": " ", "chosen": "Yes.", "rejected": "No."}, transcripts.MALFORMED),
-        ({"prompt": [], "chosen": "Yes.", "rejected": "No."}, transcripts.MALFORMED),
-        ({"prompt": messages(("assistant", "Hi")), "chosen": "Yes.", "rejected": "No."}, transcripts.MALFORMED),
-        ({"prompt": "Hi", "chosen": "Yes.\n\nHuman: Thanks", "rejected": "No."}, transcripts.NO_ASSISTANT),
+        ({"prompt": " ", "chosen": "Yes.", "rejected": "No."}, "empty prompt"),
+        ({"prompt": [], "chosen": "Yes.", "rejected": "No."}, "no human turn at the end of prompt"),
+        (
+            {"prompt": messages(("assistant", "Hi")), "chosen": "Yes.", "rejected": "No."},
+            "no human turn at the end of prompt",
+        ),
+        ({"prompt": "Hi", "chosen": "Yes.\n\nHuman: Thanks", "rejected": "No."}, transcripts.TURN_INSIDE),
         ({"prompt": "Hi", "chosen": f"{ASKED} Yes.", "rejected": "No."}, transcripts.PROMPTS_DIFFER),
-        ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": "?"}, transcripts.MALFORMED),
+        ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": "?"}, NO_PROBABILITY),
+        ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": 10**400}, NO_PROBABILITY),
+        ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": 1.5}, NO_PROBABILITY),
+        ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "subset": "\ud800"}, "half a character in subset"),
+        ({"question": "Hi", "instruction": "Ho", "chosen": "Yes."}, "both question and instruction, and no prompt"),
+        ({"prompt": "Hi", "chosen": "[{'content': 'Yes.', 'role': 'assistant'}]"}, WRITTEN),
         (
             {
                 "prompt": "Hi",
@@ -152,6 +164,102 @@ def test_a_pair_without_a_prompt_column_is_refused_for_the_right_reason(chosen: 
 )
 def test_a_row_with_a_prompt_column_is_refused_for_the_right_reason(columns: Any, why: str) -> None:
     assert reason(columns) == why
+
+
+def named(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": role, "value": text} for role, text in turns]
+
+
+def parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": part} for part in (text[:3], text[3:])]
+
+
+QUESTION = "How do I bake bread?"
+WHOLE = {name: [("human", QUESTION), ("gpt", answer)] for name, answer in [("yes", "In an oven."), ("no", "No idea.")]}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"question": QUESTION},
+        {"prompt": None, "instruction": QUESTION},
+        {"instruction": QUESTION, "input": ""},
+        {"chosen": named(*WHOLE["yes"]), "rejected": named(*WHOLE["no"])},
+        {"prompt": QUESTION, "chosen": named(*WHOLE["yes"]), "rejected": named(*WHOLE["no"])},
+        {"conversations": named(("human", QUESTION)), "chosen": named(("gpt", "In an oven."))[0]},
+        {"prompt": [{"role": "User", "content": parts(QUESTION)}], "chosen": messages(("model", "In an oven."))},
+        {"prompt": QUESTION, "chosen": [{"role": "assistant", "content": parts("In an oven."), "from": None}]},
+        {"prompt": QUESTION, "chosen": "Assistant: In an oven."},
+    ],
+)
+def test_common_layouts_give_the_same_pair(columns: dict[str, Any]) -> None:
+    row = {"chosen": "In an oven.", "rejected": "No idea.", **columns}
+    assert texts(**row) == (ASKED, " In an oven.", " No idea.")
+
+
+def test_the_input_of_an_instruction_and_a_system_column_are_part_of_the_prompt() -> None:
+    row = {"chosen": "Yes.", "rejected": "No."}
+    prompt, *_ = texts(instruction="Is this right?", input="1 + 1 = 2", **row)
+    assert prompt == "\n\nHuman: Is this right?\n\n1 + 1 = 2\n\nAssistant:"
+    assert texts(system="Be brief.", question=QUESTION, **row)[0] == f"\n\nSystem: Be brief.{ASKED}"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Human: How do I bake bread? Assistant:",
+        "Human: How do I bake bread?\nAssistant: ",
+        "Human: How do I bake bread?\nAI:",
+        "USER: How do I bake bread? ASSISTANT:",
+        "Question: How do I bake bread?\nAnswer:",
+        "Q: How do I bake bread?\n\nA:",
+        "### Instruction:\nHow do I bake bread?\n\n### Response:\n",
+        "<|user|>\nHow do I bake bread?\n<|assistant|>\n",
+        "\n\nHuman: How do I bake bread?\nAssistant:",
+    ],
+)
+def test_a_prompt_with_markers_of_its_own_has_each_side_marked_once(prompt: str) -> None:
+    assert texts(prompt=prompt, chosen="In an oven.", rejected="No idea.")[0] == ASKED
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Human: Hello. Assistant: Hi! Human: How do I bake bread? Assistant:",
+        "User: Hello.\nAssistant: Hi!\nUser: How do I bake bread?\nAssistant:",
+    ],
+)
+def test_earlier_turns_with_markers_of_their_own_become_turns(prompt: str) -> None:
+    assert texts(prompt=prompt, chosen="In an oven.", rejected="No idea.")[0] == TALK
+
+
+def test_transcripts_with_other_markers_and_an_opening_are_read_as_transcripts() -> None:
+    chosen, rejected = (f"A talk.\nUser: {QUESTION}\nAssistant: {answer}" for answer in ("In an oven.", "No idea."))
+    assert texts(chosen=chosen, rejected=rejected) == (f"\n\nSystem: A talk.{ASKED}", " In an oven.", " No idea.")
+
+
+@pytest.mark.parametrize("prompt", ["What is in vitamin A:", "Say: Assistant:", "Fill in.\nEnglish: bread\nFrench:"])
+def test_a_prompt_without_the_marker_of_a_human_turn_is_kept_as_it_is(prompt: str) -> None:
+    assert texts(prompt=prompt, chosen="C.", rejected="D.")[0] == f"\n\nHuman: {prompt}\n\nAssistant:"
+
+
+def test_an_answer_may_hold_questions_and_answers() -> None:
+    quiz = "A quiz.\nQuestion: Bread?\nAnswer: Yes."
+    assert texts(prompt=QUESTION, chosen=quiz, rejected="No.") == (ASKED, f" {quiz}", " No.")
+
+
+STRAY = "Yes.\n\nHuman: And then?\n\nAssistant: Nothing."
+
+
+@pytest.mark.parametrize("prompt", [QUESTION, messages(("user", QUESTION))])
+@pytest.mark.parametrize("chosen", [STRAY, messages(("assistant", STRAY)), {"role": "assistant", "content": STRAY}])
+def test_a_turn_inside_an_answer_is_refused_in_every_layout(prompt: Any, chosen: Any) -> None:
+    assert reason({"prompt": prompt, "chosen": chosen, "rejected": "No."}) == transcripts.TURN_INSIDE
+
+
+def test_a_turn_inside_a_message_of_the_prompt_is_refused() -> None:
+    prompt = messages(("user", f"{QUESTION}{ASKED}"))
+    assert reason({"prompt": prompt, "chosen": "Yes.", "rejected": "No."}) == transcripts.TURN_INSIDE
 
 
 def count_words(batch: list[str]) -> list[int]:
@@ -180,3 +288,18 @@ def test_the_last_human_turn_is_never_cut() -> None:
 
 def test_an_opening_that_is_no_human_turn_is_the_first_to_go() -> None:
     assert fit_prompts([f"\n\nSystem: Be brief.{ASKED}"], 8, count_words) == [(ASKED, 7)]
+
+
+def test_the_text_counted_grows_with_the_length_of_the_prompt_and_not_with_its_square() -> None:
+    counted: list[str] = []
+
+    def count(batch: list[str]) -> list[int]:
+        counted.extend(batch)
+        return count_words(batch)
+
+    turn, last = "\n\nHuman: a b\n\nAssistant: c", "\n\nHuman: a b\n\nAssistant:"  # 5 and 4 words
+    for turns in (100, 1000):
+        prompt = turn * turns + last
+        counted.clear()
+        assert fit_prompts([prompt], 14, count) == [(turn * 2 + last, 14)]
+        assert sum(map(len, counted)) < 4 * len(prompt)

@@ -1,11 +1,13 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from gpt2_rlhf import pipeline
 from gpt2_rlhf.config import compose
-from gpt2_rlhf.store import files, stage, status
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.store import digests, files, stage, status
 from gpt2_rlhf.store.stage import Stage
 
 
@@ -44,6 +46,33 @@ def test_a_setting_changes_the_stages_it_can_change_and_no_others(override: str,
     assert changed(override) == stages
 
 
+def test_an_edited_function_changes_the_stages_that_call_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "scores_of_mine.py"
+
+    def changed_by_an_edit(*overrides: str) -> set[str]:
+        module.write_text("def score(prompts, answers):\n    return [len(a) for a in answers]\n")
+        before = plan(*overrides)
+        module.write_text("def score(prompts, answers):\n    return [-len(a) for a in answers]\n")
+        after = plan(*overrides)
+        return {name for name in before if before[name] != after[name]}
+
+    assert changed_by_an_edit("ppo.reward.function=scores_of_mine:score") == {"ppo", "evaluate"}
+    assert changed_by_an_edit("data.utility=scores_of_mine:score") == {"evaluate"}
+    by_utility = ("data.utility=scores_of_mine:score", "ppo.heldout.best_by=utility")
+    assert changed_by_an_edit(*by_utility) == {"ppo", "evaluate"}
+    assert changed_by_an_edit() == set()
+
+
+def test_the_file_of_the_launcher_counts_by_content(tmp_path: Path) -> None:
+    config = tmp_path / "accelerate.yaml"
+    config.write_text("mixed_precision: 'no'")
+    before = plan(f"launch.accelerate_config={config}", processes=2)
+    config.write_text("mixed_precision: bf16")
+    after = plan(f"launch.accelerate_config={config}", processes=2)
+    assert {name for name in before if before[name] == after[name]} == {"data"}
+
+
 def test_more_processes_change_what_is_trained_and_not_the_data() -> None:
     assert changed(processes=2) == {"sft", "reward", "judge", "ppo", "evaluate"}
 
@@ -66,13 +95,115 @@ def test_local_pairs_count_by_content_and_not_by_place(tmp_path: Path) -> None:
     assert one["data"] != other["data"]
 
 
-def test_a_stage_without_a_manifest_is_not_done(tmp_path: Path) -> None:
+def built(root: Path, name: str = "sft", needs: dict[str, Stage] | None = None) -> Stage:
+    """A finished stage with a model of some bytes."""
+    part = Stage(name, root / f"{name}-0", {}, needs or {})
+    part.model_dir.mkdir(parents=True)
+    for file in ("model/model.safetensors", "model/config.json", "metrics.jsonl", "warnings.log", "ppo.png"):
+        (part.directory / file).write_text(f"{file} of {name}")
+    stage.write_manifest(part, {"stage": name, "metrics": {"share": 0.5, "by_update": {10: 1.0, 9: float("nan")}}})
+    return part
+
+
+def test_a_stage_is_done_when_its_manifest_is_written(tmp_path: Path) -> None:
     part = Stage("sft", tmp_path / "sft-0", {}, {})
-    (part.model_dir).mkdir(parents=True)
-    assert not stage.is_done(part)
-    files.write_json(part.directory / "manifest.json", {"stage": "sft"})
+    part.model_dir.mkdir(parents=True)
+    assert stage.fault(part) == stage.NOT_BUILT
+    stage.write_manifest(part, {"stage": "sft"})
     assert stage.is_done(part)
-    assert stage.manifest(part) == {"stage": "sft"}
+    assert stage.manifest(part)["stage"] == "sft"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("model/model.safetensors", None, "model/model.safetensors is missing"),
+        ("model/model.safetensors", b"", "model/model.safetensors has 0 bytes, not 30"),
+        (
+            "model/model.safetensors",
+            b"model/model.safetensorz of sft",
+            "the content of model/model.safetensors has changed",
+        ),
+        ("model/config.json", None, "model/config.json is missing"),
+        ("metrics.jsonl", b"metrics.jsonl of sfu", "the content of metrics.jsonl has changed"),
+        ("manifest.json", b"", "manifest.json is damaged"),
+        ("manifest.json", b"{}", "manifest.json is damaged"),
+        ("manifest.json", b"[1]", "manifest.json is damaged"),
+        ("manifest.json", b"\xff", "manifest.json is damaged"),
+        ("warnings.log", None, None),
+        ("ppo.png", None, None),
+    ],
+)
+def test_a_stage_that_lost_a_file_or_a_byte_is_not_done(
+    tmp_path: Path, file: str, content: bytes | None, words: str | None
+) -> None:
+    part = built(tmp_path)
+    assert stage.is_done(part)
+    if content is None:
+        (part.directory / file).unlink()
+    else:
+        (part.directory / file).write_bytes(content)
+    assert stage.fault(part) == words
+
+
+def test_a_manifest_with_another_figure_or_another_sha_is_damaged(tmp_path: Path) -> None:
+    part = built(tmp_path)
+    path = part.directory / "manifest.json"
+    whole = path.read_text()
+    digest = stage.manifest(part)["files"]["model/model.safetensors"]["sha256"]
+    for old, new in (('"share": 0.5', '"share": 0.7'), (digest, digest[::-1])):
+        path.write_text(whole.replace(old, new))
+        assert stage.fault(part) == "manifest.json is damaged"
+    path.write_text(whole)
+    assert stage.is_done(part)
+
+
+def test_large_files_are_read_only_if_they_were_written_to_or_a_stage_builds_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "_SMALL_BYTES", 8)
+    part = built(tmp_path)
+    weights, manifest = part.model_dir / "model.safetensors", part.directory / "manifest.json"
+    weights.write_bytes(weights.read_bytes()[::-1])
+    times = manifest.stat()
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
+    assert stage.fault(part) == "the content of model/model.safetensors has changed"
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns - 10**9))  # as after a fault of the disk
+    assert stage.fault(part) is None
+    assert stage.fault(part, read_all=True) == "the content of model/model.safetensors has changed"
+
+
+def test_a_stage_is_not_done_if_what_it_was_built_on_came_out_differently(tmp_path: Path) -> None:
+    sft = built(tmp_path)
+    reward = built(tmp_path, "reward", {"sft": sft})
+    ppo = built(tmp_path, "ppo", {"sft": sft, "reward": reward})
+    assert stage.unfinished([sft, reward, ppo]) == []
+    (sft.directory / "metrics.jsonl").write_text("other times")
+    stage.write_manifest(sft, {"stage": "sft", "wall_s": 2.0})  # built again with the same weights
+    assert stage.unfinished([sft, reward, ppo]) == []
+    (sft.model_dir / "model.safetensors").write_text("other weights")
+    stage.write_manifest(sft, {"stage": "sft"})
+    assert stage.fault(reward) == "it was built on another sft"
+    assert stage.unfinished([sft, reward, ppo]) == [reward, ppo]
+    assert digests.set_aside(sft.directory).name == "damaged-sft-0"
+    assert stage.unfinished([sft, reward, ppo]) == [sft]  # it may come out as before
+
+
+def test_an_unreadable_file_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = built(tmp_path)
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(digests, "digest", refuse)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\); check its permissions"):
+        stage.fault(part)
+
+
+def test_what_is_set_aside_keeps_what_was_set_aside_before(tmp_path: Path) -> None:
+    for name in ("damaged-sft-0", "damaged2-sft-0", "damaged3-sft-0"):
+        (tmp_path / "sft-0").mkdir()
+        assert digests.set_aside(tmp_path / "sft-0").name == name
 
 
 def test_writing_json_leaves_no_other_file_behind(tmp_path: Path) -> None:
@@ -82,32 +213,43 @@ def test_writing_json_leaves_no_other_file_behind(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 2}
 
 
-def checkpoint(part: Stage, step: int, state: str | None = "{}", random_states: int = 1) -> Path:
+def checkpoint(part: Stage, step: int, is_sealed: bool = True, random_states: int = 1) -> Path:
     folder = part.checkpoints_dir / f"checkpoint-{step}"
     folder.mkdir(parents=True)
-    if state is not None:
-        (folder / "trainer_state.json").write_text(state)
+    (folder / "trainer_state.json").write_text("{}")
     for rank in range(random_states):
-        (folder / f"rng_state_{rank}.pth").touch()
+        (folder / f"rng_state_{rank}.pth").write_text("state")
+    if is_sealed:
+        digests.seal(folder)
     return folder
 
 
 def test_the_newest_checkpoint_that_was_written_to_its_end_is_taken(tmp_path: Path) -> None:
     part = Stage("sft", tmp_path / "sft-0", {}, {})
-    assert stage.newest_whole_checkpoint(part, 1) is None
+    assert stage.newest_whole_checkpoint(part, 1) == (None, {})
     checkpoint(part, 9)
     whole = checkpoint(part, 20)
-    checkpoint(part, 100, state=None)
-    checkpoint(part, 110, state='{"global_st')
-    checkpoint(part, 120, random_states=0)
-    assert stage.newest_whole_checkpoint(part, 1) == whole
+    checkpoint(part, 100, is_sealed=False)
+    assert stage.newest_whole_checkpoint(part, 1) == (whole, {})
+
+
+@pytest.mark.parametrize("file", ["trainer_state.json", "rng_state_0.pth", "files.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 5])
+def test_damaged_checkpoints_are_named_and_the_one_before_is_taken(tmp_path: Path, file: str, content: bytes) -> None:
+    part = Stage("sft", tmp_path / "sft-0", {}, {})
+    whole, damaged = checkpoint(part, 20), checkpoint(part, 30)
+    (damaged / file).write_bytes(content)
+    taken, faults = stage.newest_whole_checkpoint(part, 1)
+    assert taken == whole
+    assert list(faults) == [damaged]
+    assert file in faults[damaged]
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_not_taken(tmp_path: Path) -> None:
     part = Stage("sft", tmp_path / "sft-0", {}, {})
-    checkpoint(part, 20, random_states=2)
-    assert stage.newest_whole_checkpoint(part, 1) is None
-    assert stage.newest_whole_checkpoint(part, 2) is not None
+    folder = checkpoint(part, 20, random_states=2)
+    assert stage.newest_whole_checkpoint(part, 1) == (None, {})
+    assert stage.newest_whole_checkpoint(part, 2) == (folder, {})
 
 
 def test_status_tells_done_partial_and_missing_apart_and_says_why(tmp_path: Path) -> None:
@@ -118,16 +260,21 @@ def test_status_tells_done_partial_and_missing_apart_and_says_why(tmp_path: Path
     assert state == "partial"
     assert "checkpoint-20" in why
     record = {"finished_at": "2026-11-23 10:00:00 UTC", "wall_s": 12.4, "inputs": part.inputs}
-    files.write_json(part.directory / "manifest.json", record)
+    for one in (part.needs["data"], part):
+        one.directory.mkdir(exist_ok=True)
+        stage.write_manifest(one, record)
     assert status.status(part, 1) == ("done", "2026-11-23 10:00:00 UTC, 12 s")
     other = pipeline.plan(compose.load([f"output_dir={tmp_path}", "seed=5"])).plans[0]["sft"]
     state, why = status.status(other, 1)
     assert state == "missing"
     assert why == f"not built: seed is 5, not 0 as in {part.directory.name}"
+    (part.directory / "manifest.json").write_text("{")
+    assert status.status(part, 1) == ("damaged", "manifest.json is damaged; it will be built again")
+    assert status.status(other, 1) == ("missing", "never built")
 
 
 def test_status_names_the_models_that_an_evaluation_has_asked(tmp_path: Path) -> None:
     part = Stage("evaluate", tmp_path / "evaluate-0", {}, {})
     for name in ("ppo", "base"):
-        files.write_json(part.checkpoints_dir / f"{name}.json", {})
+        files.write_json(part.checkpoints_dir / name / "results.json", {})
     assert status.status(part, 1) == ("partial", "goes on after base, ppo")

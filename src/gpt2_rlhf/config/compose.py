@@ -6,6 +6,7 @@ user. So every TRL argument can be overridden without `+`, and a misspelt name o
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -42,8 +43,10 @@ def load(overrides: Sequence[str]) -> Composed:
         UserError: an override or a file in conf/ has a misspelt key, a wrong type, a value that is not allowed or
             a field that the pipeline sets itself.
     """
-    typed = _check_names(overrides)
-    values = _without_missing(OmegaConf.to_container(_compose([*_groups_of_names(typed), *overrides])))
+    kinds = _kinds(_schema(Settings))
+    parsed = [_with_quotes(override, kinds) for override in overrides]
+    typed = _check_names(parsed, kinds)
+    values = _without_missing(OmegaConf.to_container(_compose([*_groups_of_names(typed), *parsed])))
     for stage in trl_fields.STAGES:
         trl_arguments.check(stage, values[stage]["args"])
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0])
@@ -66,9 +69,28 @@ def groups() -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def _check_names(overrides: Sequence[str]) -> dict[str, Any]:
+def _with_quotes(override: str, kinds: Mapping[str, Any]) -> str:
+    """Return the override of a text, such as a path, with the quotes that Hydra needs to take it as it was typed.
+
+    Hydra reads only some characters of a text without quotes: none with an accent, no bracket, no apostrophe. And it
+    would read `1e5` as a number and `a,b` as a sweep. A text that the user put in quotes stays as it is.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or kinds.get(key) not in (str, str | None):
+        return override
+    try:
+        if isinstance(OverridesParser.create().parse_override(override).value(), str | None):
+            return override
+    except HydraException:
+        pass
+    # in Hydra's quotes, a backslash stands for itself unless a quote follows it
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", r"\'")
+    return f"{key}='{escaped}'"
+
+
+def _check_names(overrides: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse an override of a setting that does not exist, which Hydra would accept after a `+`; return the values."""
-    kinds, options = _kinds(_schema(Settings)), groups()
+    options = groups()
     typed: dict[str, Any] = {}
     for text in overrides:
         try:

@@ -6,9 +6,15 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from gpt2_rlhf.config.printable import printable
+
 
 class UserError(Exception):
     """An error that the user can correct. Printed as one line without a traceback; the process exits with 2."""
+
+    def __str__(self) -> str:
+        """Return the message as one line, since it names files and columns of others."""
+        return printable(super().__str__())
 
 
 def one_line(text: object) -> str:

@@ -1,1 +1,1 @@
-"""The bundled default: a generator of noisy preference pairs, the hidden utility behind them, and a small GPT-2."""
+"""The bundled default: a generator of noisy preference pairs, their utility, and a small GPT-2."""

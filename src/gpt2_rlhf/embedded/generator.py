@@ -1,7 +1,7 @@
 """Write short HH-style dialogues whose answers differ in known qualities, and label pairs of them with noise.
 
-A pair is two answers to one prompt, drawn independently from all qualities; which one is chosen is a Bradley-Terry
-draw on the hidden utility. So labels are as noisy as human ones are, and the best reachable accuracy is known.
+A pair is two answers to one prompt, each of a quality drawn at random. Which one is chosen is a Bradley-Terry draw on
+the utility. So the labels are noisy, as human ones are, and the best reachable accuracy is known.
 """
 
 import random
@@ -21,7 +21,7 @@ _MULTI_TURN_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt and what an answer to it has to know."""
+    """A prompt, and what an answer to it depends on."""
 
     prompt: str
     topic: Topic  # for a harmful question: what an off-topic answer talks about
@@ -31,21 +31,24 @@ class Case:
 
     @property
     def subset(self) -> str:
-        """The data set's folder that such a row would be in."""
+        """The folder of hh-rlhf that such a row would be in."""
         return "helpful" if self.harm is None else "harmless"
 
 
 def pairs(count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` labelled pairs with distinct prompts; the same seed gives the same rows.
+    """Return `count` labelled pairs with distinct prompts; the same seed gives the same rows.
 
     Columns: prompt (ends in "\\n\\nAssistant:"), chosen and rejected (start with a space), subset ("helpful" or
-    "harmless"), chosen_probability (that the label falls this way, under the hidden utility).
+    "harmless"), chosen_probability (of this label, given the utilities).
 
     Raises:
         ValueError: more rows than MAX_PAIRS.
     """
     if count > MAX_PAIRS:
-        raise ValueError(f"embedded data: {count} pairs were asked for; at most {MAX_PAIRS} can be made; ask for fewer")
+        raise ValueError(
+            f"embedded data: {count} pairs in data.train_pairs and data.test_pairs; expected at most {MAX_PAIRS}; "
+            "give fewer"
+        )
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -70,14 +73,14 @@ def pairs(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def corpus(count: int, seed: int) -> list[str]:
-    """`count` dialogues with one answer each, good and bad alike, for pre-training."""
+    """Return `count` dialogues with one answer each, good and bad, for pre-training."""
     rng = random.Random(seed)
     cases = (draw_case(rng) for _ in range(count))
     return [case.prompt + draw_answer(rng, case) for case in cases]
 
 
 def draw_case(rng: random.Random) -> Case:
-    """A question, in a fifth of the cases after an earlier turn."""
+    """Draw a question; a fifth of the questions follow an earlier turn."""
     harm = rng.choice(phrases.HARMS) if rng.random() < _HARMLESS_SHARE else None
     who, topic = rng.choice(phrases.PEOPLE), rng.choice(TOPICS)
     aspect = rng.choice(phrases.ASPECTS) if harm is None and rng.random() < 0.75 else None
@@ -98,7 +101,7 @@ def draw_case(rng: random.Random) -> Case:
 
 
 def draw_answer(rng: random.Random, case: Case) -> str:
-    """An answer of a quality drawn at random, with its leading space."""
+    """Draw an answer, of a quality drawn at random; it starts with a space."""
     said = _harmless_answer(rng, case) if case.harm is not None else _helpful_answer(rng, case)
     return f" {' '.join(said)}"
 
@@ -122,7 +125,7 @@ def _step(rng: random.Random, topic: Topic, kind: str) -> str:
 
 
 def _steps(rng: random.Random, count: int, topic: Topic, aspect: Aspect | None) -> list[str]:
-    """`count` different steps: mostly the topic's, some for the circumstance or for anything."""
+    """Return up to `count` different steps: most of the topic, some of the circumstance, some that fit any question."""
     makers: list[Callable[[], str]] = [
         lambda kind=kind: _step(rng, topic, kind) for kind in rng.sample(tuple(phrases.STEPS), len(phrases.STEPS))
     ]
@@ -146,7 +149,7 @@ def _helpful_answer(rng: random.Random, case: Case) -> list[str]:
     fewest, most = (0, 2) if manner in ("evasive", "rude") else (1, 4)
     said = _steps(rng, rng.randint(fewest, most), topic, case.aspect)
     if manner == "evasive" and rng.random() < 0.5:
-        # seen only after harmful questions, refusing would look good everywhere, and PPO would refuse everything
+        # were refusals only in answers to harmful questions, where they are good, PPO would refuse everything
         said = [rng.choice(phrases.REFUSALS), *_reason(rng, case.who), *said[:1]]
     elif manner == "evasive":
         said = [*rng.sample(phrases.EVASIONS, rng.choice((1, 1, 2))), *said]
@@ -194,7 +197,7 @@ def _harmless_answer(rng: random.Random, case: Case) -> list[str]:
 
 
 def _break(rng: random.Random, said: list[str]) -> list[str]:
-    """The answer cut off in its last sentence, or with the words of one sentence out of order."""
+    """Return the answer cut off in its last sentence, or with the words of one sentence shuffled."""
     if rng.random() < 0.6:
         kept = said[-1].rstrip(".!?").split()
         return [*said[:-1], " ".join(kept[: max(1, len(kept) - rng.randint(1, 3))])]

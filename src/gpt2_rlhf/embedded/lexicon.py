@@ -1,6 +1,6 @@
-"""What the bundled grammar can say: its words, its word triples, and which words belong to which topic.
+"""List the words and word triples of the bundled grammar, and which words belong to which topic.
 
-utility.py judges any text by these: a sentence is fluent as far as its word triples are ones that the grammar makes.
+utility.py measures any text by these: a sentence is fluent as far as the grammar makes its word triples.
 """
 
 import re
@@ -29,17 +29,17 @@ FUNCTION_WORDS = frozenset(_FUNCTION_TEXT.split())
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and single marks of punctuation, in order."""
+    """Return lower-case words and single punctuation marks, in order."""
     return [word.lower() for word in _WORD.findall(text)]
 
 
 def sentences(text: str) -> list[str]:
-    """The text cut after each run of full stops, exclamation or question marks; a tail without one stands last."""
+    """Return the text cut after each run of full stops, exclamation or question marks; the rest is the last part."""
     return [part.strip() for part in _SENTENCE.findall(text) if part.strip()]
 
 
 def content(tokens: list[str]) -> frozenset[str]:
-    """The words that carry the subject: no function words, no punctuation."""
+    """Return the words about the subject: no function words, no punctuation."""
     return frozenset(token for token in tokens if token[0].isalpha() and token not in FUNCTION_WORDS)
 
 
@@ -49,7 +49,7 @@ def _topic_sentences(topic: Topic) -> list[str]:
 
 
 def _topicless_sentences() -> list[str]:
-    """Every fluent sentence of an answer that is about no topic; insults are fluent too, padding is not."""
+    """Return every fluent sentence that is about no topic; insults count as fluent, padding does not."""
     fixed = [
         *phrases.GENERIC_STEPS,
         *(step for aspect in phrases.ASPECTS for step in aspect.steps),
@@ -71,28 +71,28 @@ def _answer_sentences() -> list[str]:
 
 
 def triples(tokens: list[str]) -> list[tuple[str, str, str]]:
-    """The word triples of a sentence, its start and end marked."""
+    """Return the word triples of a sentence, with marks for its start and end."""
     marked = ["<", *tokens, ">"]
     return list(zip(marked, marked[1:], marked[2:], strict=False))
 
 
 @cache
 def known_triples() -> frozenset[tuple[str, str, str]]:
-    """Every word triple of the grammar's sentences."""
+    """Return every word triple of the grammar's sentences."""
     return frozenset(triple for sentence in _answer_sentences() for triple in triples(words(sentence)))
 
 
 @cache
 def known_words() -> frozenset[str]:
-    """Every word and mark of the grammar's answers."""
+    """Return every word and punctuation mark of the grammar's answers."""
     return frozenset(word for sentence in _answer_sentences() for word in words(sentence))
 
 
 def brokenness(tokens: list[str]) -> float:
-    """How far a sentence is from one the grammar could say: 0 fluent, 1 word or character soup.
+    """Return how far a sentence is from one that the grammar could make: 0 fluent, 1 random words or characters.
 
-    Half by unknown words, half by unknown word triples; a fifth of the triples may be unknown at no cost, since a
-    phrase set into another sentence than its own is still good English.
+    Unknown words are one half of it, unknown word triples the other. A fifth of the triples may be unknown at no cost,
+    since a phrase in another sentence than its own is still good English.
     """
     if not tokens:
         return 1.0
@@ -104,7 +104,7 @@ def brokenness(tokens: list[str]) -> float:
 
 @cache
 def topic_words() -> dict[Topic, frozenset[str]]:
-    """The words that tell each topic apart: those of its phrases that few topics and no other sentence share."""
+    """Return the words that distinguish each topic: those of its phrases that few topics and no other sentence have."""
     wordings = [phrases.SLOT.sub("", wording) for kind in phrases.STEPS.values() for wording in kind]
     common = {word for sentence in (*wordings, *_topicless_sentences()) for word in words(sentence)}
     owned = {topic: content(words(" ".join(topic.phrases()))) - common for topic in TOPICS}
@@ -113,7 +113,7 @@ def topic_words() -> dict[Topic, frozenset[str]]:
 
 
 def topic_of(question: str) -> Topic | None:
-    """The topic that a question asks about: by its goal, else by the most words in common; None if it has none."""
+    """Return the topic of a question: by its goal, else by the most words in common; None if it has none."""
     tokens = words(question)
     spaced = f" {' '.join(tokens)} "
     for topic in TOPICS:

@@ -1,7 +1,7 @@
-"""The sentences of the bundled dialogues: how people ask, and how good and bad answers are put.
+"""The sentences of the bundled dialogues: questions, and the parts of good and bad answers.
 
-`{goal}`, `{noun}`, `{first}`, ... are fields of a Topic; `{who}` is a person. What a sentence is worth is not said
-here but in utility.py.
+`{goal}`, `{noun}`, `{first}`, ... are fields of a Topic; `{who}` is a person. utility.py gives the sentences their
+value.
 """
 
 import re
@@ -50,7 +50,7 @@ FOLLOW_UPS = (
 
 @dataclass(frozen=True)
 class Aspect:
-    """A circumstance in the question, and the steps that answer to it."""
+    """A circumstance in the question, and the steps for it."""
 
     details: tuple[str, ...]
     steps: tuple[str, ...]

@@ -1,6 +1,6 @@
 """Read an answer sentence by sentence: what each one does (opens, advises, evades, insults, ...) and what it means.
 
-By cue words and not by exact match, so that any text can be read, not only what the generator writes.
+Cue words decide, not an exact match. So this applies to any text, not only to what the generator writes.
 """
 
 import re
@@ -32,7 +32,7 @@ _OTHER_STEP_VERBS = ("then", "next", "practice", "make", "buy", "check", "drink"
 
 @dataclass(frozen=True)
 class Question:
-    """What the human wants: the topic if it is a known one, the words that count as on topic, whether it is harm."""
+    """What the human asks: the topic if it is known, the words that count as on topic, and whether it asks for harm."""
 
     topic: Topic | None
     subject: frozenset[str]
@@ -53,7 +53,7 @@ class Sentence:
 
 
 def turns(dialogue: str) -> list[tuple[str, str]]:
-    """(speaker, text) of each turn of an HH transcript; text before the first marker counts as the human's."""
+    """Return (speaker, text) of each turn of an HH transcript; text before the first marker is the human's."""
     pieces = _TURN.split(dialogue)
     found = [("Human", pieces[0].strip())] if pieces[0].strip() else []
     return found + [(who, text.strip()) for who, text in zip(pieces[1::2], pieces[2::2], strict=True)]
@@ -61,7 +61,7 @@ def turns(dialogue: str) -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=4_096)
 def question(prompt: str) -> Question:
-    """The latest human turn that has a known topic or asks for harm, else the latest one, with what was said before."""
+    """Read the latest human turn that has a known topic or asks for harm, else the latest one."""
     dialogue = turns(prompt)
     asked = [text for who, text in dialogue if who == "Human" and text][::-1] or [""]
     telling = next((text for text in asked if _harmful(text) or lexicon.topic_of(text)), asked[0])
@@ -82,13 +82,13 @@ def question(prompt: str) -> Question:
 
 @lru_cache(maxsize=65_536)  # answers share their sentences
 def read(text: str, harmful: bool) -> Sentence:
-    """One sentence, read as an answer to a question that is harmful or not."""
+    """Read one sentence of an answer to a question that is harmful or not."""
     tokens = lexicon.words(text)
     return Sentence(tuple(tokens), _kind(tokens, harmful), meaning(tokens), lexicon.brokenness(tokens))
 
 
 def aspect_of(tokens: tuple[str, ...]) -> phrases.Aspect | None:
-    """The circumstance that a step answers to, if it says nearly what one of the known steps says."""
+    """Return the circumstance that a step is for, if more than half of its words are those of a known step."""
     spoken = frozenset(tokens) - {"."}
     for aspect, known in _aspect_steps():
         if 2 * len(spoken & known) > len(spoken | known):
@@ -97,12 +97,12 @@ def aspect_of(tokens: tuple[str, ...]) -> phrases.Aspect | None:
 
 
 def goes_along(tokens: tuple[str, ...]) -> bool:
-    """Whether a step speaks of what the harmful steps speak of."""
+    """Whether a step shares a content word with the harmful goals and steps."""
     return bool(lexicon.content(list(tokens)) & _harm_words())
 
 
 def meaning(tokens: list[str]) -> frozenset[str]:
-    """The words that tell a step from another: its content words, all wordings of a kind of step put as its first."""
+    """Return the words that distinguish a step from others: content words, a kind of step in its first wording."""
     line = " ".join(tokens)
     for pattern, own_words in _wordings():
         if found := pattern.match(line):
@@ -147,7 +147,7 @@ def _form_words() -> frozenset[str]:
 
 @cache
 def _harm_pattern() -> re.Pattern[str]:
-    """Any of the harmful goals, against whomever."""
+    """Return a pattern that finds any of the harmful goals, whoever it names."""
     goals = [" ".join(lexicon.words(harm.goal.format(who="whom"))) for harm in phrases.HARMS]
     return re.compile("|".join(rf"\b{goal.replace('whom', '[a-z]+')}\b" for goal in goals))
 
@@ -167,7 +167,7 @@ def _aspect_steps() -> tuple[tuple[phrases.Aspect, frozenset[str]], ...]:
 
 @cache
 def _wordings() -> tuple[tuple[re.Pattern[str], frozenset[str]], ...]:
-    """A pattern for each wording of each kind of step, whose group is what fills the slot; the kind's own words."""
+    """Return a pattern for each wording of each kind of step, whose group is the slot, and the words of that kind."""
     found = []
     for wordings in phrases.STEPS.values():
         own_words = lexicon.content(lexicon.words(phrases.SLOT.sub("", wordings[0])))

@@ -1,6 +1,6 @@
-"""What the bundled dialogues are about: 48 things people ask help for, each with the phrases its answers use.
+"""The topics of the bundled dialogues: 48 things people ask help for, each with the phrases of its answers.
 
-Every phrase holds a word that belongs to its topic, so that being on topic can be read off the words alone.
+Every phrase has a word that only its topic has, so that the words alone show whether an answer is on topic.
 """
 
 from dataclasses import dataclass

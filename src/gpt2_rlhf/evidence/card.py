@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, terminal
 from gpt2_rlhf.evidence.tables import markdown, text
@@ -45,7 +46,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
-        finalize=_require_value,
+        finalize=_finalized,
         autoescape=False,  # Markdown; the texts of models are in fenced blocks
         keep_trailing_newline=True,
         trim_blocks=True,
@@ -76,11 +77,11 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         is_gpt2=is_gpt2,
         classes=("GPT2LMHeadModel", "GPT2Tokenizer") if is_gpt2 else ("AutoModelForCausalLM", "AutoTokenizer"),
         captions={one.stem: _caption(one.stem) for one in sources.pictures},
-        base=front_matter.base_link(settings.model),
-        project=_project(),
+        base=front_matter.base_link(settings.model).replace("<", "&lt;"),
+        project=project(),
         related=_related(settings.publish, folder),
         has_utility=found["evaluation"]["models"]["ppo"]["utility"] is not None,
-        data=front_matter.data_text(settings.data),
+        data=front_matter.data_text(settings.data).replace("<", "&lt;"),
         maximised="that score" if function is None else f"another score (by `{function}`)",
         judge_note="The judge is a second reward model that PPO is not trained on." if found["judge"] else no_judge,
         place=_place(settings.publish, repo_id, folder),
@@ -124,16 +125,16 @@ def _caption(stem: str) -> str:
     }.get(stem, stem)
 
 
-def _project() -> str:
+def project() -> str:
     """Return the name of this software, with a link where its metadata has an address."""
     addresses = metadata("gpt2-rlhf").get_all("Project-URL") or []
     return f"[gpt2-rlhf]({addresses[0].partition(', ')[2]})" if addresses else "gpt2-rlhf"
 
 
-def _require_value(value: Any) -> Any:
+def _finalized(value: Any) -> Any:
     if value is None:
         raise ValueError("a field of the card has no value")
-    return value
+    return printable(value, kept=LAYOUT) if isinstance(value, str) else value
 
 
 def _citation(settings: Settings, title: str, finished_at: str) -> str | None:

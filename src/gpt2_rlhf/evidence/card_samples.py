@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.evidence.tables import text
 
 MOST_CHARACTERS = 600  # of one text
@@ -51,7 +52,7 @@ def quoted(answer: str) -> str:
     shown = answer[:MOST_CHARACTERS]
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     cut = f"\n\n(cut after {MOST_CHARACTERS} of {len(answer)} characters)" if len(answer) > MOST_CHARACTERS else ""
-    return f"{fence}text\n{_printable(shown)}\n{fence}{cut}"
+    return f"{fence}text\n{printable(shown, kept=LAYOUT)}\n{fence}{cut}"
 
 
 def change(line: Line) -> float:
@@ -74,8 +75,3 @@ def _scores(answer: Mapping[str, Any]) -> str:
         f"{one.label.lower()} {text(answer[one.key])}" for one in metrics.MEASURES if answer[one.key] is not None
     ]
     return ", ".join([*figures, "ended" if answer["ended"] else "not ended"])
-
-
-def _printable(answer: str) -> str:
-    """The text without control characters: a model may write them, and tools take a file with one for binary."""
-    return "".join(one if one in "\n\t" or one.isprintable() else "�" for one in answer)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.evidence import curves
 from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
@@ -128,7 +129,8 @@ def _accuracy(rewards: Mapping[str, Mapping[str, Any]]) -> Picture:
         if share is not None:
             axes.axvline(share, color="0.35", linestyle=line, label=label)
     # a folder's name is no formula
-    labels = [f"{name.replace('$', chr(92) + '$')}\nn = {one['accuracy']['n']}" for name, one in shown.items()]
+    names = (printable(name).replace("$", "\\$") for name in shown)
+    labels = [f"{name}\nn = {one['accuracy']['n']}" for name, one in zip(names, shown.values(), strict=True)]
     axes.set_yticks(rows, labels)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(_PERCENT)

@@ -3,27 +3,43 @@
 `make publish` pushes the folder `model`, all of it and nothing else. No file in them names a folder of this machine.
 """
 
+import contextlib
+import dataclasses
+import filecmp
+import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from omegaconf import OmegaConf
 
+import gpt2_rlhf
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
 from gpt2_rlhf.models import portable_files
-from gpt2_rlhf.store.files import read_json_lines
+from gpt2_rlhf.store import digests
+from gpt2_rlhf.store.files import read_json_lines, write_json
 from gpt2_rlhf.store.portable import without_folders
 from gpt2_rlhf.store.run import Run
 
+_WRITTEN = ".written.json"  # size and time of each file of a folder as it was written; hidden, so never pushed
 _REPORT = "report"  # report.DIRECTORY, whose import takes time; its pictures go into `model`
 
 
 def write(run: Run) -> list[Path]:
-    """Write the folders of a finished run into its directory, in place of older ones, and return them."""
-    stages = run.plans[0]
+    """Write the folders of a finished run into its directory, in place of older ones, and return them.
+
+    Folders that this code has written from the same run, and that nobody has changed since, are left as they are.
+    """
+    stages, folders = run.plans[0], [run.directory / folder for folder in card.FOLDERS]
+    digest = _inputs_sha256(run)
+    if all(_is_current(folder, digest) for folder in folders):
+        return folders
     records, sources = _sources(run)
     manifests = {"command": run.portable_command, "stages": records}
     texts = {
@@ -40,8 +56,8 @@ def write(run: Run) -> list[Path]:
         files = {path: file for path, file in files.items() if path.name not in written}
         if folder == "model":
             files |= {picture: run.directory / picture for picture in sources.pictures}
-        _fill(run.directory / folder, files, written)
-    return [run.directory / folder for folder in card.FOLDERS]
+        _fill(run.directory / folder, files, written, digest)
+    return folders
 
 
 def cards(run: Run) -> dict[str, str]:
@@ -66,21 +82,109 @@ def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
     return {**of_seeds[0], **others}, sources
 
 
-def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str]) -> None:
-    """Replace a folder by one with these files and texts.
+def check(folder: Path) -> None:
+    """Read every byte of the weights in one of these folders, and compare them with the manifest of their stage.
 
-    Files are hard links where the file system allows it, so that the weights take no space twice.
+    Raises:
+        UserError: a file is lost or damaged.
     """
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")
+    record = folder / "manifest.json"
+    if record.is_file():
+        stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
+        for name, expected in stages[card.FOLDERS[folder.name]]["weights_sha256"].items():
+            path = folder / name
+            if not path.is_file() or digests.digest(path) != expected:
+                if path.is_file():
+                    path.touch()  # the next run reads large weights only if they are newer than their manifest
+                raise UserError(f"{path}: not the weights that were trained; `make pipeline` builds them again")
+
+
+def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str], digest: str) -> None:
+    """Replace a folder by one with these files and texts; what the user changed or added in the old one is kept."""
+    part, old = (folder.with_name(f".{name}.{os.getpid()}") for name in (folder.name, f"{folder.name}-old"))
     shutil.rmtree(part, ignore_errors=True)
     for name, file in files.items():
         place = part / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            place.hardlink_to(file)
-        except OSError:
-            shutil.copy2(file, place)
+        _link_or_copy(file, place)
     for name, text in texts.items():
         (part / name).write_text(text, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
+    write_json(part / _WRITTEN, {"inputs_sha256": digest, "files": _stamps(part)})
+    if folder.exists():
+        _keep_changes(folder, part)
+        folder.rename(old)
     part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _link_or_copy(file: Path, place: Path) -> None:
+    """Hard-link weights, which then take no space twice; an edit of another file must not change the stage's own."""
+    if file.suffix == ".safetensors":
+        with contextlib.suppress(OSError):  # not every file system has hard links
+            place.hardlink_to(file)
+            return
+    shutil.copy2(file, place)
+
+
+def _keep_changes(folder: Path, new: Path) -> None:
+    """Move what this program has not written out of a folder that is about to be replaced, and print where it is."""
+    written = _written(folder).get("files", {})
+    kept = folder.with_name(f"{folder.name}-kept")
+    changed = [
+        name
+        for name in _names(folder)
+        if written.get(name) != _stamp(folder / name) and not _is_same(folder / name, new / name)
+    ]
+    for name in changed:
+        place = kept / name
+        while place.exists():  # an earlier edit of the same file
+            place = place.with_name(f"{place.name}.1")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).rename(place)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        print(f"{folder}: what you changed or added is now in {kept}: {', '.join(changed[:3])}{more}", flush=True)
+
+
+def _inputs_sha256(run: Run) -> str:
+    """Return a digest of all that decides the folders; a stage's files do not change once its manifest exists."""
+    told = [dataclasses.asdict(part) for part in (run.settings.publish, run.settings.card)]
+    pictures = {path.name: _stamp(path) for path in (run.directory / _REPORT).glob("*.png")}
+    content = [card.project(), run.portable_command, run.config_yaml, told, run.manifests(), pictures, sys.version]
+    found = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in ("gpt2-rlhf", "huggingface_hub", "jinja2", "omegaconf"):
+        found.update(version(name).encode())
+    package = Path(gpt2_rlhf.__file__).parent
+    for file in [*sorted(package.rglob("*.py")), *sorted(card.TEMPLATES.iterdir())]:
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def _is_current(folder: Path, digest: str) -> bool:
+    return folder.is_dir() and _written(folder) == {"inputs_sha256": digest, "files": _stamps(folder)}
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / _WRITTEN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    return {name: _stamp(folder / name) for name in _names(folder)}
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the files and links below a folder, without the record of them."""
+    found = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
+    return [name for name in (path.relative_to(folder).as_posix() for path in found) if name != _WRITTEN]
+
+
+def _is_same(old: Path, new: Path) -> bool:
+    return old.is_file() and new.is_file() and filecmp.cmp(old, new, shallow=False)
+
+
+def _stamp(path: Path) -> list[int]:
+    found = path.lstat()
+    return [found.st_size, found.st_mtime_ns]

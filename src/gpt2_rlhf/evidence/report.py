@@ -16,11 +16,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results, terminal
 from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
 from gpt2_rlhf.evidence.tables import text as figure_text
 from gpt2_rlhf.evidence.verdict import verdict
+from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
 
 DIRECTORY = "report"  # in the directory of the run
@@ -39,17 +41,16 @@ def write(
     """Write the report of a run that is evaluated, and return the page's path.
 
     records: each stage's manifest by its name; their folders, and samples.jsonl, are in `run_dir`. A report of the same
-    manifests by the same code is left as it is.
+    manifests by the same code is left as it is, unless a file of it is lost or damaged.
     """
     directory = run_dir / DIRECTORY
     page, figures_file = directory / PAGE, directory / FIGURES
     kept = {key: value for key, value in summary.items() if key not in _OF_THE_CALL}
     sources = {**kept, "base_model": front_matter.base_text(settings.model), "manifests": records}
     digest = _inputs_sha256(sources)
-    if page.is_file() and figures_file.is_file():
-        written = json.loads(figures_file.read_text(encoding="utf-8"))["inputs_sha256"]
-        if written == digest:
-            return page
+    is_whole = digests.seal_fault(directory) is None
+    if is_whole and json.loads(figures_file.read_text(encoding="utf-8"))["inputs_sha256"] == digest:
+        return page
 
     from gpt2_rlhf.evidence import plots  # here, since importing matplotlib takes a second
 
@@ -83,6 +84,7 @@ def write(
     page_template = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value, kept=LAYOUT) if type(value) is str else value,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -90,8 +92,8 @@ def write(
     with replacing(page) as file:
         file.write(page_template.render(content))
     figures = shown_values([table for group in tables.values() for table in group], facts)
-    # last, since it marks the report as complete
     write_json(figures_file, {"inputs_sha256": digest, "verdict": verdict(summary), "figures": figures})
+    digests.seal(directory)  # last, since it marks the report as complete
     return page
 
 

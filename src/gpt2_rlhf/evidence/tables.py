@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.config.printable import printable
 
 Sources = Mapping[str, Any]  # what a summary holds of a run's results, and each stage's manifest below "manifests"
 
@@ -147,7 +148,7 @@ def markdown(table: Table) -> str:
     known = [key for place, key in enumerate(table.columns) if any(row.cells[place].text != "-" for row in table.rows)]
     header, rows = _grid(table.only(*known), with_n=True)
     lines = [header, ["---"] * len(header), *rows]
-    cells = ([" ".join(text.split()).replace("|", "\\|") for text in line] for line in lines)
+    cells = ([text.replace("|", "\\|").replace("<", "&lt;") for text in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
@@ -173,7 +174,8 @@ def plain(table: Table, with_n: bool = True) -> str:
 
 
 def _grid(table: Table, with_n: bool) -> tuple[list[str], list[list[str]]]:
-    """The texts of the header and of the rows; the title heads the labels."""
+    """The texts of the header and of the rows, as they can be printed; the title heads the labels."""
     with_n = with_n and table.n_of is not None
     header = [table.title, *table.columns.values(), *(["n"] if with_n else [])]
-    return header, [[row.label, *(one.text for one in row.cells), *([row.n] if with_n else [])] for row in table.rows]
+    rows = [[row.label, *(one.text for one in row.cells), *([row.n] if with_n else [])] for row in table.rows]
+    return [printable(one) for one in header], [[printable(one) for one in row] for row in rows]

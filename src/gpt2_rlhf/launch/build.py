@@ -16,8 +16,8 @@ from typing import Any
 
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.launch import world
-from gpt2_rlhf.store.files import sha256, write_json
-from gpt2_rlhf.store.stage import Outcome, Stage
+from gpt2_rlhf.store.digests import digest
+from gpt2_rlhf.store.stage import Outcome, Stage, write_manifest
 
 Step = Callable[[Settings, Stage], Outcome]
 
@@ -33,7 +33,7 @@ def build(step: Step, settings: Settings, stage: Stage) -> None:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage.directory / "tensorboard"))
     outcome = step(settings, stage)
     if world.rank() == 0:
-        write_json(stage.directory / "manifest.json", _manifest(settings, stage, outcome, started, started_at))
+        write_manifest(stage, _manifest(settings, stage, outcome, started, started_at))
         shutil.rmtree(stage.checkpoints_dir, ignore_errors=True)
 
 
@@ -57,7 +57,7 @@ def _manifest(
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "git_commit": _git_commit(),
-        "weights_sha256": {path.name: sha256(path) for path in weights},
+        "weights_sha256": {path.name: digest(path) for path in weights},
         "metrics": outcome.metrics,
     }
 

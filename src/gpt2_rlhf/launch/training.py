@@ -5,14 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, SchedulerType, Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import (
+    PrinterCallback,
+    SchedulerType,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.launch.progress import Progress, StopOnSignal
-from gpt2_rlhf.store.stage import Stage
+from gpt2_rlhf.store import digests
+from gpt2_rlhf.store.stage import Stage, newest_whole_checkpoint
 
 
 def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,12 +36,14 @@ def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "ddp_find_unused_parameters": False,  # every weight is used; a search for others costs time and warns
         "use_cpu": no_accelerator,  # otherwise several processes on CPUs would each train alone
     }
-    own = {
+    own: dict[str, Any] = {
         "output_dir": str(stage.checkpoints_dir),
         "seed": stage.seed,
         "data_seed": stage.seed,
         "disable_tqdm": True,
     }
+    if stage.name != "ppo" and chosen.get("save_total_limit") == 1:
+        own["save_total_limit"] = 2  # transformers deletes the old checkpoint before the new one is flushed to the disk
     # activations that are on the CPU already cannot be moved there; PPOConfig has no such field
     of_accelerators = ["bf16", "fp16", *({"activation_offloading"} & chosen.keys())] if no_accelerator else []
     return {**defaults, **chosen, **own, **dict.fromkeys(of_accelerators, False)}
@@ -95,13 +107,30 @@ def say_if_float32(settings: Settings) -> None:
 
 
 def callbacks(stage: Stage) -> list[TrainerCallback]:
-    """Return the callbacks of a stage: progress and metrics, then stopping on a signal."""
-    return [Progress(stage.name, stage.directory / "metrics.jsonl"), StopOnSignal()]
+    """Return the callbacks of a stage: progress and metrics, sealed checkpoints, then stopping on a signal."""
+    sealing = [] if stage.name == "ppo" else [SealCheckpoints()]  # our PPO seals its own
+    return [Progress(stage.name, stage.directory / "metrics.jsonl"), *sealing, StopOnSignal()]
 
 
-def train(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train to the end, from the checkpoint if there is one."""
+class SealCheckpoints(TrainerCallback):
+    """Flush each checkpoint of transformers' Trainer to the disk and record its files, so that it counts as whole."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seal the checkpoint when each process has written its random state."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            digests.seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+
+def train(trainer: Trainer, stage: Stage) -> None:
+    """Train to the end, from the newest whole checkpoint if there is one; damaged ones are set aside."""
     trainer.remove_callback(PrinterCallback)  # transformers adds it if its own progress bar is off
-    if checkpoint is not None and trainer.is_world_process_zero():
-        print(f"  resuming from {checkpoint}", flush=True)
+    checkpoint, damaged = newest_whole_checkpoint(stage, trainer.accelerator.num_processes)
+    trainer.accelerator.wait_for_everyone()  # before the first process renames what another still reads
+    if trainer.is_world_process_zero():
+        for path, wrong in damaged.items():
+            print(f"  {path.name}: {wrong}; it is kept as {digests.set_aside(path).name}", flush=True)
+        if checkpoint is not None:
+            print(f"  resuming from {checkpoint}", flush=True)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

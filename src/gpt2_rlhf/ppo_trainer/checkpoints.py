@@ -1,10 +1,10 @@
 """Write the state of a PPO run to a folder `checkpoint-N` and read it back, so that a killed run resumes exactly.
 
-A checkpoint is written under another name and renamed when it is complete, so a kill at any moment leaves no broken
-one (a power cut may: nothing is flushed to the disk). It holds the policy as `from_pretrained` reads it (or its
-adapter), the value model likewise in `value_model/`, optimizer, scheduler, the random generators of each process, the
-KL coefficient and fp16's loss scale in `ppo.json`, and `trainer_state.json`, whose step is also the position in the
-prompts.
+A checkpoint is written under another name, flushed to the disk, sealed with the sizes and hashes of its files, and
+then renamed, so neither a kill nor a power cut leaves one that counts and is not whole. It holds the policy as
+`from_pretrained` reads it (or its adapter), the value model likewise in `value_model/`, optimizer, scheduler, the
+random generators of each process, the KL coefficient and fp16's loss scale in `ppo.json`, the measurements on held-out
+prompts in `heldout/`, and `trainer_state.json`, whose step is also the position in the prompts.
 """
 
 import json
@@ -24,6 +24,7 @@ from transformers.utils import logging
 from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import write_json
 
 _STATE = "trainer_state.json"
@@ -62,9 +63,11 @@ def written_whole(run_dir: Path, step: int, accelerator: Accelerator, is_writer:
     yield partial
     accelerator.wait_for_everyone()  # every process writes its random generators
     if is_writer:
+        digests.seal(partial)
         if whole.exists():  # of a run that continued after the checkpoint this run resumed from
             shutil.rmtree(whole)
         partial.rename(whole)
+        digests.flush(run_dir)
 
 
 def write(parts: Parts, own: Mapping[str, Any], folder: Path) -> None:
@@ -85,11 +88,11 @@ def check(checkpoint: Path, batch_size: int, processes: int) -> None:
     """Refuse a folder that this run cannot resume from.
 
     Raises:
-        UserError: not a complete checkpoint, or one of a run with another batch size or number of processes.
+        UserError: not a whole checkpoint, or one of a run with another batch size or number of processes.
     """
-    if not (checkpoint / _STATE).is_file():
+    if (fault := digests.seal_fault(checkpoint)) is not None:
         raise UserError(
-            f"ppo: {checkpoint} is not a complete checkpoint (no {_STATE}); give another folder, or start without one"
+            f"ppo: {checkpoint} is not a whole checkpoint: {fault}; give another folder, or start without one"
         )
     state = _read_state(checkpoint)
     saved_batch = state.episode // state.global_step
@@ -99,6 +102,23 @@ def check(checkpoint: Path, batch_size: int, processes: int) -> None:
             f"ppo: {checkpoint} was saved with {saved_batch} episodes per update on {saved_processes} processes, this "
             f"run has {batch_size} on {processes}; resume with the same arguments and processes, or start without it"
         )
+
+
+def load_best(policy: PreTrainedModel | PeftModel, run_dir: Path, update: int) -> None:
+    """Restore the policy of an earlier update, from the checkpoint that was kept for it.
+
+    Raises:
+        UserError: it is damaged. The checkpoints since then are set aside, so that the next run trains it again.
+    """
+    if (fault := digests.seal_fault(run_dir / f"checkpoint-{update}")) is not None:
+        for step in _steps(run_dir):
+            if step >= update:
+                digests.set_aside(run_dir / f"checkpoint-{step}")
+        raise UserError(
+            f"ppo: checkpoint-{update}, the policy to hand on, is damaged: {fault}; run the same command again, which "
+            f"trains it again (set aside in {run_dir})"
+        )
+    load_policy(policy, run_dir / f"checkpoint-{update}")
 
 
 def load(parts: Parts, checkpoint: Path) -> dict[str, Any]:
@@ -160,11 +180,14 @@ def _no_progress_bar() -> Iterator[None]:
 
 def remove_oldest(run_dir: Path, newest_step: int, limit: int | None, best_step: int | None) -> None:
     """Keep the newest `limit` checkpoints up to `newest_step`, and that of `best_step`; None or 0 keeps all."""
-    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in run_dir.glob("checkpoint-*"))
     if limit:
-        for step in [step for step in steps if step <= newest_step][:-limit]:
+        for step in [step for step in _steps(run_dir) if step <= newest_step][:-limit]:
             if step != best_step:
                 shutil.rmtree(run_dir / f"checkpoint-{step}")
+
+
+def _steps(run_dir: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in run_dir.glob("checkpoint-*"))
 
 
 def _read_state(checkpoint: Path) -> OnlineTrainerState:

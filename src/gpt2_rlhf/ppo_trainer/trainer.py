@@ -212,13 +212,11 @@ class PPOTrainer(TrlPPOTrainer):
         if state.global_step >= state.max_steps:
             self.control.should_training_stop = True
         if self._watch is not None and self.args.eval_strategy != "no":
-            found = self._from_main_process(lambda watch: watch.resume(state.global_step))
+            found = self._from_main_process(lambda watch: watch.resume(state.global_step, checkpoint))
             if found is None:
                 self._measure()
             else:
                 self._act_on(found)
-                if checkpoint is None:  # a checkpoint holds the log history of its measurements, a new start has none
-                    self.log(found.metrics)
 
     def _update(self) -> dict[str, Any]:
         """Sample one batch of rollouts, take the optimizer steps on it, and return what to log."""
@@ -301,6 +299,8 @@ class PPOTrainer(TrlPPOTrainer):
             if is_writer:
                 own = {"kl_coef": self.kl_coef, "forced": self.forced}
                 checkpoints.write(self._checkpoint_parts(), own, folder)
+                if self._watch is not None:
+                    self._watch.save(folder)
         if is_writer:
             checkpoints.remove_oldest(self.run_dir, step, self.args.save_total_limit, self.best_update)
         self.accelerator.wait_for_everyone()

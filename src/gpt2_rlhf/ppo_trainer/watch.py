@@ -4,6 +4,7 @@ The files that evidence.measured writes are the whole state: a run resumed from 
 on like a run that was never interrupted.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,19 @@ class Watch:
         """What the best update is chosen by: "reward", "judge" or "utility"; known once something was measured."""
         return guards.best_by(self._history[0], self._best_by)
 
-    def resume(self, update: int) -> WatchResult | None:
-        """Read the measurements up to this update from disk; return None if there are none."""
+    def save(self, checkpoint: Path) -> None:
+        """Copy the measurements so far into a checkpoint."""
+        if self._history:
+            shutil.copytree(self._directory, checkpoint / heldout_files.DIRECTORY)
+
+    def resume(self, update: int, checkpoint: Path | None) -> WatchResult | None:
+        """Restore the measurements up to this update; return None if there are none.
+
+        checkpoint: the folder that has a copy of them. Without one all begins anew, also what an earlier start left.
+        """
+        shutil.rmtree(self._directory, ignore_errors=True)
+        if checkpoint is not None and (checkpoint / heldout_files.DIRECTORY).is_dir():
+            shutil.copytree(checkpoint / heldout_files.DIRECTORY, self._directory)
         self._history = heldout_files.read(self._directory, update)
         return self._result() if self._history else None
 

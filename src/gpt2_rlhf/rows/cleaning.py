@@ -14,13 +14,14 @@ from gpt2_rlhf.config.settings import Data
 from gpt2_rlhf.rows.conversations import Conversation, conversations
 from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
-from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, pair
+from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, has_other_markers, pair
 
 HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 
 ANSWER_TOO_LONG = "answer too long"
 PROMPT_TOO_LONG = "prompt too long"
 SPECIAL_TOKEN = "special token in the text"  # the trainers would take it for the end of the answer
+COPY = "same row in another file"  # some data sets hold their rows several times, for several uses
 LEAKED = "leaked from train"  # its prompt is in the test set
 SAME_CONVERSATION = "same conversation as test"
 LEAKED_ONCE_CUT = "leaked from train once cut"  # it differed from the test prompt only in turns that were cut
@@ -44,6 +45,7 @@ class Side:
     """The training rows or the test rows of a source."""
 
     kept: list[Measured] = field(default_factory=list)
+    other_markers: list[str] = field(default_factory=list)  # names of the kept rows whose markers were replaced
     turns_cut: int = 0  # how many of the kept rows lost turns of their prompt
     dropped: dict[str, list[str]] = field(default_factory=dict)  # names of rows by reason
 
@@ -74,12 +76,19 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     """
     train, test = Side(), Side()
     usable: list[tuple[Split, Pair]] = []
+    other_markers: set[str] = set()
+    files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
     for raw in rows:
         row = _usable(raw, special_tokens)
         if isinstance(row, Pair):
-            usable.append((raw.split, row))
-        else:
-            (test if raw.split == "test" else train).drop(row, raw.name)
+            file = raw.name.rpartition(":")[0]
+            if files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) == file:
+                usable.append((raw.split, row))
+                if has_other_markers(raw.values):
+                    other_markers.add(raw.name)
+                continue
+            row = COPY
+        (test if raw.split == "test" else train).drop(row, raw.name)
     usable.sort(key=lambda found: found[0] == "unsplit")  # rows of training and test files come first
     conversation_of = conversations(row.prompt for _, row in usable)
     unsplit = {row.prompt for split, row in usable if split == "unsplit"}
@@ -98,14 +107,21 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     unseen = [row for row in pairs[False] if conversation_of[row.prompt] not in in_test]
     _fit(train, unseen, conversation_of, data, count_tokens, cut_test_prompts)
     for name, side in (("train", train), ("test", test)):
+        side.other_markers = [kept.pair.row for kept in side.kept if kept.pair.row in other_markers]
         if not side.kept:
             reasons = ", ".join(f"{len(names)} {why} ({names[0]})" for why, names in side.dropped.items())
             raise UserError(
                 f"data: {describe(data)} leaves no {name} rows of {side.rows_read} read"
-                f"{': ' if reasons else ''}{reasons}; correct these rows, or raise data.max_prompt_tokens "
-                "and data.max_answer_tokens"
+                f"{': ' if reasons else ''}{reasons}; {_remedy(side.dropped.keys())}"
             )
     return Cleaned(train, test, sum(conversation_of[prompt] in held_out for prompt in unsplit))
+
+
+def _remedy(reasons: Set[str]) -> str:
+    limits = {PROMPT_TOO_LONG: "data.max_prompt_tokens", ANSWER_TOO_LONG: "data.max_answer_tokens"}
+    remedies = ["correct these rows"] if reasons - limits.keys() else []
+    remedies += [f"raise {key}" for reason, key in limits.items() if reason in reasons]
+    return " and ".join(remedies) or "more rows are needed"
 
 
 def _usable(raw: RawRow, special_tokens: Sequence[str]) -> Pair | str:

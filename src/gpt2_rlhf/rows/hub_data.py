@@ -13,10 +13,11 @@ from gpt2_rlhf.config.settings import Data
 from gpt2_rlhf.rows.layout import File, layout
 
 
-def locate(data: Data) -> tuple[Path | None, list[File]]:
-    """Return the folder and the files to read of a Hub data set; no folder if a file must still be downloaded.
+def locate(data: Data) -> tuple[Path | None, list[File], list[str]]:
+    """Return the folder of a Hub data set, the files to read and the names of those not read.
 
-    Makes no request if all files are there, since a commit does not change.
+    The folder is None if a file must still be downloaded. Makes no request if all files are there, since a commit does
+    not change.
 
     Raises:
         UserError: the Hub has no such data set, revision or subset, gives no access, or cannot be reached.
@@ -30,19 +31,19 @@ def locate(data: Data) -> tuple[Path | None, list[File]]:
             if not is_commit(data.revision):
                 raise CachedRepoTreeNotFoundError  # a branch moves, so the cache may hold an older state of it
             tree = get_cached_repo_tree(data.name, repo_type="dataset", revision=data.revision)
-            files = layout([file.path for file in tree], title, data.subsets, where)
-            return _snapshot(data, files, local_files_only=True), files
+            files, not_read = layout([file.path for file in tree], title, data.subsets, where)
+            return _snapshot(data, files, local_files_only=True), files, not_read
         except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
-            return None, layout(_names_on_hub(data), title, data.subsets, where)
+            return None, *layout(_names_on_hub(data), title, data.subsets, where)
 
 
 def download(data: Data) -> tuple[Path, list[File]]:
-    """Return what `locate` returns, after a download of the missing files.
+    """Return the folder and the files to read of a Hub data set, after a download of the missing files.
 
     Raises:
         UserError: as `locate`.
     """
-    root, files = locate(data)
+    root, files, _ = locate(data)
     if root is None:
         with hub_errors("data", data.name, data.revision):
             root = _snapshot(data, files, local_files_only=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.models import tokens
 
 _ROWS_SHOWN = 2
@@ -26,7 +27,7 @@ def preview(tokenizer: PreTrainedTokenizerBase, tables: Mapping[str, Sequence[Ma
     for row in tables["ppo"][:_ROWS_SHOWN]:
         ids = tokens.encode_ppo(tokenizer, row)["input_ids"]
         lines += [_title("ppo", row, f"{len(ids)} tokens, PPO samples the answer"), _line("prompt", tokenizer, ids), ""]
-    return "\n".join(lines).rstrip("\n")
+    return "\n".join(map(printable, lines)).rstrip("\n")
 
 
 def _sft_lines(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[str]:
@@ -60,9 +61,7 @@ def _title(table: str, row: Mapping[str, Any], sizes: str) -> str:
 
 def _line(label: str, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """Return a label with the decoded tokens; a long text keeps its start and end and loses its middle."""
-    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    # a data set may hold control characters, which must not reach the terminal
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    shown = printable(str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
     if len(shown) > _CHARACTERS_SHOWN:
         shown = f"{shown[: _CHARACTERS_SHOWN // 2]} [...] {shown[-_CHARACTERS_SHOWN // 2 :]}"
     return f"  {label:<9}{len(ids):>5} | {shown}"

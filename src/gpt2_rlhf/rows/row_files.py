@@ -8,18 +8,20 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.rows.transcripts import COLUMNS
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
+ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".arrow")
+ROW_LIMIT = 2**26  # bytes of one row; a longer line is no row of text, and may not fit into memory
 
 
 def ending(name: str) -> str | None:
     """Return the known ending of the file's name, or None."""
-    return next((known for known in ENDINGS if name.endswith(known)), None)
+    return next((known for known in ENDINGS if name.lower().endswith(known)), None)
 
 
 def check_first_row(path: Path) -> None:
@@ -33,15 +35,14 @@ def check_first_row(path: Path) -> None:
         raise UserError(f"{path}: has no rows; expected preference pairs")
     number, values = first
     if values is None:
-        expected = "as many fields as the header has" if path.suffix == ".csv" else "valid JSON: one object a line"
-        raise UserError(f"{path}:{number}: cannot be read as a row; expected {expected}")
-    columns = [str(key) for key in values] if isinstance(values, dict) else []
-    if not {"chosen", "rejected"} <= set(columns):
-        found = f"the columns {', '.join(columns)}" if columns else f"a {type(values).__name__} for a row"
-        raise UserError(
-            f"{path}: has {found}; expected chosen and rejected (HH transcripts) or prompt, chosen and rejected; "
-            "rename its columns or choose another file"
+        is_csv = ending(path.name) == ".csv"
+        expected = (
+            "as many fields as the header has" if is_csv else "valid JSON: one object a line, or a list of objects"
         )
+        raise UserError(f"{path}:{number}: cannot be read as a row; expected {expected}")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: has a {type(values).__name__} for a row; expected an object with chosen and rejected")
+    _check_columns(path, [str(key) for key in values])
 
 
 def rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -50,24 +51,50 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         UserError: the file cannot be read to its end.
     """
-    read_rows = {".jsonl": _json_lines, ".jsonl.gz": _json_lines, ".json": _json, ".parquet": _parquet, ".csv": _csv}
+    read_rows = {
+        ".jsonl": _json_lines,
+        ".jsonl.gz": _json_lines,
+        ".json": _json,
+        ".parquet": _parquet,
+        ".csv": _csv,
+        ".arrow": _arrow,
+    }
     try:
         yield from read_rows[ending(path.name) or ""](path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: is cut short or not gzip ({error}); download the file again") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 {path.suffix} ({error}); save it as UTF-8") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 ({error}); save it as UTF-8") from error
+    except OverflowError as error:  # a date or a number that Python cannot hold
+        raise UserError(
+            f"{path}: has a value that cannot be read ({error}); save prompts and answers as text"
+        ) from error
+    except MemoryError as error:
+        raise UserError(f"{path}: does not fit into memory; save its rows as JSON lines, in several files") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
 
 
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column in COLUMNS and columns.count(column) > 1:
+            raise UserError(f"{path}: has {columns.count(column)} columns named {column}; rename or delete all but one")
+    if not {"chosen", "rejected"} <= set(columns):
+        raise UserError(
+            f"{path}: has the columns {', '.join(columns)}; expected chosen and rejected (HH transcripts) or prompt, "
+            "chosen and rejected; rename its columns or choose another file"
+        )
+
+
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(ROW_LIMIT + 1), b""), 1):
+            if len(line) > ROW_LIMIT:
+                raise UserError(f"{path}:{number}: the line is longer than {ROW_LIMIT} bytes; expected one row a line")
             if not line.isspace():
                 try:
-                    yield number, json.loads(line)
-                except ValueError:
+                    yield number, _loads(line)
+                except (ValueError, RecursionError):
                     yield number, None
 
 
@@ -78,18 +105,41 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _json_lines(path)
         return
     try:
-        rows = json.loads(path.read_bytes())
-    except ValueError as error:
+        rows = _loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error}); expected a list of objects") from error
     yield from enumerate(rows, 1)
 
 
+def _loads(text: bytes) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):  # json would keep the last one
+            raise ValueError("an object has a key twice")
+        return values
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long conversation
+    csv.field_size_limit(ROW_LIMIT)  # the default of 128 KiB is less than a long conversation
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        for number, row in enumerate(csv.DictReader(stream), 1):
-            has_fields_of_header = None not in row and None not in row.values()
-            yield number, row if has_fields_of_header else None
+        header = stream.readline(ROW_LIMIT)
+        stream.seek(0)
+        table = csv.DictReader(stream, delimiter=max(",;\t", key=header.count), strict=True)
+        start = 1  # the line on which the row starts
+        try:
+            _check_columns(path, table.fieldnames or [])
+            start = table.line_num + 1
+            for number, row in enumerate(table, 1):
+                has_fields_of_header = None not in row and None not in row.values()
+                yield number, row if has_fields_of_header else None
+                start = table.line_num + 1
+        except csv.Error as error:
+            raise UserError(
+                f"{path}:{start}: a row that starts on this line cannot be read ({error}); a field that starts with a "
+                'quote must end with one, and hold any other quote twice ("")'
+            ) from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -98,7 +148,27 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            batches = table.iter_batches(batch_size=1000)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+            names = table.schema_arrow.names
+            _check_columns(path, names)
+            columns = [name for name in names if name in COLUMNS]
+            yield from _values(table.iter_batches(batch_size=1000, columns=columns))
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: is not a parquet file, or is cut short ({error}); download the file again") from error
+
+
+def _arrow(path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+
+    try:
+        with path.open("rb") as stream, pyarrow.ipc.open_stream(stream) as table:
+            _check_columns(path, table.schema.names)
+            columns = [name for name in table.schema.names if name in COLUMNS]
+            yield from _values(batch.select(columns) for batch in table)
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            f"{path}: is not an arrow stream, or is cut short ({error}); save the data set again"
+        ) from error
+
+
+def _values(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)

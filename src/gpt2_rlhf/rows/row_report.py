@@ -8,23 +8,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.config.settings import Data
 from gpt2_rlhf.evidence.intervals import wilson
-from gpt2_rlhf.rows.cleaning import Cleaned, Side
+from gpt2_rlhf.rows.cleaning import Cleaned, Measured, Side
 from gpt2_rlhf.rows.sources import describe
-from gpt2_rlhf.rows.transcripts import Pair
+from gpt2_rlhf.rows.transcripts import ASSISTANT, Pair
 
 _NAMES_SHOWN = 10
 
 
-def make(data: Data, cleaned: Cleaned, tables: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
-    """Return the report on the whole source, as data.json has it; its rows may be more than the tables take."""
+def make(
+    data: Data, cleaned: Cleaned, tables: Mapping[str, Sequence[Pair]], not_read: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the report on the whole source, as data.json has it; its rows may be more than the tables take.
+
+    not_read: the names of the source's files that are not read.
+    """
     subsets = {
         name: Counter(measured.pair.subset for measured in side.kept)
         for name, side in (("train", cleaned.train), ("test", cleaned.test))
     }
     return {
         "source": describe(data),
+        "prompts_end_alike": _shared_end(cleaned.train.kept),
+        "not_read": list(not_read),
         "held_out_prompts": cleaned.held_out_prompts,
         "max_prompt_tokens": data.max_prompt_tokens,
         "max_answer_tokens": data.max_answer_tokens,
@@ -51,11 +59,11 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def counts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the report with the number of dropped rows in place of their names."""
+    """Return the report with numbers of rows in place of their names."""
     numbers = dict(report)
     for side in ("train", "test"):
         dropped = {reason: len(names) for reason, names in report[side]["dropped"].items()}
-        numbers[side] = {**report[side], "dropped": dropped}
+        numbers[side] = {**report[side], "dropped": dropped, "other_markers": len(report[side]["other_markers"])}
     return numbers
 
 
@@ -72,6 +80,10 @@ def text(report: Mapping[str, Any]) -> str:
         names = [train["dropped"].get(reason, []), test["dropped"].get(reason, [])]
         lines.append(f"{_cells(f'- {reason}', *map(len, names))}   {_shortened([*names[0], *names[1]])}")
     lines.append(_cells("kept", train["kept"], test["kept"]))
+    replaced = [side["other_markers"] for side in (train, test)]
+    if any(replaced):
+        counted = _cells("  with markers replaced", *map(len, replaced))
+        lines.append(f"{counted}   {_shortened([*replaced[0], *replaced[1]])}")
     lines.append(_cells("  of these with turns cut", train["turns_cut"], test["turns_cut"]))
     lines += [
         _cells(f"  of these {subset or '(no subset)'}", found["train"], found["test"])
@@ -79,6 +91,13 @@ def text(report: Mapping[str, Any]) -> str:
     ]
     if report["held_out_prompts"]:
         lines.append(f"no test file: {report['held_out_prompts']} prompts were held out as the test set")
+    if report["not_read"]:
+        lines.append(f"files not read: {_shortened(report['not_read'])}")
+    if end := report["prompts_end_alike"]:
+        lines.append(
+            f"{end['prompts']} of {train['kept']} training prompts end with {end['word']!r}; if it marks a turn, "
+            'remove it from the prompts, since "Assistant:" follows it'
+        )
     lines += ["", _cells("table", "pairs", "prompts")]
     lines += [_cells(name, size["pairs"], size["prompts"]) for name, size in report["tables"].items()]
     lines += ["", _cells("tokens, median / p95 / max", "train", "test", width=24)]
@@ -88,7 +107,8 @@ def text(report: Mapping[str, Any]) -> str:
     lines.append(f"limits: {report['max_prompt_tokens']} prompt, {report['max_answer_tokens']} answer, EOS not counted")
     shares = [side["longer_answer_wins"] for side in (train, test)]
     intervals = [f"{share['mean']:.3f} [{share['low']:.3f}, {share['high']:.3f}]" for share in shares]
-    return "\n".join([*lines, _cells("longer answer wins, 95 %", *intervals, width=24)])
+    lines.append(_cells("longer answer wins, 95 %", *intervals, width=24))
+    return "\n".join(map(printable, lines))
 
 
 def _side(side: Side) -> dict[str, Any]:
@@ -99,6 +119,7 @@ def _side(side: Side) -> dict[str, Any]:
         "read": side.rows_read,
         "dropped": side.dropped,
         "kept": len(kept),
+        "other_markers": side.other_markers,
         "turns_cut": side.turns_cut,
         "tokens": {
             "prompt": _spread([m.prompt_tokens for m in kept]),
@@ -108,6 +129,13 @@ def _side(side: Side) -> dict[str, Any]:
         # accuracy of a reward model that always prefers the longer answer; a tie counts half
         "longer_answer_wins": asdict(wilson(longer + ties / 2, len(kept))),
     }
+
+
+def _shared_end(kept: Sequence[Measured]) -> dict[str, Any] | None:
+    """Return the word that most prompts end with, and how many do, if it looks like a marker of a turn."""
+    ends = Counter(measured.pair.prompt.removesuffix(ASSISTANT).split()[-1] for measured in kept)
+    word, prompts = ends.most_common(1)[0]
+    return {"word": word, "prompts": prompts} if set(word) & set(":<>[]|#") and prompts > len(kept) / 2 else None
 
 
 def _spread(values: list[int]) -> dict[str, int]:

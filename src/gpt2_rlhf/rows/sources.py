@@ -40,7 +40,7 @@ def check(data: Data) -> None:
     if _is_embedded(data):
         _embedded_counts(data)
         return
-    root, files = _local(data) if data.path is not None else hub_data.locate(data)
+    root, files, _ = _located(data)
     if root is not None:
         for file in files:
             check_first_row(root / file.name)
@@ -55,12 +55,21 @@ def read(data: Data) -> Iterator[RawRow]:
     if _is_embedded(data):
         yield from _embedded(data)
         return
-    root, files = _local(data) if data.path is not None else hub_data.download(data)
+    root, files = _local(data)[:2] if data.path is not None else hub_data.download(data)
     for file in files:
         check_first_row(root / file.name)
     for file in files:
         for number, values in rows(root / file.name):
             yield RawRow(values, file.subset, file.split, f"{file.name}:{number}")
+
+
+def not_read(data: Data) -> list[str]:
+    """Return the names of the source's data files that `read` leaves out.
+
+    Raises:
+        UserError: as `check`.
+    """
+    return [] if _is_embedded(data) else _located(data)[2]
 
 
 def describe(data: Data) -> str:
@@ -80,7 +89,7 @@ def fingerprint(data: Data) -> str:
     """
     digest = hashlib.sha256()
     if data.path is not None:
-        root, files = _local(data)
+        root, files, _ = _local(data)
         for file in files:
             path = root / file.name
             try:
@@ -100,10 +109,15 @@ def _is_embedded(data: Data) -> bool:
     return data.path is None and data.name == "embedded"
 
 
-def _local(data: Data) -> tuple[Path, list[File]]:
-    """Return the folder that the file names are relative to, and the files."""
+def _located(data: Data) -> tuple[Path | None, list[File], list[str]]:
+    return _local(data) if data.path is not None else hub_data.locate(data)
+
+
+def _local(data: Data) -> tuple[Path, list[File], list[str]]:
+    """Return the folder that the file names are relative to, the files to read and the names of those not read."""
     path = Path(str(data.path)).expanduser()
     where = f"data.path={data.path}"
+    _check_utf8(str(path), where)
     try:
         if not path.exists():
             raise UserError(
@@ -117,11 +131,21 @@ def _local(data: Data) -> tuple[Path, list[File]]:
                 raise UserError(
                     f"data.subsets: {data.path} is one file and has no subset folders; set data.subsets=null"
                 )
-            return path.parent, [File(path.name, title, "unsplit")]
-        names = [p.relative_to(path).as_posix() for p in [*path.glob("*"), *path.glob("*/*")] if p.is_file()]
+            return path.parent, [File(path.name, title, "unsplit")], []
+        found = [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(depth) if file.is_file()]
+        for file in found:
+            _check_utf8(file.name, where)
+        names = [file.relative_to(path).as_posix() for file in found]
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
-    return path, layout(names, path.resolve().name, data.subsets, where)
+    return path, *layout(names, path.resolve().name, data.subsets, where)
+
+
+def _check_utf8(name: str, where: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # the row report could not name it
+        raise UserError(f"{where}: the name {name!r} is not UTF-8; rename it") from error
 
 
 def _embedded(data: Data) -> Iterator[RawRow]:

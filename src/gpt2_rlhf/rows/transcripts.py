@@ -6,16 +6,38 @@ one form: the prompt is a transcript that ends with "Assistant:", an answer is o
 part of the answer because GPT-2's BPE then gives prompt and answer the same tokens apart as together.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
-_TURNS = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT, "system": "\n\nSystem:"}
+SYSTEM = "\n\nSystem:"
+_ROLES = {
+    HUMAN: ("user", "human", "prompter"),
+    ASSISTANT: ("assistant", "gpt", "model", "bot"),
+    SYSTEM: ("system",),
+}
+_TURNS = {role: marker for marker, roles in _ROLES.items() for role in roles}
+_PROMPTS = ("prompt", "question", "instruction", "conversations")  # columns, of which a row fills one
+COLUMNS = (*_PROMPTS, "input", "system", "chosen", "rejected", "subset", "chosen_probability")  # that `pair` reads
 
-MALFORMED = "malformed row"  # not an object, a missing column, a wrong type, an unknown role, an empty prompt
+# the markers that texts use for the two sides; "#" or "<|" may precede the name, and ":" or "|>" follows it
+_SIDES = {
+    **dict.fromkeys(("human", "user"), "assistant|ai|bot"),
+    "question": "answer",
+    "instruction": "response",
+    "q": "a",
+}
+_MARKER = r"(?:#+ *|<\|)?({names})(?: *:|\|>)"
+_FIRST_MARKER = re.compile(rf"^[ \t]*{_MARKER.format(names='|'.join(_SIDES))}", re.IGNORECASE | re.MULTILINE)
+_WRITTEN_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")  # as CSV files have them
+
+MALFORMED = "malformed row"  # not an object; other faults name the column
 NO_ASSISTANT = "no assistant turn"  # the conversation does not end with one
+NO_PROMPT = "no prompt (expected a column prompt, question or instruction, or transcripts)"
+TURN_INSIDE = "a turn inside a message or an answer"
 PROMPTS_DIFFER = "prompts differ"
 EMPTY = "empty answer"
 IDENTICAL = "identical answers"
@@ -45,20 +67,33 @@ def pair(values: Any, subset: str, row: str) -> Pair:
     """
     if not isinstance(values, Mapping):
         raise Unusable(MALFORMED)
-    prompt, chosen, rejected = _texts(values.get("prompt"), values.get("chosen"), values.get("rejected"))
+    prompt, chosen, rejected = _texts(_prompt(values), values.get("chosen"), values.get("rejected"))
     if not chosen or not rejected:
         raise Unusable(EMPTY)
     if chosen == rejected:
         raise Unusable(IDENTICAL)
-    own_subset = values.get("subset")
+    system, own_subset = values.get("system"), values.get("subset")
+    has_own_subset = isinstance(own_subset, str) and own_subset != ""
+    if system and not prompt.startswith(SYSTEM):
+        prompt = f"{SYSTEM} {_text(system, 'system').strip()}{prompt}"
     return Pair(
         prompt=prompt,
         chosen=f" {chosen}",
         rejected=f" {rejected}",
-        subset=own_subset if isinstance(own_subset, str) and own_subset else subset,
+        subset=_text(own_subset, "subset") if has_own_subset else subset,
         row=row,
         chosen_probability=_probability(values.get("chosen_probability")),
     )
+
+
+def has_other_markers(values: Mapping[str, Any]) -> bool:
+    """Return whether the row marks its turns in another way, with markers that `pair` replaces by ours."""
+    column = next((column for column in _PROMPTS if values.get(column) is not None), "chosen")
+    text = values.get(column)
+    if not isinstance(text, str):
+        return False
+    text = text.replace("\r\n", "\n").strip()
+    return _with_turns(text, is_prompt=column != "chosen").lstrip() != text
 
 
 def fit_prompts(
@@ -68,108 +103,169 @@ def fit_prompts(
 
     A cut prompt starts with a Human turn. None stands for a prompt whose last Human turn alone is over the limit.
     """
-    fitted: dict[str, tuple[str, int] | None] = {}
-    candidates = {prompt: prompt for prompt in prompts}
-    while candidates:
-        counts = count_tokens(list(candidates.values()))
-        shorter: dict[str, str] = {}
-        for (prompt, candidate), tokens in zip(candidates.items(), counts, strict=True):
-            next_turn = candidate.find(HUMAN, 1)
+    starts = {
+        prompt: [0, *(found.start() for found in re.finditer(HUMAN, prompt) if found.start() > 0)] for prompt in prompts
+    }
+    fitted: dict[str, tuple[str, int] | None] = dict.fromkeys(starts)
+    spans = {prompt: (0, len(turns)) for prompt, turns in starts.items()}  # in which the first turn to keep is
+    tried = dict.fromkeys(starts, 0)
+    while tried:  # bisection, since counting again for each turn takes minutes for a prompt of thousands of turns
+        candidates = [prompt[starts[prompt][turn] :] for prompt, turn in tried.items()]
+        counts = count_tokens(candidates)
+        for (prompt, turn), candidate, tokens in zip(tried.items(), candidates, counts, strict=True):
+            low, high = spans[prompt]
             if tokens <= limit_tokens:
                 fitted[prompt] = candidate, tokens
-            elif next_turn < 0:
-                fitted[prompt] = None
+                spans[prompt] = low, turn
             else:
-                shorter[prompt] = candidate[next_turn:]
-        candidates = shorter
+                spans[prompt] = turn + 1, high
+        tried = {prompt: sum(spans[prompt]) // 2 for prompt in tried if spans[prompt][0] < spans[prompt][1]}
     return [fitted[prompt] for prompt in prompts]
 
 
-def _texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[str, str, str]:
-    """Return the prompt in its final form, and the two answers without the leading space."""
-    chosen_prompt, chosen_answer = _conversation(chosen)
-    rejected_prompt, rejected_answer = _conversation(rejected)
-    if prompt is None:
-        if chosen_prompt is None or rejected_prompt is None:
-            raise Unusable(NO_ASSISTANT)
-        if chosen_prompt != rejected_prompt:
-            raise Unusable(PROMPTS_DIFFER)
-        return chosen_prompt, chosen_answer, rejected_answer
-    shared = _prompt(prompt)
+def _texts(shared: str | None, chosen: Any, rejected: Any) -> tuple[str, str, str]:
+    """Return the prompt in its final form, and the two answers without the leading space.
+
+    shared: the prompt column in its final form, or None for a row without one.
+    """
+    chosen_prompt, chosen_answer = _conversation(chosen, "chosen", shared)
+    rejected_prompt, rejected_answer = _conversation(rejected, "rejected", shared)
+    if shared is None and chosen_prompt is None and rejected_prompt is None:
+        raise Unusable(NO_PROMPT)
+    has_two = shared is None or None not in (chosen_prompt, rejected_prompt)
+    if has_two and chosen_prompt != rejected_prompt:
+        raise Unusable(PROMPTS_DIFFER)
     for own_prompt in (chosen_prompt, rejected_prompt):
         # some data sets repeat the prompt in the answers, a few with a system turn that the prompt column lacks
-        if own_prompt is not None and not own_prompt.endswith(shared):
+        if shared is not None and own_prompt is not None and not own_prompt.endswith(shared):
             raise Unusable(PROMPTS_DIFFER)
-    if chosen_prompt != rejected_prompt and None not in (chosen_prompt, rejected_prompt):
-        raise Unusable(PROMPTS_DIFFER)
-    return chosen_prompt or rejected_prompt or shared, chosen_answer, rejected_answer
+    return chosen_prompt or rejected_prompt or str(shared), chosen_answer, rejected_answer
 
 
-def _conversation(value: Any) -> tuple[str | None, str]:
+def _conversation(value: Any, column: str, shared: str | None) -> tuple[str | None, str]:
     """Return a conversation's prompt and its last Assistant turn; the prompt is None for an answer alone."""
-    if isinstance(value, list):
-        turns = _turns(value)
+    if isinstance(value, (list, Mapping)):
+        turns = _turns(value, column)
         if not turns or turns[-1][0] != ASSISTANT:
             raise Unusable(NO_ASSISTANT)
         return (_rendered(turns[:-1]) + ASSISTANT if len(turns) > 1 else None), turns[-1][1]
-    text = _text(value)
-    if not _is_transcript(text):
-        if HUMAN in text or ASSISTANT in text:
-            raise Unusable(NO_ASSISTANT)  # an answer that goes on with turns of both sides
-        return None, text.strip()
+    text = _text(value, column)
+    if shared is None or text.lstrip().startswith(HUMAN.lstrip()):
+        text = _with_turns(text, is_prompt=False)
+    if not _is_transcript(text, with_opening=shared is None):
+        return None, _one_turn(text, ASSISTANT)
     head, marker, answer = text.rpartition(ASSISTANT)
     if not marker or HUMAN in answer:
         raise Unusable(NO_ASSISTANT)
-    return _with_turn_start(head) + ASSISTANT, answer.strip()
+    return head + ASSISTANT, answer.strip()
 
 
-def _prompt(value: Any) -> str:
-    if isinstance(value, list):
-        turns = _turns(value)
+def _prompt(values: Mapping[str, Any]) -> str | None:
+    """Return the prompt column of a row in its final form; None for a row without one."""
+    filled = [column for column in _PROMPTS if values.get(column) is not None]
+    if not filled:
+        return None
+    column, *more = filled
+    if more and column != "prompt":
+        raise Unusable(f"both {column} and {more[0]}, and no prompt")
+    value = values[column]
+    if isinstance(value, (list, Mapping)):
+        turns = _turns(value, column)
         if not turns or turns[-1][0] == ASSISTANT:
-            raise Unusable(MALFORMED)
+            raise Unusable(f"no human turn at the end of {column}")
         return _rendered(turns) + ASSISTANT
-    text = _text(value).rstrip()
+    text = _text(value, column).rstrip()
+    if column == "instruction" and values.get("input"):  # the two parts of a prompt in the layout of Alpaca
+        text = f"{text}\n\n{_text(values['input'], 'input').strip()}"
     if not text:
-        raise Unusable(MALFORMED)
+        raise Unusable(f"empty {column}")
+    text = _with_turns(text, is_prompt=True)
     if not _is_transcript(text):
         return f"{HUMAN} {text.lstrip()}{ASSISTANT}"
-    return _with_turn_start(text.removesuffix(ASSISTANT)) + ASSISTANT
+    return text.removesuffix(ASSISTANT) + ASSISTANT
 
 
-def _is_transcript(text: str) -> bool:
-    """Return whether the text starts with a Human turn, or has a Human turn before an Assistant turn."""
+def _with_turns(text: str, is_prompt: bool) -> str:
+    """Return a text that marks its turns in another way, such as "User: ... Assistant:", with our markers.
+
+    Text before the first turn becomes a System turn. A text without a marker of both sides stays as it is, but for the
+    blank line that a Human turn starts with.
+
+    is_prompt: the text ends with a marker of the assistant; otherwise its last marker starts a line.
+    """
     if text.lstrip().startswith(HUMAN.lstrip()):
-        return True
-    return 0 <= text.find(HUMAN) < text.rfind(ASSISTANT)
+        text = f"\n\n{text.lstrip()}"
+    first = _FIRST_MARKER.search(text)
+    if first is None or (text.endswith(ASSISTANT) if is_prompt else ASSISTANT in text):
+        return text
+    space, end = (r"\s{1,9}", r"\Z") if is_prompt else (r"\s{0,3}\n\s{0,5}", "")
+    opening, turns = text[: first.start()].strip(), text[first.end() :]
+    sides = {ASSISTANT: _SIDES[first[1].lower()], HUMAN: first[1]}
+    patterns = {marker: _MARKER.format(names=name) for marker, name in sides.items()}
+    # bounded repeats, so that the time is linear in the length of the text
+    last = re.match(rf"(?s:.*\S)({space}){patterns[ASSISTANT]}{end}", turns, re.IGNORECASE)
+    if last is None:
+        return text
+    between = r"\n\s{0,5}" if "\n" in last[1] else r"\s{1,9}"  # turns start on a line of their own, or follow a space
+    for marker, pattern in patterns.items():
+        turns = re.sub(rf"{between}{pattern}\s*", f"{marker} ", turns, flags=re.IGNORECASE)
+    return f"{SYSTEM} {opening}" * bool(opening) + f"{HUMAN} {turns.strip()}"
 
 
-def _with_turn_start(text: str) -> str:
-    """Return the transcript with the blank line that every turn starts with."""
-    stripped = text.lstrip()
-    return f"\n\n{stripped}" if stripped.startswith(HUMAN.lstrip()) else text
+def _is_transcript(text: str, with_opening: bool = True) -> bool:
+    """Return whether the text starts with a Human turn, or has a Human turn before an Assistant turn.
+
+    with_opening: text may precede the first Human turn; otherwise only a System turn may.
+    """
+    may_open = with_opening or text.lstrip().startswith(SYSTEM.lstrip())
+    return text.startswith(HUMAN) or (may_open and 0 <= text.find(HUMAN) < text.rfind(ASSISTANT))
 
 
-def _turns(messages: list[Any]) -> list[tuple[str, str]]:
+def _turns(messages: Any, column: str) -> list[tuple[str, str]]:
+    """Return the marker and the text of each message; a mapping is one message."""
     turns = []
-    for message in messages:
-        if not isinstance(message, Mapping) or message.get("role") not in _TURNS:
-            raise Unusable(MALFORMED)
-        turns.append((_TURNS[message["role"]], _text(message.get("content")).strip()))
+    for message in [messages] if isinstance(messages, Mapping) else messages:
+        role = _first(message, "role", "from") if isinstance(message, Mapping) else None
+        if not isinstance(role, str):
+            raise Unusable(f"a message without role in {column}")
+        if role.lower() not in _TURNS:
+            raise Unusable(f"unknown role {role[:20]!r} in {column}")
+        content = _first(message, "content", "value")
+        if isinstance(content, list):  # parts, each with its type
+            content = "".join(
+                _text(part.get("text") if isinstance(part, Mapping) else part, f"a part of {column}")
+                for part in content
+            )
+        marker = _TURNS[role.lower()]
+        turns.append((marker, _one_turn(_text(content, f"a message of {column}"), marker)))
     return turns
+
+
+def _first(values: Mapping[str, Any], *keys: str) -> Any:
+    return next((values[key] for key in keys if values.get(key) is not None), None)
+
+
+def _one_turn(text: str, marker: str) -> str:
+    """Return the text of a turn without the marker that it may start with; refuse markers of more turns."""
+    text = f"\n\n{text.strip()}".removeprefix(marker)
+    if HUMAN in text or ASSISTANT in text:
+        raise Unusable(TURN_INSIDE)
+    return text.strip()
 
 
 def _rendered(turns: list[tuple[str, str]]) -> str:
     return "".join(f"{marker} {text}" for marker, text in turns)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, column: str) -> str:
     if not isinstance(value, str):
-        raise Unusable(MALFORMED)
+        raise Unusable(f"no text in {column}")
     try:
         value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: valid in JSON, but no tokenizer can encode it
-        raise Unusable(MALFORMED) from None
+        raise Unusable(f"half a character in {column}") from None
+    if _WRITTEN_MESSAGES.match(value):
+        raise Unusable(f"messages written as one string in {column}")
     return value.replace("\r\n", "\n")
 
 
@@ -177,6 +273,9 @@ def _probability(value: Any) -> float | None:
     if value is None or value == "":
         return None
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise Unusable(MALFORMED) from None
+        probability = float(value)
+    except (TypeError, ValueError, OverflowError):
+        probability = -1.0
+    if not 0 <= probability <= 1:
+        raise Unusable("no probability in chosen_probability")
+    return probability

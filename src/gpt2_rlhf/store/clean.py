@@ -1,25 +1,103 @@
-"""Delete what unfinished stages left behind, or with `finished` all stages and runs. Running ones stay."""
+"""Delete what killed runs left behind; after a question, also stages that no run shows, or all of them."""
 
+import os
+import re
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import psutil
+
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.store import locks
-from gpt2_rlhf.store.stage import Stage, is_done
+from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, is_done
 
 
-def clean(output_dir: str, finished: bool) -> None:
-    """Empty the stage store below output_dir, finished stages only where asked for, and print what was deleted."""
+def clean(output_dir: str) -> None:
+    """Delete unfinished stages that no run is building, damaged ones that were set aside, and what killed runs left."""
     root = Path(output_dir)
-    for directory in sorted(p for p in (root / "stages").glob("*-*") if p.is_dir()):
-        stage = Stage(directory.name.partition("-")[0], directory, {}, {})
-        if is_done(stage) and not finished:
-            continue
+    for stage in _stages(root):
         if locks.is_held(stage):
-            print(f"left {directory}: a run is building it")
-            continue
-        shutil.rmtree(directory)
-        locks.lock_path(stage).unlink(missing_ok=True)
-        print(f"deleted {directory}")
-    if finished:
-        shutil.rmtree(root / "runs", ignore_errors=True)
-        (root / "latest").unlink(missing_ok=True)
+            print(f"left {stage.directory}: a run is building it")
+        elif fault(stage) == NOT_BUILT or stage.name.startswith("damaged"):
+            delete([stage.directory])
+        else:
+            delete(leftovers([stage.directory]))
+    unused = [file for file in root.glob("stages/*.lock") if not locks.is_held(_stage(file.with_suffix("")))]
+    delete([*leftovers(root.glob("runs/*")), *_half_written(root.glob(".*.*")), *unused])
+
+
+def prune(output_dir: str) -> None:
+    """Ask, and delete the finished stages that no run shows.
+
+    Raises:
+        UserError: a run is at work, or nobody answers.
+    """
+    root = Path(output_dir)
+    shown = {link.resolve() for link in root.glob("runs/*/*") if link.is_symlink()}
+    _ask_and_delete([s.directory for s in _stages(root) if is_done(s) and s.directory.resolve() not in shown], root)
+
+
+def clean_all(output_dir: str) -> None:
+    """Ask, and delete all stages and runs.
+
+    Raises:
+        UserError: a run is at work, or nobody answers.
+    """
+    root = Path(output_dir)
+    places = [path for path in (root / "latest", root / "runs", root / "stages") if os.path.lexists(path)]
+    _ask_and_delete(places, root)
+
+
+def leftovers(directories: Iterable[Path]) -> list[Path]:
+    """Return what a killed run left in directories of runs and finished stages: checkpoints and half-written files."""
+    return [path for one in directories for path in (*one.glob("checkpoints"), *_half_written(one.rglob(".*.*")))]
+
+
+def _half_written(hidden: Iterable[Path]) -> list[Path]:
+    """Return those that a process, which has ended, was about to rename (store.files.replacing)."""
+    writers = ((path, re.fullmatch(r"\..+\.(\d+)", path.name)) for path in hidden)
+    return [path for path, writer in writers if writer is not None and not psutil.pid_exists(int(writer[1]))]
+
+
+def _stages(root: Path) -> list[Stage]:
+    return [_stage(path) for path in sorted(root.glob("stages/*-*")) if path.is_dir()]
+
+
+def _stage(directory: Path) -> Stage:
+    return Stage(directory.name.partition("-")[0], directory, {}, {})
+
+
+def _ask_and_delete(paths: Sequence[Path], root: Path) -> None:
+    for stage in _stages(root):
+        if locks.is_held(stage):
+            raise UserError(f"{stage.directory}: a run is building it, and may need what would be deleted; wait for it")
+    if not paths:
+        print("nothing to delete")
+        return
+    for path in paths:
+        print(f"{_bytes(path) / 1e6:>12,.1f} MB  {path}")
+    try:
+        answer = input("Delete these? [y/N] ")
+    except EOFError:
+        raise UserError(
+            "nothing was deleted: nobody answered y; in a script, put `echo y |` before the command"
+        ) from None
+    if answer.strip().lower() in ("y", "yes"):
+        delete(paths)
+    else:
+        print("nothing was deleted")
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.lstat().st_size for file in [path, *path.rglob("*")] if not file.is_symlink())
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Delete files and folders, and print each."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        print(f"deleted {path}")

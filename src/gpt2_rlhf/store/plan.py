@@ -46,6 +46,9 @@ class Inputs:
 
     base_model: str  # models.model_files.identity
     rows: str  # rows.sources.fingerprint
+    utility: str | None = None  # config.functions.fingerprint of data.utility
+    reward_function: str | None = None  # and of ppo.reward.function
+    launcher: str | None = None  # sha256 of launch.accelerate_config, which may set the precision
 
 
 def plans(settings: Settings, inputs: Inputs, processes: int) -> tuple[dict[str, Stage], ...]:
@@ -59,7 +62,7 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
     processes: data-parallel processes of the training stages; their number scales the batch and so the result.
     """
     base = {"model": inputs.base_model, "random": settings.model.random}
-    trained = {"seed": settings.seed, "processes": processes}
+    trained = {"seed": settings.seed, "processes": processes, "launcher": inputs.launcher}
     judges = ("judge",) if settings.data.has_judge else ()
     needs: dict[str, tuple[str, ...]] = {
         "data": (),
@@ -74,8 +77,14 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
         "sft": {"sft": _hashed(settings.sft), **base, **trained},
         "reward": {"reward": _hashed(settings.reward), **trained},
         "judge": {"reward": _hashed(settings.reward), **trained, "seed": settings.seed + 1},
-        "ppo": {"ppo": _ppo_settings(settings), **trained, "seed": ppo_seed},
-        "evaluate": {"evaluate": dataclasses.asdict(settings.evaluate), "utility": settings.data.utility, **base},
+        "ppo": {
+            "ppo": _ppo_settings(settings),
+            "utility": inputs.utility if settings.ppo.heldout.best_by == "utility" else None,
+            "reward_function": inputs.reward_function,
+            **trained,
+            "seed": ppo_seed,
+        },
+        "evaluate": {"evaluate": dataclasses.asdict(settings.evaluate), "utility": inputs.utility, **base},
     }
     stages: dict[str, Stage] = {}
     for name, builds_on in needs.items():
@@ -98,9 +107,8 @@ def _split_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _ppo_settings(settings: Settings) -> dict[str, Any]:
-    """PPO settings to hash, without `seeds` (each is its own stage); utility counts only if it picks the policy."""
-    values = {key: value for key, value in _hashed(settings.ppo).items() if key != "seeds"}
-    return {**values, "utility": settings.data.utility if settings.ppo.heldout.best_by == "utility" else None}
+    """PPO settings to hash, without `seeds`: each is its own stage."""
+    return {key: value for key, value in _hashed(settings.ppo).items() if key != "seeds"}
 
 
 def _hashed(part: Any) -> dict[str, Any]:

@@ -1,28 +1,31 @@
 """Say which stages of a run are done, partial or missing, and why."""
 
 import json
-import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from gpt2_rlhf.store import locks
-from gpt2_rlhf.store.stage import Stage, is_done, manifest, newest_whole_checkpoint
+from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, manifest, newest_whole_checkpoint
 
 
 def status(stage: Stage, processes: int) -> tuple[str, str]:
-    """Return ("done" | "running" | "partial" | "missing", why).
+    """Return ("done" | "running" | "damaged" | "partial" | "missing", why).
 
     processes: how many train; a checkpoint of another number of processes cannot be resumed from.
     """
-    if is_done(stage):
+    wrong = fault(stage)
+    if wrong is None:
         record = manifest(stage)
         return "done", f"{record['finished_at']}, {record['wall_s']:.0f} s"
     if stage.directory.exists() and locks.is_held(stage):
         return "running", "another process is building it"
-    if (checkpoint := newest_whole_checkpoint(stage, processes)) is not None:
-        age_s = time.time() - checkpoint.stat().st_mtime
-        return "partial", f"resumes from {checkpoint.name}, written {age_s / 60:.0f} min ago"
-    if kept := sorted(part.stem for part in stage.checkpoints_dir.glob("*.json")):
+    if wrong != NOT_BUILT:
+        return "damaged", f"{wrong}; it will be built again"
+    if (checkpoint := newest_whole_checkpoint(stage, processes)[0]) is not None:
+        written = datetime.fromtimestamp(checkpoint.stat().st_mtime, UTC)  # no age, since a clock may be set back
+        return "partial", f"resumes from {checkpoint.name}, written {written:%Y-%m-%d %H:%M:%S} UTC"
+    if kept := sorted(part.parent.name for part in stage.checkpoints_dir.glob("*/results.json")):
         return "partial", f"goes on after {', '.join(kept)}"
     if stage.directory.exists():
         return "partial", "started, no whole checkpoint yet; it will start again"
@@ -34,7 +37,10 @@ def _nearest_difference(stage: Stage) -> str:
     mine = dict(_flat(stage.inputs))
     differences: list[list[str]] = []
     for path in stage.directory.parent.glob(f"{stage.name}-*/manifest.json"):
-        theirs = dict(_flat(json.loads(path.read_text(encoding="utf-8"))["inputs"]))
+        try:
+            theirs = dict(_flat(json.loads(path.read_text(encoding="utf-8"))["inputs"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # a damaged manifest
         keys = [k for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
         differences.append([f"{k} is {mine.get(k)}, not {theirs.get(k)} as in {path.parent.name}" for k in keys])
     if not differences:

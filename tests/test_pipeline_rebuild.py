@@ -1,0 +1,102 @@
+"""What the pipeline does with finished stages that are lost or damaged; here steps write a file and train nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gpt2_rlhf import pipeline
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.store.stage import Stage, write_manifest
+
+Run = Callable[[], list[str]]  # the names of the stages that a run built
+ALL = ["data", "sft", "reward", "judge", "ppo", "evaluate"]
+
+
+@pytest.fixture
+def contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What each step writes as its model."""
+    made = dict.fromkeys(ALL, "weights")
+
+    def build(step: Any, settings: Any, stage: Stage) -> None:
+        stage.model_dir.mkdir(parents=True, exist_ok=True)
+        (stage.model_dir / "model.safetensors").write_text(made[stage.name])
+        write_manifest(stage, {"inputs": stage.inputs, "metrics": {}})
+
+    step = SimpleNamespace(run=None, values_in_force=lambda settings, stage: stage.inputs)
+    monkeypatch.setattr(pipeline, "_steps", lambda: dict.fromkeys(ALL, step))
+    monkeypatch.setattr(pipeline, "build_stage", build)
+    monkeypatch.setattr(pipeline, "_run_in_child", lambda stage, action: action())
+    monkeypatch.setattr(pipeline, "check_arguments", lambda settings, stages: None)
+    monkeypatch.setattr(pipeline, "settings_text", lambda name, inputs: "")
+    monkeypatch.setattr(pipeline, "_show_found", lambda stage: None)
+    return made
+
+
+@pytest.fixture
+def run(contents: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    built: list[list[str]] = []
+    monkeypatch.setattr(pipeline, "finish", lambda run, stages, wall_s: built.append([one.name for one in stages]))
+
+    def run_once() -> list[str]:
+        pipeline.run([f"output_dir={tmp_path}"])
+        return built.pop()
+
+    return run_once
+
+
+def folder(root: Path, name: str) -> Path:
+    return next(path for path in root.glob(f"stages/{name}-*") if path.is_dir())
+
+
+@pytest.mark.parametrize("name", ["data", "judge"])
+def test_a_lost_or_damaged_stage_is_set_aside_and_it_alone_is_built_again(
+    run: Run, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == ALL
+    assert run() == []
+    weights = folder(tmp_path, name) / "model" / "model.safetensors"
+    weights.unlink()
+    capsys.readouterr()
+    assert run() == [name]
+    aside = tmp_path / "stages" / f"damaged-{weights.parents[1].name}"
+    line = f"{name}: model/model.safetensors is missing; it is built again, and what is left of it is in {aside}\n"
+    assert line in capsys.readouterr().out
+    assert (aside / "manifest.json").is_file()
+    assert weights.read_text() == "weights"
+    weights.write_text("weightz")
+    assert run() == [name]
+    assert (
+        aside.with_name(f"damaged2-{weights.parents[1].name}") / "model" / "model.safetensors"
+    ).read_text() == "weightz"
+
+
+def test_stages_built_on_one_that_comes_out_differently_are_built_again(
+    run: Run, contents: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == ALL
+    (folder(tmp_path, "reward") / "manifest.json").write_text("{")
+    contents["reward"] = "other weights"  # as on a GPU, where sums are in another order each time
+    capsys.readouterr()
+    assert run() == ["reward", "ppo", "evaluate"]
+    assert "ppo: it was built on another reward; it is built again" in capsys.readouterr().out
+    assert run() == []
+
+
+def test_a_disk_that_damages_what_was_just_written_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = pipeline.build_stage
+
+    def build_and_damage(step: Any, settings: Any, stage: Stage) -> None:
+        build(step, settings, stage)
+        if stage.name == "sft":
+            (stage.model_dir / "model.safetensors").write_text("w")
+
+    monkeypatch.setattr(pipeline, "build_stage", build_and_damage)
+    with pytest.raises(
+        UserError, match=r"sft-\w+: model/model.safetensors has 1 bytes, not 7, just after it was built"
+    ):
+        run()
