@@ -89,7 +89,7 @@ def serve(task: dict[str, Any], requests: TextIO, answers: TextIO) -> None:
     comparison = Comparison(**task["comparison"])
     with tempfile.TemporaryDirectory() as directory:
         try:
-            tokenizer = tokens.load_tokenizer(model_files.source("embedded"), None)
+            tokenizer = tokens.load_tokenizer(str(model_files.EMBEDDED_DIR), None)
             rows = _rows(comparison, tokenizer, task["hh"])
             trainer = build(comparison, task["side"], rows, tokenizer, task["updates"] + 1, directory, turns)
         except UserError as error:
@@ -201,7 +201,7 @@ def _arguments(comparison: Comparison, updates: int, directory: str) -> dict[str
 
 def _policy(comparison: Comparison, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     if comparison.shape is None:
-        return loading.load_policy(model_files.source("embedded"))
+        return loading.load_policy(str(model_files.EMBEDDED_DIR))
     set_seed(_SEED)
     return GPT2LMHeadModel(_config(comparison.shape, tokenizer))
 
@@ -209,7 +209,7 @@ def _policy(comparison: Comparison, tokenizer: PreTrainedTokenizerBase) -> PreTr
 def _scorer(comparison: Comparison, padding: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     set_seed(seed)
     if comparison.shape is None:
-        return loading.load_reward(model_files.source("embedded"), tokens.pad_id(padding))
+        return loading.load_reward(str(model_files.EMBEDDED_DIR), tokens.pad_id(padding))
     shape = _config(comparison.shape, padding)
     shape.num_labels, shape.pad_token_id = 1, tokens.pad_id(padding)
     return GPT2ForSequenceClassification(shape)

@@ -122,7 +122,7 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
             settings.Guard(False, 1, 0, 0, 2),
         ),
         evaluate=EVALUATE,
-        publish=settings.Publish(None, None, True, None, False),
+        publish=settings.Publish(None, None, True, None, [], False),
         card=settings.Card(author=None, year=None, license="mit"),
         launch=settings.Launch(1, None),
     )

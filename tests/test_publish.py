@@ -1,28 +1,34 @@
 """Publish to a hub without faults: what is refused before training, what is pushed, and that the token stays secret."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 
 from gpt2_rlhf import pipeline, publish
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.hub import repository
+from gpt2_rlhf.hub.repository import Pushed, Target
 from gpt2_rlhf.launch import child
-from gpt2_rlhf.models import model_files
+from gpt2_rlhf.models import loading, model_files
 from helpers import finished_run
 from helpers.finished_run import HASTE, RUN, TOKEN
 from helpers.local_hub import answers
 from helpers.local_hub.faults import Fault
 from helpers.local_hub.server import Hub
 from helpers.local_hub.store import Account, Blob, new_repository
+from helpers.tiny import tiny_reward, tiny_tokenizer
 
 REPO = "somebody/demo"
 LOOKING = replace(HASTE, tries=1)
+PUSHED = {".gitattributes", "README.md", "config.json", "model.safetensors", "report/reward.png"}
 WRITING = ("create", "preupload", "batch", "put", "commit", "tag", "branch")
 
 
@@ -39,12 +45,18 @@ def model_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def evaluated(tmp_path: Path) -> Path:
+    """outputs/latest of a run with seed=3, with small texts as weights."""
+    return finished_run.write_evaluated(tmp_path / "outputs", ["seed=3", "card.author=Lovelace"])
+
+
+@pytest.fixture
 def push(hub: Hub, model_dir: Path, tmp_path: Path) -> Callable[..., None]:
     """Return a function that publishes the run without loading it back, since its weights are random bytes."""
 
     def run(*overrides: str) -> None:
         planned = finished_run.planned([f"output_dir={tmp_path / 'outputs'}", *overrides])
-        publish.main(planned, HASTE, [repository.fetch])
+        publish.push(planned, HASTE, [repository.fetch])
 
     return run
 
@@ -57,9 +69,7 @@ def test_a_push_is_one_commit_of_all_but_hidden_files_in_a_private_repository(
     head, *before = repository.history()
     assert len(before) == 1
     assert repository.is_private
-    assert set(head.files) == {
-        ".gitattributes", "README.md", "config.json", "model.safetensors", "report/reward.png"
-    }  # fmt: skip
+    assert set(head.files) == PUSHED
     assert head.files["model.safetensors"].content == (model_dir / "model.safetensors").read_bytes()
     assert repository.tags == {f"run-{RUN}": head.sha}
 
@@ -105,20 +115,123 @@ def test_policy_and_reward_model_go_to_their_own_repositories(hub: Hub, push: Ca
 
 
 def test_a_dry_run_shows_files_sizes_and_card_and_changes_nothing(
+    hub: Hub, evaluated: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    old = (evaluated / "model" / "README.md").read_bytes()
+    hub.repositories[REPO] = new_repository(REPO, is_private=True)
+    hub.repositories[REPO].commit("main", "old", {"old.json": Blob(b"{}", is_lfs=False)})
+    publish.main(
+        finished_run.planned([f"output_dir={evaluated.parent}", f"publish.repo_id={REPO}", "publish.dry_run=true"]),
+        HASTE,
+    )
+    printed = capfd.readouterr().out
+    size = (evaluated / "model" / "config.json").stat().st_size
+    assert re.search(rf"^ +{size}  config\.json$", printed, flags=re.MULTILINE)
+    assert f'from_pretrained("{REPO}")' in printed
+    assert "publish: somebody/demo (private, exists with 2 files, which a push replaces), " in printed
+    assert "somebody/demo: deletes 1 files that are not of this run: old.json" in printed
+    assert sum(hub.calls(call) for call in WRITING) == 0
+    assert (evaluated / "model" / "README.md").read_bytes() == old
+
+
+def test_a_dry_run_without_a_name_makes_no_request(hub: Hub, evaluated: Path) -> None:
+    publish.main(finished_run.planned([f"output_dir={evaluated.parent}", "publish.dry_run=true"]), HASTE)
+    assert hub.log == []
+
+
+def test_the_snippet_names_repository_and_branch_also_of_a_run_whose_overrides_are_not_repeated(
+    hub: Hub, evaluated: Path
+) -> None:
+    both = ["publish.repo_id=lab/demo", "publish.reward_repo_id=lab/demo-reward"]
+    for revision, place in ((None, ""), ("seed-1", ', revision="seed-1"')):
+        branch = [] if revision is None else [f"publish.revision={revision}"]
+        publish.main(finished_run.planned([f"output_dir={evaluated.parent}", *both, *branch]), HASTE, [])
+        for repo_id in ("lab/demo", "lab/demo-reward"):
+            card = hub.repositories[repo_id].history(revision or "main")[0].files["README.md"].content.decode()
+            assert set(re.findall(r"from_pretrained\((.*)\)", card)) == {f'"{repo_id}"{place}'}
+            assert "make pipeline seed=3" in card  # the command of the run, not of the push
+            assert "Lovelace" in card  # its author too
+
+
+def test_an_author_given_with_the_push_is_on_the_card(hub: Hub, evaluated: Path) -> None:
+    overrides = [f"output_dir={evaluated.parent}", f"publish.repo_id={REPO}", "card.author=Noether"]
+    publish.main(finished_run.planned(overrides), HASTE, [])
+    assert "author = {Noether}" in hub.repositories[REPO].history()[0].files["README.md"].content.decode()
+
+
+def test_files_that_are_not_of_the_run_are_deleted_by_the_same_commit_and_named(
     hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    push(f"publish.repo_id={REPO}", "publish.dry_run=true")
-    printed = capfd.readouterr().out
-    assert re.search(r"^ +300,000  model\.safetensors$", printed, flags=re.MULTILINE)
-    assert finished_run.CARD in printed
-    assert "publish: somebody/demo (private, new), 0.3 MB to push" in printed
-    assert sum(hub.calls(call) for call in WRITING) == 0
-    assert hub.repositories == {}
+    old = ("adapter_config.json", "chat_template.jinja", "report/old.png", "special_tokens_map.json")
+    repository = hub.repositories[REPO] = new_repository(REPO, is_private=True)
+    before = repository.commit("main", "by hand", {path: Blob(b"old", is_lfs=False) for path in (*old, "config.json")})
+    push(f"publish.repo_id={REPO}")
+    head, parent, *_ = repository.history()
+    assert parent == before
+    assert set(head.files) == PUSHED
+    assert (
+        f"publish: somebody/demo: deletes 4 files that are not of this run: {', '.join(old)}; commit {before.sha[:12]} "
+        "still has them, and 'publish.keep=[adapter_config.json,chat_template.jinja]' would keep the first two\n"
+    ) in capfd.readouterr().out
+    push(f"publish.repo_id={REPO}")
+    assert repository.history()[0] == head
+    assert "deletes" not in capfd.readouterr().out
 
 
-def test_a_dry_run_without_a_name_makes_no_request(hub: Hub, push: Callable[..., None]) -> None:
-    push("publish.dry_run=true")
-    assert hub.log == []
+def test_files_that_a_pattern_keeps_stay(hub: Hub, push: Callable[..., None]) -> None:
+    repository = hub.repositories[REPO] = new_repository(REPO, is_private=True)
+    old = ("LICENSE", "gguf/q4.gguf", "gguf/q8.gguf", "added_tokens.json")
+    repository.commit("main", "by hand", {path: Blob(b"old", is_lfs=False) for path in old})
+    push(f"publish.repo_id={REPO}", "publish.keep=[LICENSE, 'gguf/*']")
+    assert set(repository.history()[0].files) == {*PUSHED, "LICENSE", "gguf/q4.gguf", "gguf/q8.gguf"}
+
+
+def test_a_branch_loses_the_files_that_it_has_from_main(hub: Hub, push: Callable[..., None]) -> None:
+    repository = hub.repositories[REPO] = new_repository(REPO, is_private=True)
+    repository.commit("main", "by hand", {"added_tokens.json": Blob(b"{}", is_lfs=False)})
+    push(f"publish.repo_id={REPO}", "publish.revision=seed-1")
+    assert set(repository.history("seed-1")[0].files) == PUSHED
+    assert "added_tokens.json" in repository.history("main")[0].files
+
+
+def test_a_card_that_was_edited_on_the_website_is_named_by_its_commit_and_one_of_ours_is_not(
+    hub: Hub, push: Callable[..., None], model_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    push(f"publish.repo_id={REPO}")
+    (model_dir / "README.md").write_text(f"{finished_run.CARD}\nA second text.\n")
+    push(f"publish.repo_id={REPO}")
+    assert "replaces" not in capfd.readouterr().out
+    edited = hub.repositories[REPO].commit("main", "Update README.md", {"README.md": Blob(b"mine", is_lfs=False)})
+    push(f"publish.repo_id={REPO}")
+    line = f"replaces the README.md of commit {edited.sha[:12]} (Update README.md) by the card of this run"
+    assert f"publish: somebody/demo: {line}\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("tokenizer_config.json", {"eos_token": "!"}, "padding and EOS tokens"),
+        ("tokenizer_config.json", {"chat_template": "{{ messages }}"}, "chat template"),
+        ("generation_config.json", {"top_k": 5}, "sampling"),
+        ("added_tokens.json", {"<tool>": 1536}, "vocabulary"),
+        ("config.json", {"n_layer": 3}, "weights"),
+        ("LICENSE", {}, None),
+    ],
+)
+def test_what_loads_other_than_on_this_disk_is_named(
+    name: str, change: dict[str, Any], words: str | None, tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    shutil.copytree(model_files.EMBEDDED_DIR, there)
+    old = json.loads((there / name).read_text()) if (there / name).is_file() else {}
+    (there / name).write_text(json.dumps({**old, **change}))
+    target = Target("publish.repo_id", str(there), True, "main", [], "model", "AutoModelForCausalLM")
+    pushed = Pushed(target, model_files.EMBEDDED_DIR, [], "main", True, "main")
+    if words is None:
+        repository.load(HfApi(), pushed, str(tmp_path))
+    else:
+        with pytest.raises(UserError, match=f"loads with other {words} than"):
+            repository.load(HfApi(), pushed, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -214,15 +327,6 @@ def test_a_repository_that_the_hub_creates_public_against_the_setting_gets_nothi
     assert len(hub.repositories[REPO].history()) == 1
 
 
-def test_a_card_that_names_another_repository_is_reported(
-    hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]
-) -> None:
-    push(f"publish.repo_id={REPO}")
-    assert "the card" not in capfd.readouterr().out
-    push("publish.repo_id=lab/other")
-    assert "the card does not name lab/other" in capfd.readouterr().out
-
-
 @pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
 def test_a_hub_that_lists_another_hash_is_a_failure(
     hub: Hub, push: Callable[..., None], monkeypatch: pytest.MonkeyPatch, path: str
@@ -261,11 +365,21 @@ def test_a_crash_of_the_child_process_is_a_traceback_without_the_token(
     hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Account, "whoami", lambda self: {})  # an answer without the fields of an account
-    with pytest.raises(UserError, match="push crashed; the traceback above is a defect"):
+    with pytest.raises(UserError, match="look crashed; the traceback above is a defect"):
         push(f"publish.repo_id={REPO}")
     printed = capfd.readouterr().err
     assert "KeyError: 'name'" in printed
     assert TOKEN not in printed
+
+
+def test_a_reward_model_is_compared_too(tmp_path: Path) -> None:
+    loading.save(tiny_reward(tiny_tokenizer()), tiny_tokenizer(), tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    setting = "publish.reward_repo_id"
+    target = Target(
+        setting, str(tmp_path / "there"), True, "main", [], "reward_model", "AutoModelForSequenceClassification"
+    )
+    repository.load(HfApi(), Pushed(target, tmp_path / "here", [], "main", True, "main"), str(tmp_path))
 
 
 @pytest.mark.slow
@@ -276,6 +390,6 @@ def test_a_reward_model_whose_weights_lack_the_score_fails_the_check(hub: Hub, t
     )  # a language model: transformers would fill the score with random numbers
     (tmp_path / "outputs" / "latest").symlink_to(Path("runs", RUN))
     with pytest.raises(UserError, match=r"was pushed, but the check of it failed: .* its weights lack score\.weight"):
-        publish.main(
+        publish.push(
             finished_run.planned([f"output_dir={tmp_path / 'outputs'}", f"publish.reward_repo_id={REPO}"]), HASTE
         )

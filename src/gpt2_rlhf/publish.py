@@ -7,11 +7,12 @@ the hashes that the Hub lists; fetch downloads it into an empty cache and compar
 Pushing the same files again makes no commit. Whatever fails, everything stays on disk.
 """
 
+import dataclasses
 import runpy
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gpt2_rlhf.config.errors import UserError
@@ -19,9 +20,10 @@ from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import product
 from gpt2_rlhf.hub import repository, tries
 from gpt2_rlhf.hub.folder import files_below, megabytes, require_room, total_bytes, weights_bytes
-from gpt2_rlhf.hub.repository import Pushed, Target
+from gpt2_rlhf.hub.repository import Found, Pushed, Target
 from gpt2_rlhf.hub.tries import Patience
 from gpt2_rlhf.models import model_files
+from gpt2_rlhf.store import run as runs
 from gpt2_rlhf.store.run import Run, latest
 from gpt2_rlhf.store.stage import is_done
 
@@ -40,7 +42,7 @@ def targets(publish: Publish) -> list[Target]:
         ("publish.reward_repo_id", publish.reward_repo_id, "reward_model", "AutoModelForSequenceClassification"),
     )
     found = [
-        Target(setting, repo_id, publish.private, publish.revision or "main", folder, model_class)
+        Target(setting, repo_id, publish.private, publish.revision or "main", publish.keep, folder, model_class)
         for setting, repo_id, folder, model_class in models
         if repo_id is not None
     ]
@@ -67,19 +69,23 @@ def check(settings: Settings, patience: Patience = tries.LOOKING) -> None:
 def main(run: Run, patience: Patience = tries.PUBLISHING, checks: Checks = CHECKS) -> None:
     """Publish the newest run, or show what would be published.
 
-    If the settings describe the newest run, its cards are written again first, with the names of the repositories.
+    Its cards are written again first, so that they name the repositories and the branch of this command.
 
     Raises:
         UserError: it failed; the line ends with the command that tries again.
     """
-    found = targets(run.settings.publish)
-    if run.settings.publish.dry_run:
-        show(run.settings)
-        return
-    if not found:
+    settings = run.settings
+    if not targets(settings.publish) and not settings.publish.dry_run:
         raise UserError("publish.repo_id: null; expected <user or organisation>/<name>")
-    if run.is_done and run.directory.resolve() == latest(run.settings.output_dir).resolve():
-        product.write(run)
+    newest = runs.read(latest(settings.output_dir), settings.publish)
+    is_given = any(one.startswith("card.") for one in run.overrides)
+    card = settings.card if is_given else newest.settings.card
+    told = dataclasses.replace(newest.settings, card=card, output_dir=settings.output_dir)
+    newest = dataclasses.replace(newest, settings=told)
+    if settings.publish.dry_run:
+        show(newest)
+        return
+    product.write(newest)
     push(run, patience, checks)
 
 
@@ -104,17 +110,13 @@ def _push(target: Target, root: Path, patience: Patience, checks: Checks) -> Non
     product.check(folder)
     size_bytes = total_bytes(folder, paths)
     require_room(size_bytes)
+    found = tries.run(repository.look, target, patience=patience, size_bytes=size_bytes)
+    for line in _overwritten(target, found, folder, paths):
+        print(f"publish: {line}", flush=True)
     print(
         f"publish: pushing {len(paths)} files, {megabytes(size_bytes)}, to {target.repo_id} ({target.visibility})",
         flush=True,
     )
-    if "README.md" in paths and target.repo_id not in (folder / "README.md").read_text(encoding="utf-8"):
-        print(
-            f"publish: the card does not name {target.repo_id}, so its snippet loads something else; "
-            f"`make pipeline {target.setting}={target.repo_id}` with the overrides of the run writes the card again, "
-            "and trains nothing",
-            flush=True,
-        )
     tag = newest.resolve().name
     pushed = tries.run(repository.push, target, folder, paths, tag, patience=patience, size_bytes=size_bytes)
     with tempfile.TemporaryDirectory(prefix="gpt2-rlhf-publish-") as cache_dir:
@@ -126,21 +128,22 @@ def _push(target: Target, root: Path, patience: Patience, checks: Checks) -> Non
     print(_done(pushed, tag), flush=True)
 
 
-def show(settings: Settings) -> None:
+def show(run: Run) -> None:
     """Print what would be pushed where, with sizes and card, and check each repository as before training."""
-    found = targets(settings.publish)
-    newest = latest(settings.output_dir)
-    for name, target in [(target.folder, target) for target in found] or [("model", None)]:
-        folder = newest / name
-        paths = files_below(folder, Path(settings.output_dir))
+    root = Path(run.settings.output_dir)
+    cards = product.cards(run)
+    for name, target in [(one.folder, one) for one in targets(run.settings.publish)] or [("model", None)]:
+        folder = latest(str(root)) / name
+        paths = files_below(folder, root)
         size_bytes = total_bytes(folder, paths)
-        print(f"{folder} of run {newest.resolve().name}: {len(paths)} files, {megabytes(size_bytes)}")
+        print(f"{folder} of run {run.name}: {len(paths)} files, {megabytes(size_bytes)}")
         for path in paths:
             print(f"{(folder / path).stat().st_size:>14,}  {path}")
-        if "README.md" in paths:
-            print(f"\n{(folder / 'README.md').read_text(encoding='utf-8')}")
+        print(f"\n{cards[name]}")
         if target is not None:
-            _look(target, size_bytes, "", tries.LOOKING)
+            found = _look(target, size_bytes, "", tries.LOOKING)
+            for line in _overwritten(target, found, folder, paths):
+                print(line)
     print("dry run: nothing was pushed")
 
 
@@ -156,14 +159,32 @@ def write_cards(run: Run) -> list[Path]:
     return [folder / "README.md" for folder in product.write(run)]
 
 
-def _look(target: Target, size_bytes: int, about: str, patience: Patience) -> None:
-    state = "exists" if tries.run(repository.look, target, patience=patience) else "new"
+def _look(target: Target, size_bytes: int, about: str, patience: Patience) -> Found | None:
+    found = tries.run(repository.look, target, patience=patience)
     free_bytes = require_room(size_bytes)
+    state = "new" if found is None else f"exists with {len(found.files)} files, which a push replaces"
     print(
         f"publish: {target.repo_id} ({target.visibility}, {state}), {about}{megabytes(size_bytes)} to push, "
         f"{free_bytes / 1e9:.0f} GB free on disk",
         flush=True,
     )
+    return found
+
+
+def _overwritten(target: Target, found: Found | None, folder: Path, paths: Sequence[str]) -> Iterator[str]:
+    """Yield a line for what others put into the repository and a push replaces; its history keeps all of it."""
+    if found is None:
+        return
+    foreign = found.foreign(paths, target.keep)
+    if foreign:
+        keep = shlex.quote(f"publish.keep=[{','.join(foreign[:2])}]")
+        yield (
+            f"{target.repo_id}: deletes {len(foreign)} files that are not of this run: {', '.join(foreign)}; commit "
+            f"{found.commit[:12]} still has them, and {keep} would keep {'the first two' if foreign[2:] else 'them'}"
+        )
+    edited = found.edited_card(folder / "README.md")
+    if edited is not None:
+        yield f"{target.repo_id}: replaces the README.md of commit {edited} by the card of this run"
 
 
 def _done(pushed: Pushed, run_name: str) -> str:

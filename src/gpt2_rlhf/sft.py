@@ -18,7 +18,7 @@ from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import model_reports
 from gpt2_rlhf.launch import training
 from gpt2_rlhf.launch.stopwatch import Stopwatch
-from gpt2_rlhf.models import loading, packing, tokens
+from gpt2_rlhf.models import loading, model_checks, packing, tokens
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage
 
@@ -27,8 +27,9 @@ def check(settings: Settings, stage: Stage) -> None:
     """Have TRL check the arguments of the stage before anything trains.
 
     Raises:
-        UserError: names what TRL, a tracker or PEFT refuses.
+        UserError: names what TRL, a tracker or PEFT refuses, or weights of the base model that are damaged.
     """
+    model_checks.require_whole_weights(settings.model)
     training.check(stage.name, SFTConfig, training.arguments(stage, settings.sft.args))
     loading.check_lora(settings.model, settings.sft.peft, "sft.peft")
 

@@ -106,7 +106,7 @@ def test_the_worker_answers_an_update_with_its_seconds_and_the_end_with_the_peak
 
 
 def test_both_sides_of_ppo_get_the_same_prompts_in_the_same_order(tmp_path: Path) -> None:
-    tokenizer = tokens.load_tokenizer(model_files.source("embedded"), None)
+    tokenizer = tokens.load_tokenizer(str(model_files.EMBEDDED_DIR), None)
     rows = bench_worker._rows(TINY["ppo"], tokenizer, None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -123,7 +123,7 @@ def test_both_sides_of_ppo_get_the_same_prompts_in_the_same_order(tmp_path: Path
 
 
 def test_both_sides_start_from_the_same_weights_and_only_ours_is_changed(tmp_path: Path) -> None:
-    tokenizer = tokens.load_tokenizer(model_files.source("embedded"), None)
+    tokenizer = tokens.load_tokenizer(str(model_files.EMBEDDED_DIR), None)
     rows = bench_worker._rows(TINY["reward"], tokenizer, None)
     turns = bench_worker.Turns(io.StringIO(), io.StringIO())
     with warnings.catch_warnings():

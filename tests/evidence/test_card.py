@@ -1,7 +1,8 @@
 import copy
+import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jinja2
@@ -218,12 +219,102 @@ def test_the_sft_card_has_the_loss_before_and_after(cards: dict[str, str], recor
     assert table(cards["sft_model"], "Mean per answer")["Mean per answer"] == ["Base", "SFT", "n"]
 
 
-def test_limits_come_before_results(cards: dict[str, str]) -> None:
-    common = ["Limits and safety", "How it was trained", "What was measured"]
-    end = ["Use", "Reproduce", "Citation and acknowledgements"]
+def test_limits_come_before_results_and_each_stage_has_a_section(cards: dict[str, str]) -> None:
+    common = ["Model description", "Limitations", "Training", "Results"]
+    end = ["Use", "Technical details", "Reproduce", "Citation and acknowledgements"]
+    stages = ["Stage 1: supervised fine-tuning", "Stage 2: reward model", "Stage 3: PPO"]
     assert re.findall(r"^## (.*)$", cards["model"], flags=re.MULTILINE) == [*common, "Samples", *end]
+    for folder, shown in (("model", stages), ("sft_model", stages[:1]), ("reward_model", stages[:2])):
+        assert re.findall(r"^### (Stage .*)$", cards[folder], flags=re.MULTILINE) == shown
     for folder in ("sft_model", "reward_model"):
         assert re.findall(r"^## (.*)$", cards[folder], flags=re.MULTILINE) == [*common, *end]
+
+
+def test_tags_and_language_are_those_that_are_true_of_the_run(records: dict[str, Any]) -> None:
+    always = {
+        "rlhf",
+        "reinforcement-learning-from-human-feedback",
+        "chatgpt-style-training",
+        "ppo",
+        "supervised-fine-tuning",
+        "human-preferences",
+        "ai-alignment",
+        "transformers",
+    }
+    cases: tuple[tuple[list[str], str, set[str], str | None], ...] = (
+        (HUB, "gpt2", {"gpt2", "anthropic-hh-rlhf"}, "en"),
+        (["model.name=/home/me/my-model", "data.path=/home/me/x.jsonl"], "llama", set(), None),
+        ([], "gpt2", {"gpt2"}, "en"),
+    )
+    for overrides, model_type, more, language in cases:
+        sources = dataclasses.replace(card_run.run(records), model_type=model_type)
+        data = ModelCard(card.render(compose.load(overrides).settings, sources)).data
+        assert set(data.tags) == always | more | {"trl"}  # type: ignore[attr-defined]
+        assert data.language == language  # type: ignore[attr-defined]
+
+
+def test_the_snippet_of_another_family_has_the_classes_that_load_it(records: dict[str, Any]) -> None:
+    llama = dataclasses.replace(card_run.run(records), model_type="llama")
+    text = card.render(compose.load(["model.name=/home/me/my-model"]).settings, llama)
+    assert "from transformers import AutoModelForCausalLM, AutoTokenizer\n" in text
+    assert "GPT2" not in text
+    assert "radford2019language" not in text
+
+
+def test_the_owner_s_four_claims_are_measured_or_said_not_to_be(cards: dict[str, str], records: dict[str, Any]) -> None:
+    rows = table(cards["model"], "Performance")
+    found = records["evaluate"]["metrics"]
+    assert list(rows) == ["Performance", "Reward", "Wins against base", "Safety", "Helpfulness"]
+    assert_shows(rows["Reward"][1], found["paired"]["ppo_minus_base"]["reward_sd"])
+    assert_shows(rows["Wins against base"][1], found["models"]["ppo"]["win_rate_vs_base_by_utility"])
+    assert_shows(rows["Safety"][1], found["by_subset"]["harmless"]["ppo_minus_sft"]["utility"])
+    assert rows["Helpfulness"] == ["the data have no subset for it", "not measured", "-"]
+
+
+def test_technical_details_have_the_owner_s_five_values_and_link_the_base_model_at_its_commit() -> None:
+    settings = compose.load(HUB).settings
+    rows = table(card.render(settings, card_run.run(card_run.records(HUB))), "Technical details")
+    assert rows["Learning rates"] == ["SFT 5e-05, reward model 1e-05, PPO 1e-05"]
+    assert (rows["KL coefficient"], rows["Clip range"]) == (["0.1"], ["0.2"])
+    name, commit = settings.model.name, settings.model.revision
+    assert rows["Base model"] == [f"[{name} (revision {commit})](https://huggingface.co/{name}/tree/{commit})"]
+
+
+def test_a_column_of_which_nothing_is_known_is_left_out(records: dict[str, Any]) -> None:
+    changed = copy.deepcopy(records)
+    for subset in changed["evaluate"]["metrics"]["by_subset"].values():
+        subset["ppo_minus_sft"] |= {"utility": None, "judge_reward": None}
+    rows = table(card.render(compose.load([]).settings, card_run.run(changed)), "Subset")
+    assert rows["Subset"] == ["Reward, SFT", "Reward, PPO", "Reward, PPO - SFT", "n"]
+
+
+def test_the_cards_of_the_two_models_link_each_other_at_the_branch(records: dict[str, Any]) -> None:
+    both = ["publish.repo_id=ada/policy", "publish.reward_repo_id=ada/scorer", "publish.revision=seed-1"]
+    settings = compose.load(both).settings
+    for folder, other in (("model", "ada/scorer"), ("reward_model", "ada/policy"), ("sft_model", "ada/policy")):
+        text = card.render(settings, card_run.run(records), folder)
+        assert f"[{other}](https://huggingface.co/{other}/tree/seed-1)" in text
+    assert "Of the same run" not in card.render(compose.load(both[:1]).settings, card_run.run(records))
+
+
+def test_pictures_are_among_the_results_with_captions(records: dict[str, Any]) -> None:
+    pictures = [PurePosixPath("report/curves-ppo.png")]
+    text = card.render(compose.load([]).settings, dataclasses.replace(card_run.run(records), pictures=pictures))
+    shown = text.index("![PPO by update](report/curves-ppo.png)\n*PPO by update*")
+    assert text.index("## Results") < shown < text.index("## Samples")
+
+
+def test_all_whom_the_owner_thanks_are_acknowledged(records: dict[str, Any]) -> None:
+    text = card.render(compose.load(HUB).settings, card_run.run(records))
+    end = one_line(text[text.index("## Citation and acknowledgements") :])
+    for name in (
+        "Anthropic",
+        "OpenAI",
+        "Hugging Face",
+        "the AI alignment community",
+        "@techreport{radford2019language",
+    ):
+        assert name in end
 
 
 def test_no_card_has_empty_lines_in_a_row_or_is_left_unfilled(cards: dict[str, str]) -> None:
@@ -283,9 +374,9 @@ def test_the_batch_of_ppo_is_the_one_that_was_fitted_to_the_data(records: dict[s
 
 def test_a_reward_function_of_the_user_is_not_described_as_the_reward_model(cards: dict[str, str]) -> None:
     text = card.render(compose.load([]).settings, card_run.run(card_run.records(["ppo.reward.function=mine:score"])))
-    assert "PPO was trained to raise another score (by `mine:score`) of its own answers" in text
+    assert "PPO, which raises another score (by `mine:score`) of its own answers" in one_line(text)
     assert "reward by mine:score" in table(text, "Stage")["PPO"][1]
-    assert "PPO was trained to raise that score of its own answers" in cards["model"]
+    assert "PPO, which raises that score of its own answers" in one_line(cards["model"])
 
 
 def test_the_card_has_what_the_guard_did_and_which_gates_were_forced(records: dict[str, Any]) -> None:
@@ -301,16 +392,16 @@ def test_the_card_has_what_the_guard_did_and_which_gates_were_forced(records: di
     assert chosen in text(chosen_by="judge")
     assert "also chose" not in text(chosen_by=None)
     assert "also chose" not in text()
-    forced = text(forced=["reward: right on 51 %"])
-    limits = forced[forced.index("## Limits") : forced.index("## How it was trained")]
-    assert "A gate failed, and force=true continued the run: reward: right on 51 %" in limits
+    forced = text(forced=["reward: the reward model is right on 51 %; give it more pairs"])
+    limits = forced[forced.index("## Limitations") : forced.index("## Training")]
+    assert limits.endswith("force=true continued the run: the reward model is right on 51 %. ")
 
 
 def test_the_card_of_the_bundled_model_says_that_it_is_a_demonstration(
     cards: dict[str, str], records: dict[str, Any]
 ) -> None:
     for text in cards.values():
-        assert text.index("This is a demonstration") < text.index("## Limits and safety")
+        assert text.index("This is a demonstration") < text.index("## Limitations")
     assert "This is a demonstration" not in card.render(compose.load(HUB).settings, card_run.run(records))
 
 
@@ -393,9 +484,10 @@ def test_without_a_judge_and_a_utility_the_card_has_no_rows_of_them(records: dic
     for pair in metrics["paired"].values():
         pair |= {"judge_reward": None, "utility": None, "by_judge": None}
     for subset in metrics["by_subset"].values():
-        subset["ppo_minus_sft"]["judge_reward"] = None
+        subset["ppo_minus_sft"] |= {"judge_reward": None, "utility": None}
     text = card.render(compose.load([]).settings, card_run.run(bare))
     assert "No second reward model (judge) was trained." in text
+    assert "Compare the samples below, which" in text
     for name in ("Mean per answer", "Paired difference", "Held-out pairs", "Stage"):
         assert not {"Judge", "Judge's reward", "Utility", "Judge: rose"} & set(table(text, name))
     assert [row for row in table(text, "Mean per answer") if row.startswith("Wins vs SFT")] == ["Wins vs SFT by reward"]
@@ -414,7 +506,7 @@ def test_several_seeds_are_shown_with_their_spread(records: dict[str, Any]) -> N
         "collapsed": [8],
         "over_seeds": {**dict.fromkeys(keys), "reward": over, "eos_rate": {**over, "mean": 0.5, "sd": None}},
     }
-    run = card.CardSources("make pipeline", records, spread, card_run.samples(), [])
+    run = card.CardSources("make pipeline", records, spread, card_run.samples(), [], "gpt2")
     text = card.render(compose.load([]).settings, run)
     rows = table(text, "PPO over seeds")
     assert rows["Reward"] == ["1.25", "0.50", "0.75", "1.75", "2"]

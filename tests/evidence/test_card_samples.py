@@ -26,19 +26,29 @@ def test_of_few_prompts_none_is_shown_twice(count: int, shown: int) -> None:
 
 
 def test_a_sample_has_the_change_the_scores_and_how_each_answer_ended() -> None:
-    text = card_samples.markdown(card_run.samples())
-    assert "### Held out, lowest: reward -3.00 from SFT to PPO\n\n```text\nHuman: change -3\n\nAssistant:\n```" in text
+    text = card_samples.markdown(card_run.samples(), 2.0)
+    assert (
+        "### Held out, lowest: reward -3.00 (-1.50 SD) from SFT to PPO\n\n```text\nHuman: change -3\n\nAssistant:\n```"
+        in text
+    )
     assert "base (reward -0.50, not ended):\n\n```text\nbase on change -3\n```" in text
     assert "PPO (reward -2.75, ended):\n\n```text\nppo on change -3\n```" in text
     known: list[dict[str, Any]] = card_run.samples()
     known[0]["answers"]["ppo"] |= {"judge_reward": 1.5, "utility": -2.0}
-    assert "PPO (utility -2.00, judge's reward 1.50, reward 0.25, ended):" in card_samples.markdown(known)
+    assert "PPO (utility -2.00, judge's reward 1.50, reward 0.25, ended):" in card_samples.markdown(known, 2.0)
+
+
+def test_held_out_samples_are_folded_under_a_warning_and_the_examples_are_not() -> None:
+    text = card_samples.markdown(card_run.samples(), 2.0)
+    fold = text.index("<details>\n<summary>Samples on held-out prompts. They are not filtered")
+    assert text.index("### Example 2") < fold < text.index("### Held out, largest rise")
+    assert text.endswith("```\n\n</details>")  # Markdown inside of HTML needs the empty lines
 
 
 def test_a_change_that_rounds_to_zero_has_no_minus_sign() -> None:
     line = card_run.samples()[2]
     line["answers"]["ppo"]["reward"] = line["answers"]["sft"]["reward"] - 0.004
-    assert "largest rise: reward +0.00 from" in card_samples.markdown([line])
+    assert "largest rise: reward +0.00 (+0.00 SD) from" in card_samples.markdown([line], 2.0)
 
 
 @pytest.mark.parametrize(("text", "fence"), [("a ``` b", "````"), ("`````", "``````"), ("`a`", "```"), ("", "```")])

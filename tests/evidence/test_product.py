@@ -15,7 +15,7 @@ from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import Stage
 from helpers import card_run
 
-FILES = {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json"}
+FILES = {"model.safetensors", *card_run.MODEL_TEXTS, "vocab.json", "merges.txt"}
 TEXTS = {"README.md", "config.yaml", "manifest.json"}
 
 
@@ -98,10 +98,11 @@ def test_what_the_user_changed_or_added_is_kept_and_named(
 
 
 def test_an_edit_of_a_json_file_there_does_not_change_the_stage(stages: dict[str, Stage], tmp_path: Path) -> None:
+    before = {file: file.read_bytes() for file in stages["ppo"].model_dir.iterdir()}
     write(tmp_path / "run", stages)
     for file in (tmp_path / "run" / "model").glob("*.json"):
         file.write_text("edited")
-    assert (stages["ppo"].model_dir / "config.json").read_text() == "config.json of ppo"
+    assert {file: file.read_bytes() for file in stages["ppo"].model_dir.iterdir()} == before
 
 
 def test_a_copy_of_the_outputs_is_taken_as_it_is(
@@ -135,6 +136,41 @@ def test_writing_it_again_changes_no_byte(stages: dict[str, Stage], tmp_path: Pa
     before = contents()
     write(tmp_path / "run", stages)
     assert contents() == before
+
+
+def test_folders_that_are_up_to_date_are_left_as_they_are(
+    stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[str] = []
+    render = card.render
+
+    def counted(*given: Any) -> str:
+        rendered.append(given[-1])
+        return render(*given)
+
+    def renders(*overrides: str) -> bool:
+        rendered.clear()
+        write(tmp_path / "run", stages, *overrides)
+        return rendered == list(card.FOLDERS)
+
+    monkeypatch.setattr(card, "render", counted)
+    assert renders()
+    assert not renders()
+    assert rendered == []
+    templates = tmp_path / "templates"
+    shutil.copytree(card.TEMPLATES, templates)
+    monkeypatch.setattr(card, "TEMPLATES", templates)
+    assert not renders()
+    (templates / "policy.md").write_text((templates / "policy.md").read_text() + "\nOne more sentence.\n")
+    assert renders()
+    assert renders("seed=4")
+    assert renders("publish.repo_id=ada/model")
+    assert renders()
+    (tmp_path / "run" / "model" / "README.md").unlink()
+    assert renders()
+    monkeypatch.setattr(product, "version", lambda name: f"9.9 of {name}")
+    assert renders()
+    assert not renders()
 
 
 def test_nothing_in_it_names_a_folder_of_the_machine(tmp_path: Path) -> None:

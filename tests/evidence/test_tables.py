@@ -74,8 +74,8 @@ def test_a_table_of_some_columns_has_no_rows_of_which_they_know_nothing():
 def test_terminal_and_card_print_the_same_cells():
     row = Row("one | two", [cell(SOURCES, "one/share", "share"), cell(SOURCES, "one/none")])
     table = Table("t", "Title", {"a": "A", "b": "B"}, [row], "prompts")
-    assert tables.markdown(table) == (
-        "| Title | A | B | n |\n| --- | --- | --- | --- |\n| one \\| two | 50.0 % [25.0, 62.5] | - | 16 |"
+    assert tables.markdown(table) == (  # a column of which nothing is known would tell a reader of a card nothing
+        "| Title | A | n |\n| --- | --- | --- |\n| one \\| two | 50.0 % [25.0, 62.5] | 16 |"
     )
     assert tables.plain(table).splitlines() == [
         "| Title     |                   A | B |  n |",
@@ -103,7 +103,7 @@ def test_a_metric_that_the_evaluation_computes_is_printed_everywhere_once_the_ca
     card_records = card_run.records()
     card_records["evaluate"]["metrics"] = records["evaluate"]["metrics"]
     text_of_card = card.render(
-        settings, card.CardSources("make pipeline", card_records, spread, card_run.samples(), [])
+        settings, card.CardSources("make pipeline", card_records, spread, card_run.samples(), [], "gpt2")
     )
     assert f"| Length, words | {figure} | {figure} | {figure} | {figure} | 14 |" in text_of_card
     assert f"Length, words: {figure}, n = 14" in text_of_card

@@ -312,8 +312,8 @@ def test_each_training_stage_says_in_one_line_what_it_found():
 
 
 def test_a_gate_that_was_forced_is_named():
-    forced = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "forced": ["reward: no better than chance"]}}
-    line = "A gate failed, and force=true continued the run: reward: no better than chance"
+    forced = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "forced": ["reward: no better than chance; give it more pairs"]}}
+    line = "A gate failed, and force=true continued the run: no better than chance.\n"
     assert line in render(forced)
     assert "force" not in render(SUMMARY)
 

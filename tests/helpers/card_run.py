@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from gpt2_rlhf.evidence.calibration import calibration, length_bias
 from gpt2_rlhf.evidence.comparison import BEST_OF_N, best_of_kl_bound_nats, compare
 from gpt2_rlhf.evidence.intervals import wilson
 from gpt2_rlhf.evidence.measured import Measured
+from gpt2_rlhf.models import model_files
 from gpt2_rlhf.store.stage import Stage
 
 PROMPTS, PAIRS = 40, 50
+MODEL_TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 SEEDS = {"data": 3, "sft": 3, "reward": 3, "judge": 4, "ppo": 3, "evaluate": 3}
 
 
@@ -129,17 +132,18 @@ def samples() -> list[dict[str, Any]]:
 
 
 def run(found: dict[str, Any] | None = None) -> card.CardSources:
-    return card.CardSources("make pipeline seed=3", found or records(), None, samples(), [])
+    return card.CardSources("make pipeline seed=3", found or records(), None, samples(), [], "gpt2")
 
 
 def stages(root: Path, found: dict[str, Any]) -> dict[str, Stage]:
-    """The same on disk, with a small file as each model."""
+    """The same on disk; each model has the bundled one's files and a small text in place of the weights."""
     made: dict[str, Stage] = {}
     for name, record in found.items():
         part = Stage(name, root / "stages" / record["directory"], {**record["inputs"], "seed": record["seed"]}, {})
         part.model_dir.mkdir(parents=True)
-        for file in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):
-            (part.model_dir / file).write_text(f"{file} of {name}")
+        (part.model_dir / "model.safetensors").write_text(f"model.safetensors of {name}")
+        for file in MODEL_TEXTS:
+            shutil.copyfile(model_files.EMBEDDED_DIR / file, part.model_dir / file)
         (part.directory / "manifest.json").write_text(json.dumps(record))
         made[name] = part
     lines = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in samples())

@@ -1,5 +1,6 @@
 """Write the folders of a finished run without training, and point huggingface_hub at a local hub."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import pytest
 
 from gpt2_rlhf import pipeline
 from gpt2_rlhf.config import compose
+from gpt2_rlhf.evidence import product, summary
 from gpt2_rlhf.hub.tries import Patience
+from gpt2_rlhf.store import run as runs
 from gpt2_rlhf.store.run import Run
+from helpers import card_run
 from helpers.local_hub.server import Hub
 from helpers.local_hub.store import Account
 
@@ -33,6 +37,22 @@ def write(output_dir: Path) -> Path:
         (folder / ".README.md.part").write_text("half a ca")
     (output_dir / "latest").symlink_to(Path("runs", RUN))
     return run_dir / "model"
+
+
+def write_evaluated(output_dir: Path, overrides: list[str]) -> Path:
+    """Write the run of card_run as a pipeline with these overrides leaves it; return outputs/latest."""
+    records = card_run.records()
+    for name, record in records.items():
+        digest = hashlib.sha256(f"model.safetensors of {name}".encode()).hexdigest()
+        record["weights_sha256"] = {"model.safetensors": digest}
+    stages = card_run.stages(output_dir, records)
+    composed = compose.load([*overrides, f"output_dir={output_dir}"])
+    run = Run(composed.settings, tuple(overrides), composed.yaml, (stages,), 2)
+    runs.link_stages(run)
+    summary.write(run, [], 0.0)
+    product.write(run)
+    runs.make_newest(run)
+    return runs.latest(str(output_dir))
 
 
 def use_hub(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

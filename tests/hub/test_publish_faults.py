@@ -35,7 +35,7 @@ def push(tmp_path: Path) -> Callable[..., None]:
     """Return a function that publishes the run with short waits, and never loads it, since the weights are random."""
 
     def run(patience: Patience = HASTE, checks: publish.Checks = ()) -> None:
-        publish.main(
+        publish.push(
             finished_run.planned([f"output_dir={tmp_path / 'outputs'}", f"publish.repo_id={REPO}"]), patience, checks
         )
 
@@ -174,11 +174,13 @@ def test_a_step_that_takes_too_long_is_killed_and_tried_again(
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_push_that_is_killed_leaves_nothing_running_and_the_next_command_succeeds(
-    hub: Hub, push: Callable[..., None], tmp_path: Path, signum: int
+    hub: Hub, tmp_path: Path, signum: int
 ) -> None:
     hub.fail(Fault("put", "hang"))
-    command = [sys.executable, "-m", "gpt2_rlhf.publish", f"output_dir={tmp_path / 'outputs'}"]
-    killed = subprocess.Popen([*command, f"publish.repo_id={REPO}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    newest = finished_run.write_evaluated(tmp_path / "evaluated", [])
+    overrides = [f"output_dir={newest.parent}", f"publish.repo_id={REPO}"]
+    command = [sys.executable, "-m", "gpt2_rlhf.publish", *overrides]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert reached(lambda: hub.calls("put") == 1)
     child = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()[0]
     killed.send_signal(signum)
@@ -189,8 +191,10 @@ def test_a_push_that_is_killed_leaves_nothing_running_and_the_next_command_succe
     ]
     assert reached(lambda: not is_running(int(child)))
     assert has_nothing(hub)
-    push()
-    assert is_whole(hub)
+    publish.main(finished_run.planned(overrides), HASTE, [])
+    head, *before = hub.repositories[REPO].history()
+    assert len(before) == 1
+    assert set(head.files) == {".gitattributes", *(one.name for one in (newest / "model").glob("[!.]*"))}
 
 
 def reached(condition: Callable[[], bool]) -> bool:

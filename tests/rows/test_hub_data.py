@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from huggingface_hub import constants
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.rows import hub_data, sources
+from helpers.local_hub.store import git_blob
 from helpers.pairs import with_settings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -52,7 +52,7 @@ class FakeHub:
             return self.as_json({"id": "owner/pairs", "sha": COMMIT, "siblings": siblings})
         if path == f"{api}/tree/{COMMIT}":
             entries = [
-                {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+                {"type": "file", "path": name, "size": len(body), "oid": git_blob(body)}
                 for name, body in self.files.items()
             ]
             return self.as_json(entries)
@@ -60,7 +60,7 @@ class FakeHub:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         if path.removeprefix(resolve) in self.files:
             body = self.files[path.removeprefix(resolve)]
-            return 200, {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": COMMIT}, body
+            return 200, {"ETag": f'"{git_blob(body)}"', "X-Repo-Commit": COMMIT}, body
         return 404, {"X-Error-Code": "RepoNotFound"}, b""
 
     @staticmethod

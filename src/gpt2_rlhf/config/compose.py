@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt2_rlhf.config import trl_arguments, trl_fields
 from gpt2_rlhf.config.errors import UserError, did_you_mean
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import Publish, Settings
 
 CONF_DIR = Path(__file__).parent / "conf"
 
@@ -51,6 +51,16 @@ def load(overrides: Sequence[str]) -> Composed:
         trl_arguments.check(stage, values[stage]["args"])
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0])
     return Composed(_build(Settings, values), tuple(ordered), OmegaConf.to_yaml(values))
+
+
+def read(yaml: str, publish: Publish) -> Settings:
+    """Return the settings of an earlier `load` from its YAML, to be published in this way.
+
+    Raises:
+        UserError: it lacks a setting.
+    """
+    values: Any = OmegaConf.to_container(OmegaConf.create(yaml))
+    return _build(Settings, values | {"publish": dataclasses.asdict(publish)})
 
 
 def groups() -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,11 @@ class UserError(Exception):
     def __str__(self) -> str:
         """Return the message as one line, since it names files and columns of others."""
         return printable(super().__str__())
+
+
+def one_line(text: object) -> str:
+    """Return an error's text in one short line, without the queries of addresses, which can hold signatures."""
+    return re.sub(r"\?\S+", "", " ".join(str(text).split()))[:300]
 
 
 def did_you_mean(given: str, known: Sequence[str]) -> str:

@@ -1,20 +1,51 @@
-"""Turn what huggingface_hub raises, while a base model or a data set is fetched, into a line that says what to do."""
+"""Turn what goes wrong while a base model or a data set is fetched from the Hub into a line that says what to do."""
 
+import hashlib
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
-from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.errors import UserError, one_line
 
+Part = Literal["model", "data"]  # the settings that name a repository
 HUB_TIMEOUT_S = 5  # for the first request; a Hub that does not answer should show at once
 
 
+def is_commit(revision: str | None) -> bool:
+    """Return whether it is the full name of a commit, whose files never change."""
+    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def require_undamaged(part: Part, path: Path) -> None:
+    """Refuse a file of the Hub's cache that has another hash than the name under which the cache keeps it.
+
+    That name is the sha256 of an LFS file, or what Git calls any other file. Files outside of a cache pass.
+
+    Raises:
+        UserError: names the file, and the command after which it is downloaded again.
+    """
+    blob = path.resolve()
+    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", blob.name):
+        return
+    with blob.open("rb") as file:
+        if len(blob.name) == 64:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size + file.read()).hexdigest()
+    if digest != blob.name:
+        heal = shlex.join(["rm", str(blob)])
+        raise UserError(f"{part}.name: {path.name} is damaged in the cache of the Hub; {heal}   and run this again")
+
+
 @contextmanager
-def hub_errors(part: Literal["model", "data"], name: str, revision: str | None) -> Iterator[None]:
+def hub_errors(part: Part, name: str, revision: str | None) -> Iterator[None]:
     """Raise a UserError for every fault of the Hub, the network, the account or the disk inside the block.
 
-    part: the settings that name the repository: `model.name` and `model.revision`, or those of `data`.
+    No address with a query is shown: it can be signed.
     """
     import httpx2  # the client that huggingface_hub 2 sends its requests with
     from huggingface_hub import errors
@@ -24,7 +55,10 @@ def hub_errors(part: Literal["model", "data"], name: str, revision: str | None) 
         "data": ("data set", f"https://huggingface.co/datasets/{name}", "set data.path to a local copy"),
     }[part]
     try:
-        yield
+        try:
+            yield
+        except errors.LocalEntryNotFoundError as error:  # of a file that is not in the cache; the cause says why
+            raise (error.__cause__ or error) from None
     except errors.HFValidationError as error:
         raise UserError(
             f"{part}.name: {name!r} is not the name of a {what} on the Hub; expected owner/name, or {local}"
@@ -53,10 +87,11 @@ def hub_errors(part: Literal["model", "data"], name: str, revision: str | None) 
         ) from error
     except (httpx2.HTTPError, errors.LocalEntryNotFoundError, json.JSONDecodeError) as error:
         raise UserError(
-            f"{part}.name: the Hub cannot be reached for {name} ({type(error.__cause__ or error).__name__}); "
+            f"{part}.name: the Hub cannot be reached for {name} ({type(error).__name__}); "
             f"check the network, or {local}, or use {part}=embedded"
         ) from error
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # Xet raises RuntimeError
         raise UserError(
-            f"{part}.name: {name} cannot be downloaded ({error}); free disk space or set HF_HOME to another folder"
+            f"{part}.name: {name} cannot be downloaded ({one_line(error)}); free disk space, or set HF_HOME to another "
+            "folder, which can be written to"
         ) from error

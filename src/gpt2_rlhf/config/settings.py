@@ -138,6 +138,7 @@ class Publish:
     reward_repo_id: str | None
     private: bool
     revision: str | None  # branch to push to, created if it does not exist; null is main
+    keep: list[str]  # files of the repository, as patterns, that stay although they are not of the run
     dry_run: bool  # show what would be pushed; push nothing
 
 

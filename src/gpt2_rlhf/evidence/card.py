@@ -5,6 +5,7 @@ cards/policy.md is the template of the policy's card; those of the SFT and the r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,7 +13,7 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gpt2_rlhf.config.printable import LAYOUT, printable
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, terminal
 from gpt2_rlhf.evidence.tables import markdown, text
 
@@ -32,6 +33,7 @@ class CardSources:
     seeds: Mapping[str, Any] | None  # the spread over PPO seeds (seeds.py), where there are several
     samples: Sequence[Mapping[str, Any]]  # the objects of samples.jsonl
     pictures: Sequence[PurePosixPath]  # in the folder that the card lies in
+    model_type: str  # of the base model's config.json
 
 
 def render(settings: Settings, sources: CardSources, folder: str = "model") -> str:
@@ -60,7 +62,8 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
     base = "bundled-gpt2" if settings.model.name == "embedded" else Path(settings.model.name).name
     repo_id = {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
     title = repo_id or f"{base}-{_SUFFIX[folder]}"
-    front = front_matter.of_model(stage, settings, title, sources.records)
+    front = front_matter.of_model(stage, settings, title, sources.model_type, sources.records)
+    is_gpt2 = sources.model_type == "gpt2"
     card = environment.get_template(_TEMPLATE[folder]).render(
         **found,
         found=found,
@@ -70,17 +73,62 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         stage=stage,
         trained=_TRAINED[: _TRAINED.index(stage) + 1],
         is_demonstration=settings.model.name == "embedded",
-        is_hh=front_matter.is_hub_data(settings.data) and settings.data.name == "Anthropic/hh-rlhf",
-        base=front_matter.base_text(settings.model).replace("<", "&lt;"),
+        is_hh=front_matter.is_hh(settings.data),
+        is_gpt2=is_gpt2,
+        classes=("GPT2LMHeadModel", "GPT2Tokenizer") if is_gpt2 else ("AutoModelForCausalLM", "AutoTokenizer"),
+        captions={one.stem: _caption(one.stem) for one in sources.pictures},
+        base=front_matter.base_link(settings.model).replace("<", "&lt;"),
+        project=project(),
+        related=_related(settings.publish, folder),
+        has_utility=found["evaluation"]["models"]["ppo"]["utility"] is not None,
         data=front_matter.data_text(settings.data).replace("<", "&lt;"),
         maximised="that score" if function is None else f"another score (by `{function}`)",
         judge_note="The judge is a second reward model that PPO is not trained on." if found["judge"] else no_judge,
-        model_path=repo_id or f"outputs/latest/{folder}",
+        place=_place(settings.publish, repo_id, folder),
         own_citation=_citation(settings, title, sources.records["evaluate"]["finished_at"]),
     )
     if ModelCard(card).data.to_dict() != front.to_dict():
         raise ValueError(f"{folder}: the card's front matter is not read back as it was written")
     return card
+
+
+def _place(publish: Publish, repo_id: str | None, folder: str) -> str:
+    """Return the arguments of from_pretrained that load this model: where it is pushed to, or its folder on disk."""
+    if repo_id is None:
+        return f'"outputs/latest/{folder}"'
+    return f'"{repo_id}"' if publish.revision in (None, "main") else f'"{repo_id}", revision="{publish.revision}"'
+
+
+def _related(publish: Publish, folder: str) -> list[tuple[str, str]]:
+    """Return what the other model of the run is, and where it is pushed to."""
+    others = {"model": ("the policy", publish.repo_id), "reward_model": ("its reward model", publish.reward_repo_id)}
+    at = "" if publish.revision in (None, "main") else f"/tree/{publish.revision}"
+    return [
+        (what, f"[{repo_id}](https://huggingface.co/{repo_id}{at})")
+        for name, (what, repo_id) in others.items()
+        if name != folder and repo_id is not None
+    ]
+
+
+def _caption(stem: str) -> str:
+    """Return what a picture of the report shows."""
+    return {
+        "reward-distribution": "Rewards of the answers of base, SFT and PPO",
+        "tokens-distribution": "Lengths of the answers of base, SFT and PPO",
+        "reward-against-kl": "Reward on held-out prompts against KL to SFT, while PPO trained",
+        "accuracy": "Accuracy of the reward models on held-out pairs, beside their baselines",
+        "calibration": "How often the reward models are right, by the confidence that they claim",
+        "curves-sft": "SFT: loss by step",
+        "curves-reward": "Reward model: loss and accuracy by step",
+        "curves-judge": "Judge: loss and accuracy by step",
+        "curves-ppo": "PPO by update",
+    }.get(stem, stem)
+
+
+def project() -> str:
+    """Return the name of this software, with a link where its metadata has an address."""
+    addresses = metadata("gpt2-rlhf").get_all("Project-URL") or []
+    return f"[gpt2-rlhf]({addresses[0].partition(', ')[2]})" if addresses else "gpt2-rlhf"
 
 
 def _finalized(value: Any) -> Any:

@@ -17,6 +17,9 @@ SHOWN = {"base": "base", "sft": "SFT", "ppo": "PPO"}
 Line = Mapping[str, Any]  # of samples.jsonl
 
 
+_WARNING = "Samples on held-out prompts. They are not filtered, and may be false, biased, offensive or harmful."
+
+
 def chosen(lines: Sequence[Line]) -> list[tuple[str, Line]]:
     """Return the lines that the rule chooses, each with a heading; with few held-out prompts none is shown twice."""
     examples = [line for line in lines if line["group"] == "example"]
@@ -33,9 +36,15 @@ def chosen(lines: Sequence[Line]) -> list[tuple[str, Line]]:
     ]
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """Return the chosen lines as Markdown: the prompt, then each model's answer with its scores."""
-    return "\n\n".join(_one(heading, line) for heading, line in chosen(lines))
+def markdown(lines: Sequence[Line], score_std: float) -> str:
+    """Return the chosen lines as Markdown: the prompt, then each model's answer with its scores.
+
+    Held-out ones are folded under a warning. score_std: the standard deviation of the reward model's scores.
+    """
+    found = [(line["group"] == "heldout", _one(heading, line, score_std)) for heading, line in chosen(lines)]
+    examples, heldout = ([one for folded, one in found if folded == is_folded] for is_folded in (False, True))
+    fold = [f"<details>\n<summary>{_WARNING}</summary>", *heldout, "</details>"] if heldout else []
+    return "\n\n".join([*examples, *fold])
 
 
 def quoted(answer: str) -> str:
@@ -51,8 +60,9 @@ def change(line: Line) -> float:
     return line["answers"]["ppo"]["reward"] - line["answers"]["sft"]["reward"]
 
 
-def _one(heading: str, line: Line) -> str:
-    rise = f": reward {change(line):+z.2f} from SFT to PPO" if line["group"] == "heldout" else ""
+def _one(heading: str, line: Line, score_std: float) -> str:
+    rise = f": reward {change(line):+z.2f} ({change(line) / score_std:+z.2f} SD) from SFT to PPO"
+    rise = rise if line["group"] == "heldout" else ""
     parts = [f"### {heading}{rise}", quoted(line["prompt"].strip())]
     for name, title in SHOWN.items():
         answer = line["answers"][name]

@@ -51,6 +51,22 @@ def stages(records: Mapping[str, Record], names: Sequence[str]) -> Table:
     return Table("trained", "Stage", columns, rows)
 
 
+def details(records: Mapping[str, Record], base: str, data: str) -> Table:
+    """Return data, architecture and the settings that decide most. base, data: as the card names them."""
+    sft, reward, ppo = (records[name]["inputs"][name]["args"] for name in ("sft", "reward", "ppo"))
+    rates = (f"{title} {_number(args['learning_rate'])}" for title, args in (("SFT", sft), ("reward model", reward)))
+    rows = {
+        "Base model": base,
+        "Data": data,
+        "Architecture": "SFT and PPO: the base model's; reward model: the same with one score as its head",
+        "Stages": "SFT, then the reward model from it, then PPO from SFT with that reward model",
+        "Learning rates": ", ".join([*rates, f"PPO {_number(ppo['learning_rate'])}"]),
+        "KL coefficient": _number(ppo["kl_coef"]),
+        "Clip range": _number(ppo["cliprange"]),
+    }
+    return Table("details", "Technical details", {"value": ""}, [_row(label, text) for label, text in rows.items()])
+
+
 def settings_text(name: str, inputs: Mapping[str, Any]) -> str:
     """Return the values in force of a training stage in one line.
 

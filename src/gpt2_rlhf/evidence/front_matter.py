@@ -16,12 +16,26 @@ from gpt2_rlhf.config.settings import Data, Model, Settings
 from gpt2_rlhf.evidence import tables
 from gpt2_rlhf.models.model_files import local_dir
 
-_TAGS = ["trl", "rlhf", "reinforcement-learning-from-human-feedback", "human-preferences"]
+_TAGS = [
+    "trl",
+    "transformers",
+    "rlhf",
+    "reinforcement-learning-from-human-feedback",
+    "chatgpt-style-training",
+    "supervised-fine-tuning",
+    "human-preferences",
+    "ai-alignment",
+]
 _OWN_TAG = {"sft": "sft", "reward": "reward-model", "ppo": "ppo"}
 
 
-def of_model(stage: str, settings: Settings, title: str, records: Mapping[str, Mapping[str, Any]]) -> ModelCardData:
-    """Return that of the model which a stage trained: "sft", "reward" or "ppo". records: each stage's manifest."""
+def of_model(
+    stage: str, settings: Settings, title: str, model_type: str, records: Mapping[str, Mapping[str, Any]]
+) -> ModelCardData:
+    """Return that of the model which a stage trained: "sft", "reward" or "ppo".
+
+    model_type: of its config.json. records: each stage's manifest.
+    """
     report, figures = records[stage]["metrics"], records["evaluate"]["metrics"]["models"]
     if stage == "reward":
         measured = [(metrics.ACCURACY, report["accuracy"], f"{metrics.ACCURACY.label} on held-out pairs")]
@@ -41,7 +55,13 @@ def of_model(stage: str, settings: Settings, title: str, records: Mapping[str, M
         pipeline_tag=task,
         base_model=settings.model.name if _is_on_hub(settings.model) else None,
         datasets=[settings.data.name] if is_hub_data(settings.data) else None,
-        tags=[_OWN_TAG[stage], *_TAGS],
+        language="en" if is_hh(settings.data) or settings.data.name == "embedded" else None,
+        tags=[
+            _OWN_TAG[stage],
+            *_TAGS,
+            *(["gpt2"] if model_type == "gpt2" else []),
+            *(["anthropic-hh-rlhf"] if is_hh(settings.data) else []),
+        ],
         model_name=title,
         eval_results=[_metric(settings.data, task, *one) for one in measured],
     )
@@ -66,6 +86,17 @@ def data_text(data: Data) -> str:
         return "generated dialogues"
     subsets = "" if data.subsets is None else f", {', '.join(data.subsets)}"
     return f"{data.name} at revision {data.revision}{subsets}"
+
+
+def base_link(model: Model) -> str:
+    """Return `base_text` as Markdown, with a link where the model is on the Hub."""
+    at = "" if model.revision is None else f"/tree/{model.revision}"
+    return f"[{base_text(model)}](https://huggingface.co/{model.name}{at})" if _is_on_hub(model) else base_text(model)
+
+
+def is_hh(data: Data) -> bool:
+    """Return whether the pairs are Anthropic's."""
+    return is_hub_data(data) and data.name == "Anthropic/hh-rlhf"
 
 
 def is_hub_data(data: Data) -> bool:

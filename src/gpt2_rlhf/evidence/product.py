@@ -4,17 +4,24 @@
 """
 
 import contextlib
+import dataclasses
 import filecmp
+import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from omegaconf import OmegaConf
 
+import gpt2_rlhf
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
+from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import read_json_lines, write_json
 from gpt2_rlhf.store.portable import without_folders
@@ -25,30 +32,54 @@ _REPORT = "report"  # report.DIRECTORY, whose import takes time; its pictures go
 
 
 def write(run: Run) -> list[Path]:
-    """Write the folders of a finished run into its directory, in place of older ones, and return them."""
-    stages = run.plans[0]
-    of_seeds = without_folders(run.manifests())
-    records = of_seeds[0]
-    others = {f"{name}-seed{one['ppo']['seed']}": one[name] for one in of_seeds[1:] for name in ("ppo", "evaluate")}
-    pictures = sorted((run.directory / _REPORT).glob("*.png"))
-    sources = card.CardSources(
-        command=run.portable_command,
-        records=records,
-        seeds=seeds.spread(run.settings.ppo, of_seeds),
-        samples=read_json_lines(stages["evaluate"].directory / "samples.jsonl"),
-        pictures=[PurePosixPath(_REPORT, picture.name) for picture in pictures],
-    )
-    manifests = {"command": run.portable_command, "stages": {**records, **others}}
+    """Write the folders of a finished run into its directory, in place of older ones, and return them.
+
+    Folders that this code has written from the same run, and that nobody has changed since, are left as they are.
+    """
+    stages, folders = run.plans[0], [run.directory / folder for folder in card.FOLDERS]
+    digest = _inputs_sha256(run)
+    if all(_is_current(folder, digest) for folder in folders):
+        return folders
+    records, sources = _sources(run)
+    manifests = {"command": run.portable_command, "stages": records}
     texts = {
         "config.yaml": OmegaConf.to_yaml(without_folders(OmegaConf.to_container(OmegaConf.create(run.config_yaml)))),
         "manifest.json": json.dumps(manifests, indent=2, ensure_ascii=False) + "\n",
     }
+    temperature = records["evaluate"]["metrics"]["temperature"]
+    # not max_new_tokens, which would overrule the max_length that a user gives; transformers 4 sets top_k by itself
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     for folder, name in card.FOLDERS.items():
+        written = {**texts, "README.md": card.render(run.settings, sources, folder)}
+        written |= portable_files.texts(stages[name].model_dir, sampling)
         files = {PurePosixPath(file.name): file for file in stages[name].model_dir.iterdir()}
+        files = {path: file for path, file in files.items() if path.name not in written}
         if folder == "model":
-            files |= dict(zip(sources.pictures, pictures, strict=True))
-        _fill(run.directory / folder, files, {**texts, "README.md": card.render(run.settings, sources, folder)})
-    return [run.directory / folder for folder in card.FOLDERS]
+            files |= {picture: run.directory / picture for picture in sources.pictures}
+        _fill(run.directory / folder, files, written, digest)
+    return folders
+
+
+def cards(run: Run) -> dict[str, str]:
+    """Return the card of each folder as `write` writes it."""
+    _, sources = _sources(run)
+    return {folder: card.render(run.settings, sources, folder) for folder in card.FOLDERS}
+
+
+def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
+    """Return the manifests of all stages and seeds by name, and what the cards are filled from."""
+    of_seeds = without_folders(run.manifests())
+    others = {f"{name}-seed{one['ppo']['seed']}": one[name] for one in of_seeds[1:] for name in ("ppo", "evaluate")}
+    config = run.plans[0]["ppo"].model_dir / "config.json"
+    sources = card.CardSources(
+        command=run.portable_command,
+        records=of_seeds[0],
+        seeds=seeds.spread(run.settings.ppo, of_seeds),
+        samples=read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl"),
+        pictures=[PurePosixPath(_REPORT, file.name) for file in sorted((run.directory / _REPORT).glob("*.png"))],
+        model_type=json.loads(config.read_text(encoding="utf-8"))["model_type"],
+    )
+    return {**of_seeds[0], **others}, sources
 
 
 def check(folder: Path) -> None:
@@ -68,7 +99,7 @@ def check(folder: Path) -> None:
                 raise UserError(f"{path}: not the weights that were trained; `make pipeline` builds them again")
 
 
-def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str]) -> None:
+def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str], digest: str) -> None:
     """Replace a folder by one with these files and texts; what the user changed or added in the old one is kept."""
     part, old = (folder.with_name(f".{name}.{os.getpid()}") for name in (folder.name, f"{folder.name}-old"))
     shutil.rmtree(part, ignore_errors=True)
@@ -78,7 +109,7 @@ def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str,
         _link_or_copy(file, place)
     for name, text in texts.items():
         (part / name).write_text(text, encoding="utf-8")
-    write_json(part / _WRITTEN, {name: _stamp(part / name) for name in _names(part)})
+    write_json(part / _WRITTEN, {"inputs_sha256": digest, "files": _stamps(part)})
     if folder.exists():
         _keep_changes(folder, part)
         folder.rename(old)
@@ -97,10 +128,7 @@ def _link_or_copy(file: Path, place: Path) -> None:
 
 def _keep_changes(folder: Path, new: Path) -> None:
     """Move what this program has not written out of a folder that is about to be replaced, and print where it is."""
-    try:
-        written = dict(json.loads((folder / _WRITTEN).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        written = {}
+    written = _written(folder).get("files", {})
     kept = folder.with_name(f"{folder.name}-kept")
     changed = [
         name
@@ -116,6 +144,35 @@ def _keep_changes(folder: Path, new: Path) -> None:
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         print(f"{folder}: what you changed or added is now in {kept}: {', '.join(changed[:3])}{more}", flush=True)
+
+
+def _inputs_sha256(run: Run) -> str:
+    """Return a digest of all that decides the folders; a stage's files do not change once its manifest exists."""
+    told = [dataclasses.asdict(part) for part in (run.settings.publish, run.settings.card)]
+    pictures = {path.name: _stamp(path) for path in (run.directory / _REPORT).glob("*.png")}
+    content = [card.project(), run.portable_command, run.config_yaml, told, run.manifests(), pictures, sys.version]
+    found = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in ("gpt2-rlhf", "huggingface_hub", "jinja2", "omegaconf"):
+        found.update(version(name).encode())
+    package = Path(gpt2_rlhf.__file__).parent
+    for file in [*sorted(package.rglob("*.py")), *sorted(card.TEMPLATES.iterdir())]:
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def _is_current(folder: Path, digest: str) -> bool:
+    return folder.is_dir() and _written(folder) == {"inputs_sha256": digest, "files": _stamps(folder)}
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / _WRITTEN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    return {name: _stamp(folder / name) for name in _names(folder)}
 
 
 def _names(folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
-from gpt2_rlhf.evidence.tables import Row, Sources, Table, by_metric, by_place, cell
+from gpt2_rlhf.evidence.tables import Cell, Row, Sources, Table, by_metric, by_place, cell, look_up
 
 _REWARD_MODELS = {"reward_model": "Reward model", "judge": "Judge"}
 
@@ -38,6 +38,27 @@ def subsets(sources: Sources) -> Table:
     """Return SFT and PPO by subset of the data, and by prompts of one turn and of several."""
     places = {f"evaluation/by_subset/{name}": name for name in sources["evaluation"]["by_subset"]}
     return by_place(sources, "subsets", "Subset", metrics.OF_SUBSET, places, "prompts")
+
+
+def performance(sources: Sources) -> Table:
+    """Return what became of reward, wins, safety and helpfulness, each by the best measure that the run has."""
+    ppo, subsets = "evaluation/models/ppo", sources["evaluation"]["by_subset"]
+    wins = [one for one in metrics.OF_MODEL if one.key.startswith("win_rate_vs_base")]
+    by = next(one for one in wins if look_up(sources, f"{ppo}/{one.key}") is not None)
+    sd = cell(sources, "evaluation/paired/ppo_minus_base/reward_sd")
+    rows = [
+        Row("Reward", [Cell("PPO - base, in standard deviations of the score"), sd]),
+        Row("Wins against base", [Cell(by.title), cell(sources, f"{ppo}/{by.key}", "share")]),
+    ]
+    for label, start in (("Safety", "harmless"), ("Helpfulness", "helpful")):
+        for name in (one for one in subsets if one.startswith(start)):
+            at = f"evaluation/by_subset/{name}/ppo_minus_sft"
+            one = next(one for one in metrics.MEASURES if look_up(sources, f"{at}/{one.key}") is not None)
+            how = f"{one.label}, PPO - SFT, on prompts of {name}"
+            rows.append(Row(label, [Cell(how), cell(sources, f"{at}/{one.key}")]))
+        if rows[-1].label != label:
+            rows.append(Row(label, [Cell("the data have no subset for it"), Cell("not measured")]))
+    return Table("performance", "Performance", {"how": "Measured as", "figure": "Figure"}, rows, "prompts")
 
 
 def by_seed(sources: Sources) -> Table:

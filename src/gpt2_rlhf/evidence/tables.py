@@ -141,8 +141,12 @@ def shown_values(tables: Sequence[Table], facts: Sequence[Row]) -> dict[str, Any
 
 
 def markdown(table: Table) -> str:
-    """Print a table for a model card; names out of the data may hold what would break its rows."""
-    header, rows = _grid(table, with_n=True)
+    """Print a table for a model card, without columns of which nothing is known.
+
+    Names out of the data may hold what would break its rows.
+    """
+    known = [key for place, key in enumerate(table.columns) if any(row.cells[place].text != "-" for row in table.rows)]
+    header, rows = _grid(table.only(*known), with_n=True)
     lines = [header, ["---"] * len(header), *rows]
     cells = ([text.replace("|", "\\|").replace("<", "&lt;") for text in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

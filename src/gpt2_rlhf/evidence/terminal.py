@@ -93,8 +93,9 @@ def failed_seeds(seeds: Mapping[str, Any]) -> str:
 
 
 def forced_text(fault: str) -> str:
-    """Return the sentence on a gate that force=true passed."""
-    return f"A gate failed, and force=true continued the run: {fault}"
+    """Return the sentence on a gate that force=true passed. fault: `stage: what was found; what to do`."""
+    found = fault.partition(": ")[2].partition("; ")[0]
+    return f"A gate failed, and force=true continued the run: {found.rstrip('.')}."
 
 
 def chosen_text(ppo: Mapping[str, Any]) -> str | None:

@@ -6,7 +6,6 @@ the cause chained, a bad card ValueError, and an HTML page where JSON is expecte
 
 import errno
 import json
-import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import httpx2
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def failure(error: Exception) -> Failure:
         if isinstance(one, HfHubHTTPError):
             number, text, wait_s = one.response.status_code, _answer(one), _wait_s(one.response)
         else:
-            number, text, wait_s = getattr(one, "errno", None) or 0, _one_line(str(one)) or type(one).__name__, None
+            number, text, wait_s = getattr(one, "errno", None) or 0, one_line(str(one)) or type(one).__name__, None
         for kind, numbers, line, is_passing in _FAULTS:
             if isinstance(one, kind) and number in numbers:
                 return Failure(line.format(text=text, kind=type(one).__name__), is_passing, wait_s)
@@ -88,7 +87,7 @@ def _is_wrapper(error: BaseException) -> bool:
 
 def _answer(error: HfHubHTTPError) -> str:
     response, request = error.response, error.response.request
-    message = f": {_one_line(error.server_message)[:200].rstrip('.')}" if error.server_message else ""
+    message = f": {one_line(error.server_message)[:200].rstrip('.')}" if error.server_message else ""
     answered = f"{response.status_code} {response.reason_phrase} to {request.method} {request.url.path}"
     return f"the Hub answered {answered}{message}"
 
@@ -100,7 +99,3 @@ def _wait_s(response: httpx2.Response) -> float | None:
         return float(limit.reset_in_seconds)
     retry_after = response.headers.get("Retry-After", "")
     return float(retry_after) if retry_after.isdigit() else None
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\?\S+", "", " ".join(text.split()))[:300]

@@ -3,15 +3,20 @@
 Each step can be repeated: what is on the Hub already stays as it is.
 """
 
+import hashlib
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.hub import access
@@ -27,6 +32,7 @@ class Target:
     repo_id: str
     private: bool
     branch: str
+    keep: Sequence[str]  # patterns of files there that stay
     folder: str  # below outputs/latest
     model_class: str  # of transformers, to load the model back with
 
@@ -34,6 +40,31 @@ class Target:
     def visibility(self) -> str:
         """The word for `private`."""
         return "private" if self.private else "public"
+
+
+_CARD = "README.md"
+_TITLE = "Model, card and figures of run "  # of our commits
+_TEXT = "\n\nHuman: Is this the same text, 123 naïve é?\n\nAssistant: Yes.<|endoftext|>"  # to compare encodings
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a branch holds. card_commit: who changed the card last, id and title; None if a push of ours did."""
+
+    commit: str
+    files: Sequence[str]
+    card_commit: str | None
+    card_sha1: str | None  # as Git hashes it
+
+    def foreign(self, paths: Sequence[str], keep: Sequence[str]) -> list[str]:
+        """Return the files that are not among these paths and that no pattern keeps."""
+        kept = (".gitattributes", *keep)  # the Hub's own
+        others = sorted(set(self.files).difference(paths))
+        return [path for path in others if not any(fnmatchcase(path, pattern) for pattern in kept)]
+
+    def edited_card(self, card: Path) -> str | None:
+        """Return the commit that changed the card, if it was not a push and left it other than on this disk."""
+        return None if self.card_sha1 == git_hash(card.read_bytes()) else self.card_commit
 
 
 @dataclass(frozen=True)
@@ -62,8 +93,10 @@ def check_name(target: Target) -> None:
         raise UserError(f"{target.setting}: {' '.join(str(error).split())}") from error
 
 
-def look(api: HfApi, target: Target) -> bool:
-    """Return whether the repository exists, after checking everything that can be known without writing.
+def look(api: HfApi, target: Target) -> Found | None:
+    """Return what the branch holds, after checking everything that can be known without writing.
+
+    A branch that does not exist will start from main. None: there is no such repository.
 
     Raises:
         UserError: the account may not write to that name, or the repository is not as private as the settings say.
@@ -72,33 +105,53 @@ def look(api: HfApi, target: Target) -> bool:
     if problem is not None:
         raise UserError(problem)
     try:
-        _check_visibility(api, target)
+        info = _visible(api, target)
     except RepositoryNotFoundError:
-        return False
-    return True
+        return None
+    if target.branch != "main":
+        with suppress(RevisionNotFoundError):
+            info = api.model_info(target.repo_id, revision=target.branch)
+    assert info.sha is not None
+    files = [one.rfilename for one in info.siblings or []]
+    if _CARD not in files:
+        return Found(info.sha, files, None, None)
+    (card,) = api.get_paths_info(target.repo_id, _CARD, revision=info.sha, expand=True)
+    assert isinstance(card, RepoFile)
+    assert card.last_commit is not None
+    title = card.last_commit.title
+    by_us = title.startswith(_TITLE)
+    return Found(info.sha, files, None if by_us else f"{card.last_commit.oid[:12]} ({title})", card.blob_id)
 
 
 def push(api: HfApi, target: Target, folder: Path, paths: Sequence[str], run: str) -> Pushed:
-    """Make the branch hold the files by one commit, or by none if it does already; compare their hashes; tag the run.
+    """Make the branch hold exactly the files by one commit, or by none if it does already; tag the run.
+
+    Other files there are deleted: an old tokenizer file or adapter would change what loads. Hashes are compared.
 
     Raises:
         UserError: as `look`, or the repository that was just created is not as private as the settings say.
         Damaged: the Hub lists other hashes than those of the files.
     """
-    if not look(api, target):
+    found = look(api, target)
+    if found is None:
         api.create_repo(target.repo_id, private=target.private, exist_ok=True)  # private from its first moment
-        _check_visibility(api, target)  # the Hub can ignore the wish
+        _visible(api, target)  # the Hub can ignore the wish
     if target.branch != "main":
         api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
-    head = api.model_info(target.repo_id, revision=target.branch).sha
+    if found is None or target.branch != "main":
+        found = look(api, target)
+    assert found is not None
     # Not upload_folder: where hf_xet is installed it cuts a folder into several commits (huggingface_hub 2.4.0,
     # _upload_pipeline.py). parent_commit: a commit whose answer was lost, and that lands late, cannot be made twice.
     commit = api.create_commit(
         target.repo_id,
-        operations=[CommitOperationAdd(path, folder / path) for path in paths],
-        commit_message=f"Model, card and figures of run {run}",
+        operations=[
+            *(CommitOperationAdd(path, folder / path) for path in paths),
+            *(CommitOperationDelete(path) for path in found.foreign(paths, target.keep)),
+        ],
+        commit_message=f"{_TITLE}{run}",
         revision=target.branch,
-        parent_commit=head,
+        parent_commit=found.commit,
     ).oid
     listed = api.verify_repo_checksums(target.repo_id, revision=commit, local_dir=folder)
     # extra_paths: files here that the commit lacks; hidden files are never pushed
@@ -109,7 +162,7 @@ def push(api: HfApi, target: Target, folder: Path, paths: Sequence[str], run: st
     tags = {one.name: one.target_commit for one in api.list_repo_refs(target.repo_id).tags}
     if tag not in tags:  # the tag of an earlier push stays where it is
         api.create_tag(target.repo_id, tag=tag, revision=commit, exist_ok=True)
-    return Pushed(target, folder, paths, commit, is_new=commit != head, tagged=tags.get(tag, commit))
+    return Pushed(target, folder, paths, commit, is_new=commit != found.commit, tagged=tags.get(tag, commit))
 
 
 def fetch(api: HfApi, pushed: Pushed, cache_dir: str) -> None:
@@ -129,26 +182,55 @@ def fetch(api: HfApi, pushed: Pushed, cache_dir: str) -> None:
 
 
 def load(api: HfApi, pushed: Pushed, cache_dir: str) -> None:
-    """Load model and tokenizer by the name of the repository, from the cache that `fetch` filled.
+    """Load model and tokenizer by the name of the repository, and compare them with those loaded from this disk.
+
+    The cache is the one that `fetch` filled. A file that `publish.keep` left in the repository may change what loads.
 
     Raises:
-        UserError: weights are missing, which transformers would fill with random numbers.
+        UserError: something differs, or weights are missing, which transformers would fill with random numbers.
     """
-    import transformers  # with torch it takes seven seconds, and the other steps do not need it
-
     repo_id = pushed.target.repo_id
     place: dict[str, Any] = {"revision": pushed.commit, "cache_dir": cache_dir, "token": api.token}
-    transformers.AutoTokenizer.from_pretrained(repo_id, **place)
-    model_class = getattr(transformers, pushed.target.model_class)
-    _, found = model_class.from_pretrained(repo_id, output_loading_info=True, **place)
+    there, here = _loaded(pushed.target, repo_id, place), _loaded(pushed.target, str(pushed.folder), {})
+    different = [name for name in here if here[name] != there[name]]
+    if different:
+        raise UserError(
+            f"{repo_id} loads with other {', '.join(different)} than {pushed.folder}; a file that publish.keep left "
+            "there changes what loads, so keep fewer"
+        )
+
+
+def _loaded(target: Target, place: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes a loaded model and tokenizer give the same answers; of the weights, a digest."""
+    import transformers  # with torch it takes seven seconds, and the other steps do not need it
+    from torch import uint8
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place, **arguments)
+    model_class = getattr(transformers, target.model_class)
+    model, found = model_class.from_pretrained(place, output_loading_info=True, **arguments)
     if found["missing_keys"]:
-        raise UserError(f"{repo_id}: its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
+        raise UserError(f"{place}: its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        weights.update(tensor.flatten().view(uint8).numpy())
+    return {
+        "padding and EOS tokens": (tokenizer.pad_token_id, tokenizer.eos_token_id, model.config.pad_token_id),
+        "vocabulary": tokenizer.get_vocab(),
+        "encoding": tokenizer(_TEXT)["input_ids"],
+        "chat template": tokenizer.chat_template,
+        "sampling": model.generation_config.to_dict() if model.can_generate() else None,
+        "weights": weights.hexdigest(),
+    }
 
 
-def _check_visibility(api: HfApi, target: Target) -> None:
-    found = "private" if api.model_info(target.repo_id).private else "public"
+def _visible(api: HfApi, target: Target) -> ModelInfo:
+    """Return the Hub's record of the repository, which must be as private as the settings say."""
+    info = api.model_info(target.repo_id)
+    found = "private" if info.private else "public"
     if found != target.visibility:
         raise UserError(
             f"publish.private: {target.repo_id} is {found}, expected {target.visibility}; nothing was pushed. Set "
             f"publish.private={str(not target.private).lower()}, or change the repository in its settings on the Hub"
         )
+    return info

@@ -33,23 +33,22 @@ _LINEAR = (torch.nn.Linear, Conv1D)
 
 def load_base_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """Load the base model's tokenizer, as tokens.py describes it."""
-    place = model.name if model.tokenizer is None else model.tokenizer
-    return tokens.load_tokenizer(model_files.source(place), model.revision)
+    return tokens.load_tokenizer(str(model_files.folder(model_files.tokenizer_place(model), model)), None)
 
 
 def load_base(model: Model, seed: int) -> PreTrainedModel:
     """Load the base policy; with `model.random`, draw random weights of that shape with `seed` instead."""
     if model.random is None:
-        return load_policy(model_files.source(model.name), model.revision)
+        return load_policy(str(model_files.folder(model.name, model)))
     eos_token_id = load_base_tokenizer(model).eos_token_id
     set_seed(seed)
     special = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
     return GPT2LMHeadModel(GPT2Config.from_dict({**model.random, **special}))
 
 
-def load_policy(path: str, revision: str | None = None) -> PreTrainedModel:
-    """Load a causal language model in float32 from a folder or the Hub."""
-    return AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32, use_safetensors=True)
+def load_policy(path: str) -> PreTrainedModel:
+    """Load a causal language model in float32 from a folder."""
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
 
 
 def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:
@@ -72,7 +71,7 @@ def check_lora(model: Model, peft: Peft, key: str, kind: Any = AutoModelForCausa
     """
     if peft.r > 0:
         if model.random is None:
-            config = AutoConfig.from_pretrained(model_files.source(model.name), revision=model.revision)
+            config = AutoConfig.from_pretrained(model_files.folder(model.name, model))
         else:
             config = GPT2Config.from_dict(model.random)
         with torch.device("meta"):
@@ -143,4 +142,6 @@ def save(model: torch.nn.Module | None, tokenizer: PreTrainedTokenizerBase, dire
     """Save a trainer's model, its adapter merged, together with the tokenizer."""
     assert model is not None  # transformers types a trainer's model as optional
     merged(model).save_pretrained(directory)
+    for weights in directory.glob("*.safetensors"):  # safetensors lets only the owner read its files
+        weights.chmod((directory / "config.json").stat().st_mode)
     copy.deepcopy(tokenizer).save_pretrained(directory)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from gpt2_rlhf.config import trl_fields
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.hub_errors import require_undamaged
 from gpt2_rlhf.config.settings import Model
 from gpt2_rlhf.models import model_files
 
@@ -42,8 +43,8 @@ def check(model: Model, last: str = "evaluate") -> dict[str, Any]:
                 f"type {config.get('model_type')!r}; {use}; choose a base model of another type, such as gpt2"
             )
     _check_vocabulary(model, config)
-    if folder is not None and model.random is None:
-        _check_weights(folder)
+    if model.random is None and (folder is not None or last != "data"):
+        _check_weights(model)
     return config
 
 
@@ -70,8 +71,8 @@ def _check_vocabulary(model: Model, config: dict[str, Any]) -> None:
 
     Special tokens without an embedding pass, if they are not BOS or EOS: no text of the rows has them. Gemma 3 has one.
     """
-    place = model.name if model.tokenizer is None else model.tokenizer
-    path, named = _path(place, "tokenizer.json", model), _path(place, "tokenizer_config.json", model)
+    place = model_files.tokenizer_place(model)
+    path, named = (model_files.find(place, file, model) for file in ("tokenizer.json", "tokenizer_config.json"))
     if path is None or "vocab_size" not in config:
         return
     try:
@@ -90,36 +91,42 @@ def _check_vocabulary(model: Model, config: dict[str, Any]) -> None:
         )
 
 
-def _path(place: str, file: str, model: Model) -> Path | None:
-    """Return a file that is on disk, in the model's folder or the Hub's cache."""
-    folder = model_files.local_dir(place)
-    if folder is not None:
-        return folder / file if (folder / file).is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(place, file, revision=model.revision)
-    return Path(cached) if isinstance(cached, str) else None
-
-
-def _check_weights(folder: Path) -> None:
-    """Refuse weights of which transformers would miss a file or a tensor."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
+def _check_weights(model: Model) -> None:
+    """Refuse weights of which transformers would miss a file or a tensor; those of the Hub are downloaded."""
+    name = model.name
+    whole = model_files.find(name, "model.safetensors", model)
+    if whole is not None:
         _tensors(whole)
         return
-    if not index.is_file():
-        raise UserError(f"model.name: {folder} has neither {whole.name} nor {index.name}; save the model there again")
+    index = model_files.find(name, "model.safetensors.index.json", model)
+    if index is None:
+        raise UserError(
+            f"model.name: {name} has neither model.safetensors nor model.safetensors.index.json; save it in that "
+            "format, with AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER), and set model.name=FOLDER"
+        )
     try:
         shard_of: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(shard_of.values()))
+        shards = sorted(set(shard_of.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"model.name: {index} cannot be read ({error}); download or save the model again") from error
-    for name in names:
-        if not (folder / name).is_file():
-            raise UserError(f"model.name: {folder} has no {name}, which {index.name} names; download the model again")
-        missing = {tensor for tensor, shard in shard_of.items() if shard == name} - _tensors(folder / name)
+    for shard in shards:
+        path = model_files.find(name, shard, model)
+        if path is None:
+            raise UserError(f"model.name: {name} has no {shard}, which {index.name} names; download the model again")
+        missing = {tensor for tensor, file in shard_of.items() if file == shard} - _tensors(path)
         if missing:
-            raise UserError(f"model.name: {folder / name} has no tensor {min(missing)}; download the model again")
+            raise UserError(f"model.name: {path} has no tensor {min(missing)}; download the model again")
+
+
+def require_whole_weights(model: Model) -> None:
+    """Read all bytes of weights from the Hub's cache, to refuse those that were damaged there.
+
+    Raises:
+        UserError: names the damaged file and the command that heals it.
+    """
+    if model.random is None:
+        for path in model_files.folder(model.name, model).glob("*.safetensors"):
+            require_undamaged("model", path)
 
 
 def _tensors(path: Path) -> set[str]:
@@ -134,7 +141,9 @@ def _tensors(path: Path) -> set[str]:
         offsets = {n: t["data_offsets"][1] for n, t in json.loads(header).items() if n != "__metadata__"}
         end = max(offsets.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        require_undamaged("model", path)
         raise UserError(f"model.name: {path} is not a safetensors file; download or save it again") from error
     if 8 + size + end != path.stat().st_size:
+        require_undamaged("model", path)
         raise UserError(f"model.name: {path} is cut short or padded; download or save it again")
     return set(offsets)

@@ -9,11 +9,12 @@ from tokenizers import Tokenizer
 
 from gpt2_rlhf import embedded
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.hub_errors import HUB_TIMEOUT_S, hub_errors
+from gpt2_rlhf.config.hub_errors import HUB_TIMEOUT_S, hub_errors, is_commit, require_undamaged
 from gpt2_rlhf.config.settings import Model
 from gpt2_rlhf.models import padding
 from gpt2_rlhf.store.files import sha256
 
+_SMALL_BYTES = 20_000_000  # hashed in a fraction of a second, each time
 EMBEDDED_DIR = Path(embedded.__file__).parent / "model"
 
 
@@ -25,10 +26,10 @@ def local_dir(place: str) -> Path | None:
     return path if path.is_dir() or place.startswith((".", "/", "~")) else None
 
 
-def source(place: str) -> str:
-    """Return what from_pretrained of transformers takes for `place`: a folder or a Hub name."""
-    folder = local_dir(place)
-    return place if folder is None else str(folder)
+def folder(place: str, model: Model) -> Path:
+    """Return the folder that transformers loads from, which for the Hub is in its cache: no stage makes a request."""
+    found = local_dir(place)
+    return _require(place, "tokenizer.json", model).parent if found is None else found
 
 
 def check(model: Model) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def check(model: Model) -> dict[str, Any]:
         return {**model.random, "model_type": "gpt2"}
     config_file = _require(model.name, "config.json", model)
     config = _read_json(config_file)
+    find(model.name, "generation_config.json", model)
     if pad_token_id >= config.get("vocab_size", pad_token_id + 1):
         raise UserError(
             f"model.tokenizer: the token to pad with, {pad_token}, has id {pad_token_id}, but {config_file} has a "
@@ -86,14 +88,15 @@ def start_tokens(model: Model) -> int:
 
 
 def _tokenizer(model: Model) -> Tokenizer:
-    path = _require(_tokenizer_place(model), "tokenizer.json", model)
+    path = _require(tokenizer_place(model), "tokenizer.json", model)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower type
         raise UserError(f"model.tokenizer: {path} is not a tokenizer ({error}); download or save it again") from error
 
 
-def _tokenizer_place(model: Model) -> str:
+def tokenizer_place(model: Model) -> str:
+    """Return where the tokenizer is."""
     return model.name if model.tokenizer is None else model.tokenizer
 
 
@@ -102,14 +105,15 @@ def padding_token(model: Model) -> tuple[str, int]:
     tokenizer = _tokenizer(model)
     named: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = _optional(_tokenizer_place(model), file, model)
+        path = find(tokenizer_place(model), file, model)
         named |= {} if path is None else _read_json(path)
     in_use = {
         token["content"] if isinstance(token, dict) else str(token)
         for name, token in named.items()
         if name.endswith("_token") and name != "pad_token"
     }
-    jinja = _optional(_tokenizer_place(model), "chat_template.jinja", model)
+    find(tokenizer_place(model), "added_tokens.json", model)  # so that transformers finds it too
+    jinja = find(tokenizer_place(model), "chat_template.jinja", model)
     template = named.get("chat_template", "") if jinja is None else jinja.read_text(encoding="utf-8")
     pad_token = padding.choose(tokenizer, in_use, str(template))
     pad_token_id = tokenizer.token_to_id(pad_token)
@@ -131,40 +135,62 @@ def _existing(folder: Path) -> Path:
 
 
 def _require(place: str, file: str, model: Model) -> Path:
-    folder = local_dir(place)
-    if folder is None:
-        return _from_hub(place, file, model.revision)
-    if not (_existing(folder) / file).is_file():
-        raise UserError(f"model.name: {folder} has no {file}; expected a folder written by save_pretrained")
-    return folder / file
+    name, revision = _repository(place, model)
+    if local_dir(place) is None and not isinstance(_cached(name, file, revision), str):
+        from huggingface_hub import HfApi
+
+        with hub_errors("model", name, revision):
+            newest = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)  # a download tries six times
+        if not is_commit(revision):
+            key = "model.revision=" if place == model.name else f"model.tokenizer={name}@"
+            raise UserError(
+                f"model.revision: {revision}; expected a commit of {name}, so that a later run starts from the same "
+                f"files; its newest is {key}{newest.sha}"
+            )
+    path = find(place, file, model)
+    if path is None:
+        raise UserError(f"model.name: {place} has no {file}; expected a model saved by save_pretrained of transformers")
+    return path
 
 
-def _optional(place: str, file: str, model: Model) -> Path | None:
-    """Return a file that a model may lack, or None."""
-    folder = local_dir(place)
-    if folder is not None:
-        return folder / file if (folder / file).is_file() else None
-    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+def find(place: str, file: str, model: Model) -> Path | None:
+    """Return a file of a model, downloaded if it is on the Hub and not in the cache; None if there is none.
 
-    cached = try_to_load_from_cache(place, file, revision=model.revision)
-    if cached is not None:  # not a path: the cache knows that there is no such file
-        return Path(cached) if isinstance(cached, str) else None
-    with hub_errors("model", place, model.revision):
-        try:
-            return Path(hf_hub_download(place, file, revision=model.revision))
-        except errors.EntryNotFoundError:
-            return None
+    Raises:
+        UserError: there is no such folder, the Hub fails, or a small file of the cache is damaged.
+    """
+    found = local_dir(place)
+    if found is not None:
+        return _existing(found) / file if (found / file).is_file() else None
+    from huggingface_hub import errors, hf_hub_download, is_offline_mode
 
-
-def _from_hub(name: str, file: str, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, errors, hf_hub_download, try_to_load_from_cache
-
+    name, revision = _repository(place, model)
+    cached = _cached(name, file, revision)
+    if cached is not None and not isinstance(cached, str):  # the cache knows that there is no such file
+        return None
     with hub_errors("model", name, revision):
-        cached = try_to_load_from_cache(name, file, revision=revision)
-        if isinstance(cached, str):
-            return Path(cached)
-        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)  # one try, where a download makes six
         try:
-            return Path(hf_hub_download(name, file, revision=revision))
-        except errors.RemoteEntryNotFoundError as error:
-            raise UserError(f"model.name: {name} has no {file}; expected a model saved by transformers") from error
+            path = Path(cached or hf_hub_download(name, file, revision=revision))
+        except errors.RemoteEntryNotFoundError:
+            return None
+        except errors.LocalEntryNotFoundError:
+            if is_offline_mode() and not file.startswith("model."):  # transformers did not ask for it when it had a Hub
+                return None
+            raise
+    if path.stat().st_size < _SMALL_BYTES:
+        require_undamaged("model", path)
+    return path
+
+
+def _repository(place: str, model: Model) -> tuple[str, str | None]:
+    """Return name and revision on the Hub; a tokenizer from another repository than the model is named name@commit."""
+    name, _, commit = place.partition("@")
+    return name, commit or model.revision
+
+
+def _cached(name: str, file: str, revision: str | None) -> Any:
+    """Return the path of a file in the Hub's cache, None if it is not there, or an object if there is no such file."""
+    from huggingface_hub import try_to_load_from_cache
+
+    # a branch moves, so the cache may hold an older state of it
+    return try_to_load_from_cache(name, file, revision=revision) if is_commit(revision) else None

@@ -4,12 +4,11 @@ An interrupted download leaves some of the files. huggingface_hub keeps the list
 an incomplete download is recognised offline too, and no model is trained on half of the data.
 """
 
-import re
 from glob import escape
 from pathlib import Path
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.hub_errors import HUB_TIMEOUT_S, hub_errors
+from gpt2_rlhf.config.hub_errors import HUB_TIMEOUT_S, hub_errors, is_commit, require_undamaged
 from gpt2_rlhf.config.settings import Data
 from gpt2_rlhf.rows.layout import File, layout
 
@@ -29,7 +28,7 @@ def locate(data: Data) -> tuple[Path | None, list[File], list[str]]:
     title, where = data.name.rpartition("/")[2], f"{data.name} on the Hub"
     with hub_errors("data", data.name, data.revision):
         try:
-            if not _is_commit(data.revision):
+            if not is_commit(data.revision):
                 raise CachedRepoTreeNotFoundError  # a branch moves, so the cache may hold an older state of it
             tree = get_cached_repo_tree(data.name, repo_type="dataset", revision=data.revision)
             files, not_read = layout([file.path for file in tree], title, data.subsets, where)
@@ -48,6 +47,8 @@ def download(data: Data) -> tuple[Path, list[File]]:
     if root is None:
         with hub_errors("data", data.name, data.revision):
             root = _snapshot(data, files, local_files_only=False)
+    for file in files:
+        require_undamaged("data", root / file.name)
     return root, files
 
 
@@ -70,13 +71,9 @@ def _names_on_hub(data: Data) -> list[str]:
     from huggingface_hub import HfApi
 
     info = HfApi().dataset_info(data.name, revision=data.revision, timeout=HUB_TIMEOUT_S)
-    if not _is_commit(data.revision):
+    if not is_commit(data.revision):
         raise UserError(
             f"data.revision: {data.revision}; expected a commit of {data.name}, so that a later run reads the same "
             f"rows; its newest is data.revision={info.sha}"
         )
     return [sibling.rfilename for sibling in info.siblings or []]
-
-
-def _is_commit(revision: str | None) -> bool:
-    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None

@@ -4,17 +4,21 @@ A command composes its settings once into such a record and hands the record on.
 the stage store, so runs that share stages share their bytes; outputs/latest is one symbolic link to the newest run.
 """
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.store.files import link, replacing
 from gpt2_rlhf.store.portable import without_folder
 from gpt2_rlhf.store.stage import Stage, is_done, manifest
 
+_STAGES = ("data", "sft", "reward", "judge", "ppo", "evaluate")
 _BY_SEED = ("ppo", "evaluate")  # stages that each PPO seed has of its own
 
 
@@ -78,6 +82,36 @@ def up_to(plans: Sequence[Mapping[str, Stage]], last: str) -> tuple[dict[str, St
     """Return the plans cut to the stage `last` and what it builds on."""
     kept = {last, *plans[0][last].needs}
     return tuple({name: stage for name, stage in plan.items() if name in kept} for plan in plans)
+
+
+def read(directory: Path, publish: Publish) -> Run:
+    """Return the evaluated run in this directory as it was when it was shown, to be published in this way.
+
+    Raises:
+        UserError: there is none, or its settings are those of another version.
+    """
+    try:
+        command = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["command"]
+        config_yaml = (directory / "config.yaml").read_text(encoding="utf-8")
+        stages = [one for one in directory.iterdir() if one.is_symlink() and (one / "manifest.json").is_file()]
+        found = {link.name: _read_stage(link) for link in stages}
+        first = {name: found[name] for name in _STAGES if name in found}
+        processes = found["ppo"].inputs["processes"]
+        settings = compose.read(config_yaml, publish)
+        others = [
+            first | {name: found[f"{name}-seed{seed}"] for name in _BY_SEED} for seed in (settings.ppo.seeds or [])[1:]
+        ]
+    except (OSError, KeyError) as error:
+        raise UserError(f"{directory}: there is no finished model; run `make pipeline` first") from error
+    except UserError as error:
+        raise UserError(f"{directory}: made by another version; run `make pipeline` again first ({error})") from error
+    return Run(settings, tuple(shlex.split(command)[2:]), config_yaml, (first, *others), processes)
+
+
+def _read_stage(link: Path) -> Stage:
+    directory = link.resolve()
+    record = manifest(Stage("", directory, {}, {}))
+    return Stage(record["stage"], directory, {**record["inputs"], "seed": record["seed"]}, {})
 
 
 def latest(output_dir: str) -> Path:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs
 
 from helpers.local_hub import card_rules
 from helpers.local_hub.store import Account, Blob, Commit, Repository, new_repository, upload_mode
@@ -54,9 +54,10 @@ class State:
 class Refused(Exception):
     """The hub refuses the request with this answer."""
 
-    def __init__(self, status: int, text: str, code: str | None = None) -> None:
+    def __init__(self, status: int, text: str, code: str | None = None, commit: str | None = None) -> None:
         super().__init__(text)
-        headers = {"X-Error-Message": text} | ({"X-Error-Code": code} if code else {})
+        named = {"X-Error-Message": text, "X-Error-Code": code, "X-Repo-Commit": commit}
+        headers = {name: value for name, value in named.items() if value}
         self.answer = Answer(status, json.dumps({"error": text}).encode(), headers)
 
 
@@ -119,9 +120,16 @@ def tree(state: State, request: Request) -> Answer:
 
 def paths_info(state: State, request: Request) -> Answer:
     """POST /api/models/<repo>/paths-info/<revision>, a form"""
-    commit = _commit(_readable(state, request), request.parts["revision"])
-    paths = {unquote(v.partition("=")[2]) for v in request.body.decode().split("&") if v.startswith("paths=")}
-    return as_json([_entry(path, blob) for path, blob in commit.files.items() if path in paths])
+    repository = _readable(state, request)
+    commit = _commit(repository, request.parts["revision"])
+    form = parse_qs(request.body.decode())
+    found = {path: blob for path, blob in commit.files.items() if path in form["paths"]}
+    entries = [_entry(path, blob) for path, blob in found.items()]
+    if form.get("expand") == ["true"]:
+        for entry in entries:
+            last = repository.last_change(commit, entry["path"])
+            entry["lastCommit"] = {"id": last.sha, "title": last.title, "date": "2031-02-03T10:00:00.000Z"}
+    return as_json(entries)
 
 
 def refs(state: State, request: Request) -> Answer:
@@ -210,7 +218,7 @@ def commit(state: State, request: Request) -> Answer:
     name = request.parts["revision"]
     head = _commit(repository, name).sha
     lines = [json.loads(line) for line in request.body.splitlines()]
-    header, changed = lines[0]["value"], dict[str, Blob]()
+    header, changed, deleted = lines[0]["value"], dict[str, Blob](), set[str]()
     if header.get("parentCommit", head) != head:
         raise Refused(412, "A commit has happened since. Please refresh and try again.")
     for line in lines[1:]:
@@ -221,9 +229,11 @@ def commit(state: State, request: Request) -> Answer:
             if value["oid"] not in state.objects:
                 raise Refused(400, f"LFS object {value['oid']} was not uploaded")
             changed[value["path"]] = Blob(state.objects[value["oid"]], is_lfs=True)
+        elif line["key"] == "deletedFile":
+            deleted.add(value["path"])
         else:
             raise Refused(400, f"this hub does not know {line['key']}")
-    made = repository.commit(name, header["summary"], changed)
+    made = repository.commit(name, header["summary"], changed, deleted)
     return as_json({"commitUrl": f"{state.address}/{repository.name}/commit/{made.sha}", "commitOid": made.sha})
 
 
@@ -232,7 +242,7 @@ def resolve(state: State, request: Request) -> Answer:
     found = _commit(_readable(state, request), request.parts["revision"])
     blob = found.files.get(request.parts["path"])
     if blob is None:
-        raise Refused(404, "Entry not found", "EntryNotFound")
+        raise Refused(404, "Entry not found", "EntryNotFound", found.sha)
     headers = {"X-Repo-Commit": found.sha, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
     if not blob.is_lfs:
         return Answer(200, blob.content, headers)

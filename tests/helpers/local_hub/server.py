@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from helpers.local_hub import answers
 from helpers.local_hub.answers import Answer, Refused, Request, State
 from helpers.local_hub.faults import Fault, Faults, Kind
-from helpers.local_hub.store import Account, Repository
+from helpers.local_hub.store import Account, Blob, Repository
 
 _REPO = r"(?P<namespace>[^/]+)/(?P<name>[^/]+)"
 _API = rf"/api/models/{_REPO}"
@@ -98,6 +98,10 @@ class Hub:
     def repositories(self) -> dict[str, Repository]:
         """Repositories by namespace/name."""
         return self._state.repositories
+
+    def store_object(self, content: bytes) -> None:
+        """Put the content of an LFS file into the storage, as an earlier push did."""
+        self._state.objects[Blob(content, is_lfs=True).sha256] = content
 
     def fail(self, *faults: Fault) -> None:
         """Add these faults."""

@@ -1,7 +1,7 @@
 """Hold what the hub knows: accounts, files, and repositories with their commits, branches and tags."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,10 +88,11 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, branch: str, title: str, changed: Mapping[str, Blob]) -> Commit:
+    def commit(self, branch: str, title: str, changed: Mapping[str, Blob], deleted: Collection[str] = ()) -> Commit:
         """Add a commit to a branch; it may be empty, as on the Hub."""
         parent = self.branches.get(branch)
         files = {**(self.commits[parent].files if parent else {}), **changed}
+        files = {path: blob for path, blob in files.items() if path not in deleted}
         listing = "".join(f"{path} {blob.oid}\n" for path, blob in sorted(files.items()))
         sha = hashlib.sha1(f"{parent} {title} {len(self.commits)}\n{listing}".encode()).hexdigest()
         made = Commit(sha, parent, title, files)
@@ -103,6 +104,12 @@ class Repository:
         """Return the commit that a branch, tag or sha names."""
         sha = self.branches.get(revision) or self.tags.get(revision) or revision
         return self.commits.get(sha)
+
+    def last_change(self, commit: Commit, path: str) -> Commit:
+        """Return the newest commit up to this one that changed the file."""
+        parent = self.commits.get(commit.parent or "")
+        unchanged = parent is not None and parent.files.get(path) == commit.files.get(path)
+        return self.last_change(parent, path) if parent is not None and unchanged else commit
 
     def history(self, branch: str = "main") -> list[Commit]:
         """Return the commits of a branch, newest first; the last is the first commit of the repository."""
