@@ -16,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.system_faults import AGAIN, in_one_line, say
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_AGAIN = "run the same command again to go on"
 
 
 def run(name: str, log_dir: Path, action: Callable[[], None]) -> None:
@@ -36,10 +36,9 @@ def run(name: str, log_dir: Path, action: Callable[[], None]) -> None:
         child.join()
     code = child.exitcode or 0
     if code == -signal.SIGKILL:
-        print(
+        say(
             f"error: {name} was killed by the system, most often for lack of memory; lower "
-            f"per_device_train_batch_size or local_rollout_forward_batch_size, then run the same command again",
-            file=sys.stderr,
+            "per_device_train_batch_size or local_rollout_forward_batch_size, then run the same command again"
         )
     if code != 0:
         raise SystemExit(128 - code if code < 0 else code)
@@ -58,30 +57,37 @@ def _guarded(name: str, log_dir: Path, action: Callable[[], None]) -> int:
 
     try:
         action()
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
     except Interrupted as stop:
-        print(f"\n{name} stopped by {stop} after writing {stop.checkpoint}; {_AGAIN}", file=sys.stderr)
+        say(f"\n{name} stopped by {stop} after writing {stop.checkpoint}; {AGAIN}")
         return 128 + stop.signum
     except KeyboardInterrupt:
-        print(f"\n{name} interrupted; {_AGAIN}", file=sys.stderr)
+        say(f"\n{name} interrupted; {AGAIN}")
         return 128 + signal.SIGINT
     except _Terminated:
-        print(f"\n{name} terminated; {_AGAIN}", file=sys.stderr)
+        say(f"\n{name} terminated; {AGAIN}")
         return 128 + signal.SIGTERM
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {name}: {where}{error.strerror or error}; correct that, then {_AGAIN}", file=sys.stderr)
-        return 2
-    except Exception as error:  # the last resort: a defect of ours or of a library, kept whole for a report
-        log_dir.mkdir(parents=True, exist_ok=True)
-        log = log_dir / "error.log"
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        first = (str(error).splitlines() or [""])[0]
-        print(f"error: {name}: {type(error).__name__}: {first} (details in {log})", file=sys.stderr)
+    except Exception as error:
+        if (line := in_one_line(error, log_dir)) is not None:
+            say(f"error: {name}: {line}")
+            return 2
+        _log_defect(name, log_dir / "error.log", error)
         return 1
     return 0
+
+
+def _log_defect(name: str, log: Path, error: Exception) -> None:
+    """Keep the traceback of a defect, of ours or of a library, whole for a report."""
+    details = f"details in {log}"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError as fault:
+        details = f"{log} cannot be written: {fault.strerror}"
+    say(f"error: {name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]} ({details})")
 
 
 class _Terminated(Exception):

@@ -1,0 +1,130 @@
+"""Turn what the system refuses a command, such as a write to a full disk, into one line and exit code 2."""
+
+import contextlib
+import errno
+import os
+import re
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gpt2_rlhf.config.errors import UserError
+
+AGAIN = "run the same command again to go on"
+
+_TORCH_WRITE = "a file could not be written"  # torch knows no more
+_NO_ROOM = {os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)} | {_TORCH_WRITE}
+_NOT_WRITABLE = {os.strerror(number) for number in (errno.EROFS, errno.EACCES, errno.EPERM)}
+
+
+def exit_with_one_line(action: Callable[[], None]) -> None:
+    """Run an entry point; exit with 2 and one line on stderr after a fault of user or system, with 130 after Ctrl-C."""
+    try:
+        _require_streams()
+        action()
+        sys.stdout.flush()  # the interpreter would print a traceback if its own flush failed
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        say(f"\ninterrupted; {AGAIN}")
+        sys.exit(130)
+    except SystemExit:
+        _stdout_fault("")  # what failed has said so; only the buffer must not fail once more
+        raise
+    except Exception as error:
+        if (line := in_one_line(error, Path())) is None:
+            raise
+        say(f"error: {line}")
+        sys.exit(2)
+
+
+def say(line: str) -> None:
+    """Print a line on stderr, unless that cannot be written either."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def in_one_line(error: Exception, place: Path) -> str | None:
+    """Return the line for an error of the system, such as a full disk; None for another error, a defect.
+
+    place: a folder on the disk that is written to, for errors that name no file.
+    """
+    if isinstance(error, OSError) and error.filename is None and (line := _stdout_fault("\n")) is not None:
+        return line
+    reason = _reason(error)
+    if reason is None:  # of errors that a library raises while it handles another, only failed writes are known
+        reason = next((cause for one in _causes(error) if (cause := _reason(one)) in _NO_ROOM), None)
+    if reason is None:
+        return None
+    file = str(error.filename) if isinstance(error, OSError) and error.filename else ""
+    if reason in _NO_ROOM:
+        free, limit, remedy = (
+            f"{free_bytes(Path(file) if file else place) / 1e6:,.1f} MB free",
+            largest_file(),
+            "make room",
+        )
+        if limit is not None:
+            free, remedy = (
+                f"{free}, `ulimit -f` allows files of {limit / 1e6:,.1f} MB",
+                "make room, or raise that limit",
+            )
+        return f"{file or place}: {reason} ({free}); {remedy}, then {AGAIN}"
+    remedy = "make it writable, or set output_dir=<another folder>" if reason in _NOT_WRITABLE else "correct that"
+    return f"{file}{': ' if file else ''}{reason}; {remedy}, then {AGAIN}"
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes on the disk where the path is or will be."""
+    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+
+
+def largest_file() -> int | None:
+    """Return how many bytes a file of this process may have, or None if there is no limit."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _reason(error: BaseException) -> str | None:
+    """Return the system's words for an error. Libraries in Rust put its number into a text."""
+    if isinstance(error, OSError):
+        return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return os.strerror(int(found[1]))
+    return _TORCH_WRITE if "iostream error" in str(error) else None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        yield cause
+        error = cause
+
+
+def _require_streams() -> None:
+    """Refuse to run without standard output, and give closed streams their numbers back.
+
+    Otherwise the next file that is opened gets such a number, and what C libraries print ends up in it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        raise UserError("standard output: closed; redirect it to a file, or to /dev/null")
+
+
+def _stdout_fault(text: str) -> str | None:
+    """Print a text; return the line for standard output that cannot be written, and direct it to nowhere from now on.
+
+    An error does not tell which stream it is of, and does not come again when an emptied buffer is flushed.
+    """
+    try:
+        print(end=text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f"standard output: {error.strerror}; redirect it to where it can be written, then {AGAIN}"
+    return None
