@@ -41,6 +41,8 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
         SystemExit: a stage failed, or a launcher ran this command in several processes; with its exit code.
     """
     started = time.perf_counter()
+    if world.is_started_by_launcher():
+        child.die_with_parent()
     composed = compose.load(overrides)
     check(composed.settings, last)
     if relaunch.is_needed(composed.settings.launch):

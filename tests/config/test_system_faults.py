@@ -4,6 +4,9 @@ import errno
 import io
 import os
 import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,3 +129,14 @@ def test_a_defect_that_comes_up_while_a_missing_file_is_handled_stays_a_defect(t
     with pytest.raises(KeyError) as failed:
         _defect(tmp_path / "missing")
     assert in_one_line(failed.value, tmp_path) is None
+
+
+def test_a_command_that_ends_leaves_without_a_last_garbage_collection_and_without_a_traceback_of_ctrl_c() -> None:
+    code = """
+import atexit, gc, os, signal
+from gpt2_rlhf.config.system_faults import exit_with_one_line
+atexit.register(lambda: (print(gc.get_freeze_count() > 1000, flush=True), os.kill(os.getpid(), signal.SIGINT)))
+exit_with_one_line(lambda: None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "True\n", "")

@@ -1,11 +1,14 @@
 """Turn what the system refuses a command, such as a write to a full disk, into one line and exit code 2."""
 
+import atexit
 import contextlib
 import errno
+import gc
 import os
 import re
 import resource
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +24,7 @@ _NOT_WRITABLE = {os.strerror(number) for number in (errno.EROFS, errno.EACCES, e
 
 def exit_with_one_line(action: Callable[[], None]) -> None:
     """Run an entry point; exit with 2 and one line on stderr after a fault of user or system, with 130 after Ctrl-C."""
+    atexit.register(_leave_quickly)
     try:
         _require_streams()
         action()
@@ -29,7 +33,8 @@ def exit_with_one_line(action: Callable[[], None]) -> None:
         say(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        say(f"\ninterrupted; {AGAIN}")
+        if os.environ.get("RANK", "0") == "0":  # of several processes that a launcher interrupted, one says it
+            say(f"\ninterrupted; {AGAIN}")
         sys.exit(130)
     except SystemExit:
         _stdout_fault("")  # what failed has said so; only the buffer must not fail once more
@@ -39,6 +44,12 @@ def exit_with_one_line(action: Callable[[], None]) -> None:
             raise
         say(f"error: {line}")
         sys.exit(2)
+
+
+def _leave_quickly() -> None:
+    """Skip the last garbage collections, which take seconds with torch loaded, and let Ctrl-C end what remains."""
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def say(line: str) -> None:
