@@ -110,6 +110,16 @@ def test_a_write_past_the_limit_of_the_shell_names_the_limit(
     assert "MB free, `ulimit -f` allows files of 0.0 MB); make room, or raise that limit, then run" in line
 
 
+def test_a_disk_without_a_free_inode_is_not_told_by_its_free_bytes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = os.statvfs_result((4096, 4096, 1000, 500, 500, 100, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: disk)
+    line = in_one_line(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path)), tmp_path)
+    assert line is not None
+    assert "No space left on device (2.0 MB free, but no inode: there are too many files); make room, then run" in line
+
+
 def test_an_error_that_names_its_file_is_told_by_it_and_not_by_standard_output() -> None:
     error = OSError(errno.EROFS, os.strerror(errno.EROFS), "outputs/file")
     assert in_one_line(error, Path()) == (

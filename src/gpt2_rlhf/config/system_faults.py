@@ -7,10 +7,9 @@ import gc
 import os
 import re
 import resource
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from gpt2_rlhf.config.errors import UserError
@@ -65,31 +64,33 @@ def in_one_line(error: Exception, place: Path) -> str | None:
     """
     if isinstance(error, OSError) and error.filename is None and (line := _stdout_fault("\n")) is not None:
         return line
-    reason = _reason(error)
-    if reason is None:  # of errors that a library raises while it handles another, only failed writes are known
-        reason = next((cause for one in _causes(error) if (cause := _reason(one)) in _NO_ROOM), None)
+    reason, cause = _reason(error), error.__cause__ or error.__context__
+    while reason is None and cause is not None:  # of what a library raised an error about, only failed writes are known
+        reason = _reason(cause) if _reason(cause) in _NO_ROOM else None
+        cause = cause.__cause__ or cause.__context__
     if reason is None:
         return None
     file = str(error.filename) if isinstance(error, OSError) and error.filename else ""
     if reason in _NO_ROOM:
-        free, limit, remedy = (
-            f"{free_bytes(Path(file) if file else place) / 1e6:,.1f} MB free",
-            largest_file(),
-            "make room",
-        )
-        if limit is not None:
-            free, remedy = (
-                f"{free}, `ulimit -f` allows files of {limit / 1e6:,.1f} MB",
-                "make room, or raise that limit",
-            )
-        return f"{file or place}: {reason} ({free}); {remedy}, then {AGAIN}"
+        disk = _disk(Path(file) if file else place)
+        facts, remedy = f"{disk.f_bavail * disk.f_frsize / 1e6:,.1f} MB free", "make room"
+        if disk.f_files > 0 == disk.f_favail:
+            facts += ", but no inode: there are too many files"
+        if (limit := largest_file()) is not None:
+            facts += f", `ulimit -f` allows files of {limit / 1e6:,.1f} MB"
+            remedy += ", or raise that limit"
+        return f"{file or place}: {reason} ({facts}); {remedy}, then {AGAIN}"
     remedy = "make it writable, or set output_dir=<another folder>" if reason in _NOT_WRITABLE else "correct that"
     return f"{file}{': ' if file else ''}{reason}; {remedy}, then {AGAIN}"
 
 
 def free_bytes(path: Path) -> int:
     """Return the free bytes on the disk where the path is or will be."""
-    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+    return _disk(path).f_bavail * _disk(path).f_frsize
+
+
+def _disk(path: Path) -> os.statvfs_result:
+    return os.statvfs(next(place for place in (path, *path.absolute().parents) if place.exists()))
 
 
 def largest_file() -> int | None:
@@ -105,12 +106,6 @@ def _reason(error: BaseException) -> str | None:
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         return os.strerror(int(found[1]))
     return _TORCH_WRITE if "iostream error" in str(error) else None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    while (cause := error.__cause__ or error.__context__) is not None:
-        yield cause
-        error = cause
 
 
 def _require_streams() -> None:
