@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import save_file
 
 from gpt2_rlhf import cli
@@ -83,6 +86,9 @@ def test_a_standard_error_that_is_full_as_well_leaves_the_exit_code(monkeypatch:
     assert stopped.value.code == 2
 
 
+TABLE = pyarrow.table({"a": np.random.default_rng(0).integers(0, 2**60, 50_000)})
+
+
 def _torch_save(path: Path) -> None:
     torch.save({"a": torch.zeros(50_000), "b": torch.zeros(50_000)}, path)
 
@@ -93,9 +99,10 @@ def _torch_save(path: Path) -> None:
         (lambda path: path.write_text("x" * 50_000), "File too large"),
         (lambda path: files.write_json(path, "x" * 50_000), "File too large"),
         (lambda path: save_file({"a": torch.zeros(50_000)}, path), "File too large"),  # an error of Rust
+        (lambda path: parquet.write_table(TABLE, path), "File too large"),  # an OSError in words of its own
         (_torch_save, "a file could not be written"),  # an error of C++, which names no cause
     ],
-    ids=["text", "replacing", "safetensors", "torch"],
+    ids=["text", "replacing", "safetensors", "parquet", "torch"],
 )
 def test_a_write_past_the_limit_of_the_shell_names_the_limit(
     write: Callable[[Path], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -100,11 +100,11 @@ def largest_file() -> int | None:
 
 
 def _reason(error: BaseException) -> str | None:
-    """Return the system's words for an error. Libraries in Rust put its number into a text."""
+    """Return the system's words for an error. Libraries in Rust and C++ put its number into a text, or forget it."""
+    if found := re.search(r"(?:\(os error |\[errno )(\d+)[)\]]", str(error)):
+        return os.strerror(int(found[1]))
     if isinstance(error, OSError):
         return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
-    if found := re.search(r"\(os error (\d+)\)", str(error)):
-        return os.strerror(int(found[1]))
     return _TORCH_WRITE if "iostream error" in str(error) else None
 
 
