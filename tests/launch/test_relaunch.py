@@ -6,8 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from torch.distributed.elastic.multiprocessing.api import ProcessFailure
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher import api
 
 from gpt2_rlhf.config.settings import Launch

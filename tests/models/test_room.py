@@ -12,7 +12,7 @@ from gpt2_rlhf.store import files
 from gpt2_rlhf.store.stage import Stage
 
 SHAPE = {"vocab_size": 1000, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
-WEIGHTS_BYTES = 4 * GPT2LMHeadModel(GPT2Config(**SHAPE)).num_parameters()
+WEIGHTS_BYTES = 4 * GPT2LMHeadModel(GPT2Config.from_dict(SHAPE)).num_parameters()
 CHECKPOINT_BYTES = 3 * WEIGHTS_BYTES  # the weights, and two moments of each
 SMALL_BYTES = 10_000_000
 ROWS = 80

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
@@ -67,7 +68,7 @@ def _trained_bytes(settings: Settings, stage: Stage) -> int:
 
 
 def _optimizer_bytes(settings: Settings, stage: Stage, config: TrainingArguments) -> int:
-    optim = str(config.optim.value)
+    optim = OptimizerNames(config.optim).value
     has_moments = optim.startswith("adamw") and "bit" not in optim  # the other optimizers keep less
     return 2 * _trained_bytes(settings, stage) if has_moments else 0
 
