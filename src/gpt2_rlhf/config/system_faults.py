@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.printable import printable
 
 AGAIN = "run the same command again to go on"
 
@@ -70,7 +71,7 @@ def in_one_line(error: Exception, place: Path) -> str | None:
         cause = cause.__cause__ or cause.__context__
     if reason is None:
         return None
-    file = str(error.filename) if isinstance(error, OSError) and error.filename else ""
+    file = printable(str(error.filename)) if isinstance(error, OSError) and error.filename else ""
     if reason in _NO_ROOM:
         disk = _disk(Path(file) if file else place)
         facts, remedy = f"{disk.f_bavail * disk.f_frsize / 1e6:,.1f} MB free", "make room"
