@@ -24,7 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf.config.errors import UserError, exit_with_one_line
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.system_faults import exit_with_one_line
 
 SIDES = ("stock", "ours")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_rlhf import pipeline
-from gpt2_rlhf.config.errors import exit_with_one_line
+from gpt2_rlhf.config.system_faults import exit_with_one_line
 from gpt2_rlhf.launch import child
 from gpt2_rlhf.models.model_files import EMBEDDED_DIR
 

@@ -1,9 +1,12 @@
 """Every command by its name, and what a command does only once."""
 
 import io
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -64,6 +67,21 @@ def test_status_of_a_run_that_was_never_started(tmp_path: Path, capsys: pytest.C
     text = printed(capsys, "status", f"output_dir={tmp_path}")
     assert text.count("missing") == 6
     assert "never built" in text
+
+
+def test_ctrl_c_during_the_imports_of_a_command_ends_it_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: list[Any] = []
+
+    class Cli(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name != "main":
+                raise AttributeError(name)
+            handlers.append(signal.getsignal(signal.SIGINT))
+            return lambda: handlers.append(signal.getsignal(signal.SIGINT))
+
+    monkeypatch.setitem(sys.modules, "gpt2_rlhf.cli", Cli("gpt2_rlhf.cli"))
+    runpy.run_module("gpt2_rlhf", run_name="__main__")
+    assert handlers == [signal.SIG_DFL, signal.default_int_handler]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The pipeline as a user runs it: through make or `python -m`, in processes of its own, on the bundled default."""
 
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,11 @@ from typing import Any
 
 import pytest
 
+from gpt2_rlhf import pipeline as planning
+from gpt2_rlhf import ppo, reward, sft
+from gpt2_rlhf.config import compose
 from gpt2_rlhf.embedded import generator
+from gpt2_rlhf.models import room
 from helpers import finished_run
 from helpers.local_hub import card_rules
 from helpers.local_hub.server import Hub
@@ -67,13 +72,28 @@ def reused(output_dir: Path) -> dict[str, bool]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a small run that `make pipeline` has finished."""
+    """The output folder of a small run that `make pipeline` has finished; its largest size was written beside it."""
     output_dir = tmp_path_factory.mktemp("finished") / "outputs"
-    command = ["make", "pipeline", f"output_dir={output_dir}", *SMALL]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
+    command, peak = ["make", "pipeline", f"output_dir={output_dir}", *SMALL], 0
+    with (output_dir.parent / "out").open("w") as out, (output_dir.parent / "err").open("w") as err:
+        run = subprocess.Popen(command, cwd=REPOSITORY, stdout=out, stderr=err)
+        while run.poll() is None:
+            peak = max(peak, size_bytes(output_dir))
+            time.sleep(0.02)
+    (output_dir.parent / "peak_bytes").write_text(str(peak))
+    assert run.returncode == 0, (output_dir.parent / "out").read_text() + (output_dir.parent / "err").read_text()
+    assert (output_dir.parent / "err").read_text() == ""
     return output_dir
+
+
+def size_bytes(folder: Path) -> int:
+    """The size of the files in a folder that a run writes to and deletes from."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
 
 
 def test_make_pipeline_trains_all_stages_and_leaves_a_summary(finished: Path) -> None:
@@ -85,6 +105,16 @@ def test_make_pipeline_trains_all_stages_and_leaves_a_summary(finished: Path) ->
     assert found["evaluation"]["models"]["ppo"]["judge_reward"]["n"] == 16
     assert found["reward_model"]["pairs"] == 48
     assert found["work_s"] < found["wall_s"]
+
+
+def test_the_disk_space_that_is_required_before_training_is_what_training_takes_at_most(finished: Path) -> None:
+    composed = compose.load([f"output_dir={finished}", *SMALL])
+    trained = [stage for stage in planning.plan(composed).stages if stage.name in TRAINED]
+    step = {"sft": sft, "reward": reward, "judge": reward, "ppo": ppo}
+    plan = [(stage, step[stage.name].check(composed.settings, stage)) for stage in trained]
+    measured = int((finished.parent / "peak_bytes").read_text())
+    # up to a third more, since here the checkpoint of the best policy is one of the newest two
+    assert measured < room.peak_bytes(composed.settings, plan) < 1.7 * measured
 
 
 def test_samples_are_one_line_per_prompt(finished: Path) -> None:

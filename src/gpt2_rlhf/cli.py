@@ -13,8 +13,9 @@ from rich.table import Table
 
 from gpt2_rlhf import pipeline, publish
 from gpt2_rlhf.config import compose
-from gpt2_rlhf.config.errors import UserError, exit_with_one_line
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.printable import printable
+from gpt2_rlhf.config.system_faults import exit_with_one_line
 from gpt2_rlhf.store import clean, status
 
 USAGE = """usage: gpt2-rlhf {verb} [key=value ...]     (or: make {verb} [key=value ...])
@@ -93,7 +94,10 @@ def _status(overrides: Sequence[str]) -> None:
         table.add_column(header, overflow="fold")
     for stage in run.stages:
         table.add_row(stage.name, *map(printable, (*status.status(stage, run.processes), str(stage.directory))))
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    with console.capture() as text:  # rich itself would exit without a word after a broken pipe
+        console.print(table)
+    print(text.get(), end="")
 
 
 def _card(overrides: Sequence[str]) -> None:

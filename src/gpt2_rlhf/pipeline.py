@@ -41,6 +41,8 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
         SystemExit: a stage failed, or a launcher ran this command in several processes; with its exit code.
     """
     started = time.perf_counter()
+    if world.is_started_by_launcher():
+        child.die_with_parent()
     composed = compose.load(overrides)
     check(composed.settings, last)
     if relaunch.is_needed(composed.settings.launch):
@@ -163,14 +165,14 @@ def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
     """Have TRL check the arguments of all stages that will train; to be called in a process that may look for a GPU.
 
     Raises:
-        UserError: names the stage and what is refused.
+        UserError: names the stage and what is refused, or the disk that has too little room.
     """
     from gpt2_rlhf.launch import training  # as in _steps
+    from gpt2_rlhf.models import room
 
     world.leave()
     steps = _steps()
-    for stage in stages:
-        steps[stage.name].check(settings, stage)
+    room.require(settings, [(stage, steps[stage.name].check(settings, stage)) for stage in stages])
     training.say_if_float32(settings)
 
 

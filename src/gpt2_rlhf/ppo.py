@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.functions import load_score_function, load_utility
@@ -29,14 +29,14 @@ from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
 
-def check(settings: Settings, stage: Stage) -> None:
-    """Refuse arguments that TRL, a tracker or our trainer does not allow, before anything trains; the data is ready.
+def check(settings: Settings, stage: Stage) -> TrainingArguments:
+    """Refuse arguments that TRL, a tracker or our trainer does not allow, and return the config; the data is ready.
 
     Raises:
         UserError: names the argument, and what to set instead.
     """
     given = arguments(settings, stage)
-    training.check(stage.name, PPOConfig, given)
+    config = training.check(stage.name, PPOConfig, given)
     loading.check_lora(settings.model, settings.ppo.peft, "ppo.peft")
     if given["activation_checkpointing"]:
         raise UserError("ppo.args.activation_checkpointing: true: PPO does not use it; set it to false")
@@ -44,6 +44,7 @@ def check(settings: Settings, stage: Stage) -> None:
     checks.check(PPOConfig(**given), fitted.train_prompts, int(stage.inputs["processes"]))
     if (line := sizes.change(settings.ppo, fitted, int(stage.inputs["processes"]))) is not None:
         print(line, flush=True)
+    return config
 
 
 def arguments(settings: Settings, stage: Stage) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import runpy
 import sys
 
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, set_seed
+from transformers import AutoModelForSequenceClassification, TrainingArguments, set_seed
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
@@ -25,14 +25,15 @@ from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage
 
 
-def check(settings: Settings, stage: Stage) -> None:
-    """Have TRL check the arguments of the stage before anything trains.
+def check(settings: Settings, stage: Stage) -> TrainingArguments:
+    """Have TRL check the arguments of the stage before anything trains, and return its config.
 
     Raises:
         UserError: names what TRL, a tracker or PEFT refuses.
     """
-    training.check(stage.name, RewardConfig, training.arguments(stage, settings.reward.args))
+    config = training.check(stage.name, RewardConfig, training.arguments(stage, settings.reward.args))
     loading.check_lora(settings.model, settings.reward.peft, "reward.peft", AutoModelForSequenceClassification)
+    return config
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:

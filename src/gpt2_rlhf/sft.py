@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict
 
 from datasets import Dataset
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -23,15 +23,16 @@ from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage
 
 
-def check(settings: Settings, stage: Stage) -> None:
-    """Have TRL check the arguments of the stage before anything trains.
+def check(settings: Settings, stage: Stage) -> TrainingArguments:
+    """Have TRL check the arguments of the stage before anything trains, and return its config.
 
     Raises:
         UserError: names what TRL, a tracker or PEFT refuses, or weights of the base model that are damaged.
     """
     model_checks.require_whole_weights(settings.model)
-    training.check(stage.name, SFTConfig, training.arguments(stage, settings.sft.args))
+    config = training.check(stage.name, SFTConfig, training.arguments(stage, settings.sft.args))
     loading.check_lora(settings.model, settings.sft.peft, "sft.peft")
+    return config
 
 
 def run(settings: Settings, stage: Stage) -> Outcome:

@@ -68,10 +68,16 @@ PPO_FAULTS = [
 @pytest.mark.parametrize("overrides", PPO_FAULTS)
 def test_a_stage_alone_is_not_refused_for_settings_of_later_stages(overrides: list[str]) -> None:
     settings = compose.load(overrides).settings
-    for last in ("data", "sft", "reward"):
+    for last in ("data", "sft", "reward", "judge"):
         preflight.check(settings, last)
     with pytest.raises(UserError):
         preflight.check(settings, "evaluate")
+
+
+@pytest.mark.parametrize("override", ["data.disjoint=false", "data.shares.judge=0"])
+def test_the_judge_alone_is_refused_where_none_is_trained(override: str) -> None:
+    with pytest.raises(UserError, match=r"judge: these settings have none; expected data\.disjoint=true"):
+        preflight.check(compose.load([override]).settings, "judge")
 
 
 def test_a_stage_alone_is_still_refused_for_its_own_settings() -> None:

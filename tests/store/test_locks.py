@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -50,8 +52,51 @@ def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     part = Stage("sft", tmp_path / "file" / "stages" / "sft-0", {}, {})
-    with pytest.raises(UserError, match=r"output_dir: .* cannot be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"output_dir: .* cannot be written or locked \(Not a directory\)"):
         locks.held([part]).__enter__()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSPC])
+def test_a_file_system_without_locks_is_one_line_and_nothing_counts_as_running(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = stage_at(tmp_path)
+    with locks.held([part]):  # so that its file exists
+
+        def refused(file: object, operation: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", refused)
+        assert not locks.is_held(part)
+        with pytest.raises(UserError, match=rf"cannot be written or locked \({os.strerror(number)}\); set output_dir"):
+            locks.held([part]).__enter__()
+
+
+def test_asking_whether_a_lock_is_held_writes_nothing(tmp_path: Path) -> None:
+    assert not locks.is_held(stage_at(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_ends_leaves_no_lock_file(tmp_path: Path) -> None:
+    part = stage_at(tmp_path)
+    with pytest.raises(SystemExit), locks.held([part]):
+        raise SystemExit(2)
+    assert list(part.directory.parent.iterdir()) == []
+
+
+def test_a_lock_whose_file_its_last_holder_deleted_is_taken_on_a_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, flock = stage_at(tmp_path), fcntl.flock
+
+    def after_deletion(file: object, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        locks.lock_path(part).unlink()
+        flock(file, operation)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", after_deletion)
+    with locks.held([part]):
+        assert locks.is_held(part)
 
 
 def _hold_until_killed(part: Stage, ready: object) -> None:

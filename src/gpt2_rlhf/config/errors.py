@@ -1,10 +1,8 @@
 """The one kind of error a user sees: a line that says where, what was given, what was expected, what to do next."""
 
 import difflib
-import os
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gpt2_rlhf.config.printable import printable
 
@@ -28,18 +26,3 @@ def did_you_mean(given: str, known: Sequence[str]) -> str:
     if close:
         return f"did you mean {close[0]}?"
     return f"expected one of {', '.join(known)}" if len(known) < 20 else "`make config` shows what is set"
-
-
-def exit_with_one_line(action: Callable[[], None]) -> None:
-    """Run an entry point; exit with 2 and one line on stderr after a UserError, with 130 after Ctrl-C."""
-    try:
-        action()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)

@@ -17,7 +17,7 @@ import yaml
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import TABLES, Launch, Settings
 
-_STAGES = ("data", "sft", "reward", "ppo", "evaluate")
+_STAGES = ("data", "sft", "reward", "judge", "ppo", "evaluate")
 
 _ABOVE_0 = (
     "data.train_pairs", "data.test_pairs", "data.max_prompt_tokens", "data.max_answer_tokens",
@@ -72,6 +72,8 @@ def check(settings: Settings, last: str = "evaluate") -> None:
         UserError: names the first fault.
     """
     values, later = asdict(settings), _later(last)
+    if last == "judge" and not settings.data.has_judge:
+        raise UserError("judge: these settings have none; expected data.disjoint=true and a data.shares.judge above 0")
     for expected, is_valid, keys in RANGES:
         for key in keys:
             *parents, name = key.split(".")

@@ -53,8 +53,8 @@ def _no_accelerator() -> bool:
     return torch.accelerator.current_accelerator(check_available=True) is None
 
 
-def check(name: str, kind: Callable[..., TrainingArguments], given: Mapping[str, Any]) -> None:
-    """Refuse arguments of the stage `name` that TRL or a tracker would refuse, before anything trains.
+def check(name: str, kind: Callable[..., TrainingArguments], given: Mapping[str, Any]) -> TrainingArguments:
+    """Return a stage's config; refuse arguments that TRL or a tracker would refuse, before anything trains.
 
     It may initialise a GPU: call it in a process of its own. kind: the stage's config class.
 
@@ -71,6 +71,7 @@ def check(name: str, kind: Callable[..., TrainingArguments], given: Mapping[str,
             tracker()
         except (RuntimeError, ImportError) as error:
             raise UserError(f"{name}.args.report_to: {config.report_to}: {' '.join(str(error).split())}") from error
+    return config
 
 
 def _check_optimizer(name: str, config: TrainingArguments) -> None:

@@ -17,6 +17,11 @@ def size(asked: int) -> int:
     return int(os.environ.get("WORLD_SIZE", asked))
 
 
+def which() -> str:
+    """Return the end of a name in messages: which of several processes this is, or nothing if it is alone."""
+    return f" in process {rank() + 1} of {size(1)}" if size(1) > 1 else ""
+
+
 def is_started_by_launcher() -> bool:
     """Whether torchrun or accelerate launch started this process."""
     return "WORLD_SIZE" in os.environ

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from gpt2_rlhf.config.errors import UserError
+
 
 @contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -24,6 +26,10 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        if error.filename is None or Path(error.filename) == part:  # a failed write names no file
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -42,11 +48,25 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def link(link: Path, target: Path) -> None:
-    """Point a symbolic link at a target relative to it, by one rename."""
+    """Point a symbolic link at a target relative to it, by one rename; one that does so already is left alone.
+
+    Raises:
+        UserError: a folder is in its place.
+    """
+    if link.is_symlink() and link.readlink() == target:
+        return
+    if link.is_dir() and not link.is_symlink():
+        raise UserError(
+            f"{link}: a folder, as `cp -rL` makes it; expected a link; delete it (the folder `stages` has all that is "
+            "in it), then run the same command again"
+        )
     part = link.with_name(f".{link.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
-    part.symlink_to(target)
-    part.replace(link)
+    try:
+        part.unlink(missing_ok=True)
+        part.symlink_to(target)
+        part.replace(link)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -8,10 +8,9 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.store.stage import Stage
@@ -19,27 +18,27 @@ from gpt2_rlhf.store.stage import Stage
 
 @contextmanager
 def held(stages: list[Stage]) -> Iterator[None]:
-    """Hold the locks of these stages within the block.
+    """Hold the locks of these stages within the block, and delete their files at its end.
 
     Raises:
-        UserError: another run holds one; names it.
+        UserError: another run holds one, which it names, or the folder cannot be written or locked.
     """
-    files: list[TextIO] = []
-    try:
+    with ExitStack() as stack:
         for stage in stages:
-            files.append(_lock(stage))
+            while not stack.enter_context(_locked(stage)):
+                pass  # the run that held it has just deleted the file
         yield
-    finally:
-        for file in files:
-            file.close()
 
 
 def is_held(stage: Stage) -> bool:
-    """Whether another run is building the stage now."""
+    """Whether another run is building the stage now. Writes nothing, so that a disk for reading only will do."""
     try:
-        _lock(stage).close()
-    except UserError:
+        with lock_path(stage).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    except OSError:  # no lock file, or no locks on this file system, without which no run builds
+        return False
     return False
 
 
@@ -48,25 +47,38 @@ def lock_path(stage: Stage) -> Path:
     return stage.directory.with_name(f"{stage.directory.name}.lock")
 
 
-def _lock(stage: Stage) -> TextIO:
+@contextmanager
+def _locked(stage: Stage) -> Iterator[bool]:
+    """Hold the lock within the block, and yield whether its file is still the one that another run would open."""
     path = lock_path(stage)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
-        raise UserError(
-            f"output_dir: {path.parent} cannot be written ({error.strerror}); set output_dir=<a folder of yours>"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        raise UserError(
-            f"{stage.directory}: another run is building it ({holder}); wait for it, or set output_dir=<another folder>"
-        ) from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
-    file.flush()
-    return file
+        raise _refused(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_current = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+            file.truncate(0)
+            since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{stage.directory}: another run is building it ({file.read().decode()}); wait for it, or set "
+                "output_dir=<another folder>"
+            ) from error
+        except OSError as error:
+            raise _refused(path, error) from error
+        try:
+            yield is_current
+        finally:
+            if is_current:
+                path.unlink(missing_ok=True)
+
+
+def _refused(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"output_dir: {path.parent} cannot be written or locked ({error.strerror}); set output_dir=<another folder>"
+    )
