@@ -11,7 +11,6 @@ import yaml
 
 from gpt2_rlhf import cli
 from gpt2_rlhf.config import compose
-from gpt2_rlhf.evidence import card
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "src" / "gpt2_rlhf"
@@ -99,10 +98,9 @@ def test_the_console_script_has_the_commands_that_a_page_names(page: str) -> Non
         compose.load(shlex.split(overrides))
 
 
-def test_the_snippet_is_that_of_the_card() -> None:
-    template = (card.TEMPLATES / "policy.md").read_text(encoding="utf-8")
+def test_the_snippet_is_that_of_the_card_of_quickstart() -> None:
     (snippet,) = re.findall(r"```python\n.*?```", README, flags=re.DOTALL)
-    assert snippet in template.replace("{{ model_path }}", "outputs/latest/model")
+    assert snippet in text("MODEL_CARD.md")
 
 
 def test_trackers_of_the_extra_are_those_that_the_readme_names() -> None:
