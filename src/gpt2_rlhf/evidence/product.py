@@ -8,7 +8,6 @@ import dataclasses
 import filecmp
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
 from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import read_json_lines, write_json
+from gpt2_rlhf.store.files import read_json_lines, unfinished, write_json
 from gpt2_rlhf.store.portable import without_folders
 from gpt2_rlhf.store.run import Run
 
@@ -101,7 +100,7 @@ def check(folder: Path) -> None:
 
 def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str], digest: str) -> None:
     """Replace a folder by one with these files and texts; what the user changed or added in the old one is kept."""
-    part, old = (folder.with_name(f".{name}.{os.getpid()}") for name in (folder.name, f"{folder.name}-old"))
+    part, old = unfinished(folder), unfinished(folder.with_name(f"{folder.name}-old"))
     shutil.rmtree(part, ignore_errors=True)
     for name, file in files.items():
         place = part / name

@@ -11,6 +11,11 @@ from typing import IO, Any
 from gpt2_rlhf.config.errors import UserError
 
 
+def unfinished(path: Path) -> Path:
+    """Return the name under which this process writes what will replace `path`; store.clean knows it by this form."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 @contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file to write that replaces `path` when the block ends, and not if it raises.
@@ -19,7 +24,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     one rename. mode: "w" for UTF-8 text, "wb" for bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = unfinished(path)
     try:
         with part.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -60,7 +65,7 @@ def link(link: Path, target: Path) -> None:
             f"{link}: a folder, as `cp -rL` makes it; expected a link; delete it (the folder `stages` has all that is "
             "in it), then run the same command again"
         )
-    part = link.with_name(f".{link.name}.{os.getpid()}")
+    part = unfinished(link)
     try:
         part.unlink(missing_ok=True)
         part.symlink_to(target)
