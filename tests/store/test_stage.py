@@ -245,6 +245,12 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_taken(tmp_path: Pat
     assert file in faults[damaged]
 
 
+def test_a_checkpoint_whose_record_names_no_file_is_damaged(tmp_path: Path) -> None:
+    folder = checkpoint(Stage("sft", tmp_path / "sft-0", {}, {}), 20)
+    (folder / "files.json").write_text("{}")
+    assert digests.seal_fault(folder) == "files.json is empty"
+
+
 def test_a_checkpoint_of_another_number_of_processes_is_not_taken(tmp_path: Path) -> None:
     part = Stage("sft", tmp_path / "sft-0", {}, {})
     folder = checkpoint(part, 20, random_states=2)

@@ -4,6 +4,7 @@ A kill leaves half of a folder, a power cut empty files, a failing disk changed 
 record of its files, which is written last, after everything in it was flushed to the disk.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -74,7 +75,7 @@ def seal_fault(folder: Path) -> str | None:
     """Return what is wrong with a folder that should have a seal, or None; every byte of it is read."""
     try:
         files = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-        return fault(folder, files, 0.0, read_all=True)
+        return fault(folder, files, 0.0, read_all=True) if files else f"{_SEAL} is empty"
     except FileNotFoundError:
         return "it was not written to its end"
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -83,10 +84,10 @@ def seal_fault(folder: Path) -> str | None:
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged folder so that nothing takes it for a whole one, and return its new place."""
-    names = ["damaged", *(f"damaged{number}" for number in range(2, 100))]
-    place = next(one for name in names if not (one := path.with_name(f"{name}-{path.name}")).exists())
-    path.rename(place)
-    return place
+    names = itertools.chain(["damaged"], (f"damaged{number}" for number in itertools.count(2)))
+    places = (path.with_name(f"{name}-{path.name}") for name in names)
+    place = next(one for one in places if not one.exists())
+    return path.rename(place)
 
 
 def digest(path: Path) -> str:
