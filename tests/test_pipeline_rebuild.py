@@ -62,8 +62,8 @@ def test_a_lost_or_damaged_stage_is_set_aside_and_it_alone_is_built_again(
     capsys.readouterr()
     assert run() == [name]
     aside = tmp_path / "stages" / f"damaged-{weights.parents[1].name}"
-    line = f"{name}: model/model.safetensors is missing; it is built again, and what is left of it is in {aside}\n"
-    assert line in capsys.readouterr().out
+    line = f"{name}: model/model.safetensors is missing; it is built again, and until `make clean` the old one is kept"
+    assert f"{line} as {aside}\n" in capsys.readouterr().out
     assert (aside / "manifest.json").is_file()
     assert weights.read_text() == "weights"
     weights.write_text("weightz")

@@ -155,7 +155,7 @@ def _set_aside(missing: Sequence[Stage]) -> None:
         wrong = fault(stage, read_all=True)
         if wrong is not None and wrong != NOT_BUILT:
             print(
-                f"{stage.name}: {wrong}; it is built again, and what is left of it is in "
+                f"{stage.name}: {wrong}; it is built again, and until `make clean` the old one is kept as "
                 f"{digests.set_aside(stage.directory)}",
                 flush=True,
             )
