@@ -85,6 +85,17 @@ def test_stages_built_on_one_that_comes_out_differently_are_built_again(
     assert run() == []
 
 
+def test_no_stage_is_built_on_one_that_must_itself_be_built_again(
+    run: Run, contents: dict[str, str], tmp_path: Path
+) -> None:
+    assert run() == ALL
+    (folder(tmp_path, "sft") / "manifest.json").write_text("{")
+    (folder(tmp_path, "ppo") / "manifest.json").unlink()  # as after a kill
+    contents["sft"] = "other weights"  # the reward model, which is whole, was built on the weights before
+    assert run() == ["sft", "reward", "judge", "ppo", "evaluate"]
+    assert run() == []
+
+
 def test_a_disk_that_damages_what_was_just_written_is_named(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
