@@ -240,5 +240,5 @@ def test_damaged_or_lost_weights_are_not_pushed(tmp_path: Path, folder: str) -> 
     product.check(weights.parent)
     for damage in (lambda: weights.write_bytes(weights.read_bytes()[::-1]), weights.unlink):
         damage()
-        with pytest.raises(UserError, match=r"model.safetensors: not the weights that were trained; `make pipeline`"):
+        with pytest.raises(UserError, match=r"model.safetensors: not the weights that were trained; the command of"):
             product.check(weights.parent)

@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from stat import S_ISDIR
 
 import pytest
 
@@ -204,6 +205,21 @@ def test_what_is_set_aside_keeps_what_was_set_aside_before(tmp_path: Path) -> No
     for name in ("damaged-sft-0", "damaged2-sft-0", "damaged3-sft-0"):
         (tmp_path / "sft-0").mkdir()
         assert digests.set_aside(tmp_path / "sft-0").name == name
+
+
+def test_a_file_system_that_cannot_flush_folders_is_used_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        if S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        raise OSError(5, "Input/output error")
+
+    part = built(tmp_path)
+    monkeypatch.setattr(os, "fsync", refuse)
+    digests.flush(part.directory)
+    with pytest.raises(OSError, match="Input/output error"):
+        digests.flush(part.model_dir / "config.json")
 
 
 def test_writing_json_leaves_no_other_file_behind(tmp_path: Path) -> None:

@@ -90,10 +90,8 @@ def _load(key: str, path: str) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
-        raise _refused(key, path, error) from error
-
-
-def _refused(key: str, path: str, why: BaseException) -> UserError:
-    kind = "" if isinstance(why, ImportError | AttributeError) else f"{type(why).__name__}: "
-    reason = " ".join(f"{kind}{why}".split())
-    return UserError(f"{key}: {path!r} cannot be imported ({reason}); give package.module:function, or null")
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind}{error}".split())
+        raise UserError(
+            f"{key}: {path!r} cannot be imported ({reason}); give package.module:function, or null"
+        ) from error

@@ -95,7 +95,7 @@ def check(folder: Path) -> None:
             if not path.is_file() or digests.digest(path) != expected:
                 if path.is_file():
                     path.touch()  # the next run reads large weights only if they are newer than their manifest
-                raise UserError(f"{path}: not the weights that were trained; `make pipeline` builds them again")
+                raise UserError(f"{path}: not the weights that were trained; the command of the run builds them again")
 
 
 def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str], digest: str) -> None:

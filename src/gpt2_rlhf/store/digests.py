@@ -106,5 +106,8 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # not every file system can flush the names in a folder
+            raise
     finally:
         os.close(descriptor)
