@@ -202,7 +202,7 @@ def test_an_unreadable_file_is_no_damage(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_set_aside_keeps_what_was_set_aside_before(tmp_path: Path) -> None:
-    for name in ("damaged-sft-0", "damaged2-sft-0", "damaged3-sft-0"):
+    for name in ("damaged-sft-0", "damaged-sft-0-2", "damaged-sft-0-3"):
         (tmp_path / "sft-0").mkdir()
         assert digests.set_aside(tmp_path / "sft-0").name == name
 

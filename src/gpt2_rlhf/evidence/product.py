@@ -22,7 +22,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
 from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import read_json_lines, unfinished, write_json
+from gpt2_rlhf.store.files import read_json_lines, unfinished, unused, write_json
 from gpt2_rlhf.store.portable import without_folders
 from gpt2_rlhf.store.run import Run
 
@@ -128,7 +128,7 @@ def _link_or_copy(file: Path, place: Path) -> None:
 def _keep_changes(folder: Path, new: Path) -> None:
     """Move what this program has not written out of a folder that is about to be replaced, and print where it is."""
     written = _written(folder).get("files", {})
-    kept = folder.with_name(f"{folder.name}-kept")
+    kept = unused(folder.with_name(f"{folder.name}-kept"))
     changed = [
         name
         for name in _names(folder)
@@ -136,8 +136,6 @@ def _keep_changes(folder: Path, new: Path) -> None:
     ]
     for name in changed:
         place = kept / name
-        while place.exists():  # an earlier edit of the same file
-            place = place.with_name(f"{place.name}.1")
         place.parent.mkdir(parents=True, exist_ok=True)
         (folder / name).rename(place)
     if changed:

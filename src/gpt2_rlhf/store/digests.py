@@ -4,7 +4,6 @@ A kill leaves half of a folder, a power cut empty files, a failing disk changed 
 record of its files, which is written last, after everything in it was flushed to the disk.
 """
 
-import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.store.files import sha256, write_json
+from gpt2_rlhf.store.files import sha256, unused, write_json
 
 _SEAL = "files.json"
 _SMALL_BYTES = 16_000_000  # hashed in 10 ms
@@ -84,10 +83,7 @@ def seal_fault(folder: Path) -> str | None:
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged folder so that nothing takes it for a whole one, and return its new place."""
-    names = itertools.chain(["damaged"], (f"damaged{number}" for number in itertools.count(2)))
-    places = (path.with_name(f"{name}-{path.name}") for name in names)
-    place = next(one for one in places if not one.exists())
-    return path.rename(place)
+    return path.rename(unused(path.with_name(f"damaged-{path.name}")))
 
 
 def digest(path: Path) -> str:

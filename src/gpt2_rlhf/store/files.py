@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +15,12 @@ from gpt2_rlhf.config.errors import UserError
 def unfinished(path: Path) -> Path:
     """Return the name under which this process writes what will replace `path`; store.clean knows it by this form."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def unused(path: Path) -> Path:
+    """Return the path, or the first of PATH-2, PATH-3 and so on that does not exist if it does."""
+    names = chain([path.name], (f"{path.name}-{number}" for number in count(2)))
+    return next(one for name in names if not os.path.lexists(one := path.with_name(name)))
 
 
 @contextmanager
