@@ -52,9 +52,9 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
     refuse_forced(planned, missing)
     built: list[Stage] = []
     while missing:  # again if a damaged stage came out differently, so that others were built on another
-        for stage in (one for one in missing if one in built):
-            wrong = fault(stage, read_all=True)
-            raise UserError(f"{stage.directory}: {wrong}, just after it was built; check the disk")
+        if again := [one for one in missing if one in built]:
+            wrong = fault(again[0], read_all=True)
+            raise UserError(f"{again[0].directory}: {wrong}, just after it was built; check the disk")
         built += build(planned, missing)
         missing = unfinished(planned.stages)
     if world.rank() == 0:
