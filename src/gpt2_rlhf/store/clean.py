@@ -16,8 +16,7 @@ from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, is_done
 def clean(output_dir: str) -> None:
     """Delete unfinished stages that no run is building, damaged ones that were set aside, and what killed runs left."""
     root = Path(output_dir)
-    locked = {file.with_suffix("") for file in root.glob("stages/*.lock")}
-    for stage in map(_stage, sorted(locked.union(stage.directory for stage in _stages(root)))):
+    for stage in map(_stage, sorted({path.with_suffix("") for path in root.glob("stages/*-*")})):  # or lock files alone
         if locks.is_held(stage):
             print(f"left {stage.directory}: a run is building it")
             continue
