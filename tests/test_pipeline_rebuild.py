@@ -62,15 +62,13 @@ def test_a_lost_or_damaged_stage_is_set_aside_and_it_alone_is_built_again(
     capsys.readouterr()
     assert run() == [name]
     aside = tmp_path / "stages" / f"damaged-{weights.parents[1].name}"
-    line = f"{name}: model/model.safetensors is missing; it is built again, and what is left of it is in {aside}\n"
-    assert line in capsys.readouterr().out
+    line = f"{name}: model/model.safetensors is missing; it is built again, and until `make clean` the old one is kept"
+    assert f"{line} as {aside}\n" in capsys.readouterr().out
     assert (aside / "manifest.json").is_file()
     assert weights.read_text() == "weights"
     weights.write_text("weightz")
     assert run() == [name]
-    assert (
-        aside.with_name(f"damaged2-{weights.parents[1].name}") / "model" / "model.safetensors"
-    ).read_text() == "weightz"
+    assert (aside.with_name(f"{aside.name}-2") / "model" / "model.safetensors").read_text() == "weightz"
 
 
 def test_stages_built_on_one_that_comes_out_differently_are_built_again(
@@ -82,6 +80,17 @@ def test_stages_built_on_one_that_comes_out_differently_are_built_again(
     capsys.readouterr()
     assert run() == ["reward", "ppo", "evaluate"]
     assert "ppo: it was built on another reward; it is built again" in capsys.readouterr().out
+    assert run() == []
+
+
+def test_no_stage_is_built_on_one_that_must_itself_be_built_again(
+    run: Run, contents: dict[str, str], tmp_path: Path
+) -> None:
+    assert run() == ALL
+    (folder(tmp_path, "sft") / "manifest.json").write_text("{")
+    (folder(tmp_path, "ppo") / "manifest.json").unlink()  # as after a kill
+    contents["sft"] = "other weights"  # the reward model, which is whole, was built on the weights before
+    assert run() == ["sft", "reward", "judge", "ppo", "evaluate"]
     assert run() == []
 
 

@@ -51,12 +51,11 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
     missing = unfinished(planned.stages)
     refuse_forced(planned, missing)
     built: list[Stage] = []
-    while missing:  # again if a damaged stage came out differently, so that later ones were built on another
-        for stage in (one for one in missing if one in built):
-            wrong = fault(stage, read_all=True)
-            raise UserError(f"{stage.directory}: {wrong}, just after it was built; check the disk")
-        build(planned.settings, missing)
-        built += missing
+    while missing:  # again if a damaged stage came out differently, so that others were built on another
+        if again := [one for one in missing if one in built]:
+            wrong = fault(again[0], read_all=True)
+            raise UserError(f"{again[0].directory}: {wrong}, just after it was built; check the disk")
+        built += build(planned, missing)
         missing = unfinished(planned.stages)
     if world.rank() == 0:
         finish(planned, built, time.perf_counter() - started)
@@ -118,14 +117,18 @@ def refuse_forced(planned: Run, missing: Sequence[Stage]) -> None:
                 )
 
 
-def build(settings: Settings, missing: Sequence[Stage]) -> None:
-    """Build stages in order, each in a process of its own, and print what each found.
+def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
+    """Build stages in order, each in a process of its own, and print what each found; return those that were built.
+
+    It ends early if one came out differently and a finished stage was built on what it was before: later stages may
+    need both.
 
     Raises:
         UserError: another run is building one of them.
         SystemExit: one failed; it has said why.
     """
-    is_first = world.rank() == 0
+    is_first, settings = world.rank() == 0, planned.settings
+    finished = [stage for stage in planned.stages if stage not in missing]
     with locks.held(list(missing) if is_first else []):
         if is_first:
             _set_aside(missing)
@@ -133,7 +136,7 @@ def build(settings: Settings, missing: Sequence[Stage]) -> None:
             print(f"building {names} in {missing[0].directory.parent}", flush=True)
         steps = _steps()
         untrained = [stage for stage in missing if stage.name in _TRAINED]
-        for stage in missing:
+        for count, stage in enumerate(missing, start=1):
             if is_first and untrained and stage is untrained[0]:
                 _run_in_child(stage, partial(check_arguments, settings, untrained))
             if stage.name in _TRAINED:
@@ -147,6 +150,9 @@ def build(settings: Settings, missing: Sequence[Stage]) -> None:
                 _show_found(stage)
             else:  # the next stage reads the manifest and the model, which the first process writes
                 world.wait_for(lambda stage=stage: fault(stage, read_all=True) is None)
+            if any(fault(one) is not None for one in finished):
+                return list(missing[:count])
+    return list(missing)
 
 
 def _set_aside(missing: Sequence[Stage]) -> None:
@@ -155,7 +161,7 @@ def _set_aside(missing: Sequence[Stage]) -> None:
         wrong = fault(stage, read_all=True)
         if wrong is not None and wrong != NOT_BUILT:
             print(
-                f"{stage.name}: {wrong}; it is built again, and what is left of it is in "
+                f"{stage.name}: {wrong}; it is built again, and until `make clean` the old one is kept as "
                 f"{digests.set_aside(stage.directory)}",
                 flush=True,
             )

@@ -46,6 +46,7 @@ from typing import Any
 import helper_of_mine
 def score(prompt, answer):
     from pack_of_mine import part
+    import plain_folder.part
     return 1.0
 """
 
@@ -59,6 +60,8 @@ def score(prompt, answer):
         ("pack_of_mine/__init__.py", True),
         ("pack_of_mine/part.py", True),
         ("pack_of_mine/deep.py", True),
+        ("plain_folder/part.py", True),
+        ("plain_folder/beside.py", True),
         ("unrelated.py", False),
         ("pack_of_mine/unrelated.py", False),
     ],
@@ -67,6 +70,7 @@ def test_an_edit_of_the_module_or_of_what_it_imports_from_its_folder_changes_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, is_covered: bool
 ) -> None:
     (tmp_path / "pack_of_mine").mkdir()
+    (tmp_path / "plain_folder").mkdir()
     for name, source in {
         "mine.py": MODULE,
         "helper_of_mine.py": "import constants_of_mine as c, mine\n",
@@ -76,6 +80,8 @@ def test_an_edit_of_the_module_or_of_what_it_imports_from_its_folder_changes_the
         "pack_of_mine/part.py": "from . import deep\n",
         "pack_of_mine/deep.py": "from .. import nothing\n",
         "pack_of_mine/unrelated.py": "",
+        "plain_folder/part.py": "from plain_folder import beside\n",
+        "plain_folder/beside.py": "from .no_such import *\n",
     }.items():
         (tmp_path / name).write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
@@ -114,5 +120,17 @@ def test_of_installed_libraries_only_the_functions_own_is_covered(
 
 
 def test_a_function_without_source_counts_by_name() -> None:
-    for path in ("math:atan2", "statistics:mean", "no_such_module:f", "", None):
+    for path in ("math:atan2", "no_such_module:f", "", None):
         assert fingerprint(path) == path
+
+
+def test_a_function_in_a_folder_without_an_init_file_is_covered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scores_of_mine").mkdir()
+    (tmp_path / "scores_of_mine" / "length.py").write_text("from scores_of_mine import helper\n")
+    (tmp_path / "scores_of_mine" / "helper.py").write_text("SIGN = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = fingerprint("scores_of_mine.length:score")
+    (tmp_path / "scores_of_mine" / "helper.py").write_text("SIGN = -1\n")
+    assert fingerprint("scores_of_mine.length:score") != before

@@ -93,8 +93,12 @@ def test_what_the_user_changed_or_added_is_kept_and_named(
     line = f"{folder}: what you changed or added is now in {kept}: README.md, link, notes.txt and 1 more\n"
     assert capsys.readouterr().out == line
     (folder / "README.md").write_text("my second card")
+    (folder / "notes.txt").mkdir()  # a file before
+    (folder / "notes.txt" / "one").write_text("mine")
     write(tmp_path / "run", stages)
-    assert [(kept / name).read_text() for name in ("README.md", "README.md.1")] == ["my own card", "my second card"]
+    second = tmp_path / "run" / "model-kept-2"
+    assert [(one / "README.md").read_text() for one in (kept, second)] == ["my own card", "my second card"]
+    assert (second / "notes.txt" / "one").read_text() == "mine"
 
 
 def test_an_edit_of_a_json_file_there_does_not_change_the_stage(stages: dict[str, Stage], tmp_path: Path) -> None:
@@ -240,5 +244,5 @@ def test_damaged_or_lost_weights_are_not_pushed(tmp_path: Path, folder: str) -> 
     product.check(weights.parent)
     for damage in (lambda: weights.write_bytes(weights.read_bytes()[::-1]), weights.unlink):
         damage()
-        with pytest.raises(UserError, match=r"model.safetensors: not the weights that were trained; `make pipeline`"):
+        with pytest.raises(UserError, match=r"model.safetensors: not the weights that were trained; the command of"):
             product.check(weights.parent)

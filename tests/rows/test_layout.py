@@ -144,8 +144,14 @@ def test_files_that_are_not_read_are_named() -> None:
         (["data/train-00001-of-00002.parquet"], r"lacks 1 of the 2 shards of data/train, the first is 00000-of-00002"),
         (["train.csv", "test-00000-of-00002.csv"], r"lacks 1 of the 2 shards of test, the first is 00001-of-00002"),
         (["data-00000-of-00002.arrow"], r"lacks 1 of the 2 shards of data, the first is 00001-of-00002"),
+        (["a-1-of-3.csv", "a-3-of-3.csv"], r"lacks 1 of the 3 shards of a, the first is 2-of-3"),
     ],
 )
 def test_a_missing_shard_is_refused_and_named(names: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         layout(names, "mine", None, "here")
+
+
+def test_shards_that_are_counted_from_1_are_all_there() -> None:
+    names = [f"train-{number}-of-3.jsonl" for number in (1, 2, 3)]
+    assert [file.name for file in layout(names, "mine", None, "here")[0]] == names

@@ -101,7 +101,7 @@ UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     ),
     "no arrow stream": ("a.arrow", b"chosen rejected", r"is not an arrow stream"),
     "deep list": ("a.json", b"[" * 200_000, r"a\.json: is not valid JSON"),
-    "no JSON": ("a.jsonl", b"chosen rejected\n", r"a\.jsonl:1: cannot be read as a row; expected valid JSON"),
+    "no JSON": ("a.jsonl", b"chosen rejected\n", r"a\.jsonl:1: cannot be read as a row; expected JSON in UTF-8"),
     "csv fields": ("a.csv", b"chosen,rejected\na,b,c\n", r"a\.csv:1: cannot be read as a row; expected as many fields"),
     "broken list": ("a.json", b'[{"chosen": ', r"a\.json: is not valid JSON"),
     "no gzip": ("a.jsonl.gz", b'{"chosen": "a", "rejected": "b"}\n', r"cut short or not gzip"),

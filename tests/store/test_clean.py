@@ -43,12 +43,14 @@ def test_clean_deletes_what_killed_runs_left_and_nothing_of_finished_ones(
     run = tmp_path / "runs" / "0123"
     run.mkdir(parents=True)
     left = [
-        run / f".model.{ended}",
-        run / "report" / f".index.html.{ended}",
-        whole.directory / f".manifest.json.{ended}",
+        run / f".model.{ended}.part",
+        run / "report" / f".index.html.{ended}.part",
+        whole.directory / f".manifest.json.{ended}.part",
     ]
     kept = [
-        run / f".model.{os.getpid()}",
+        run / f".model.{os.getpid()}.part",
+        run / f".notes.{ended}",  # a name such as .notes.2026
+        run / "checkpoints",
         run / ".hidden.txt",
         run / "report" / "index.html",
         lost.model_dir,
@@ -56,7 +58,7 @@ def test_clean_deletes_what_killed_runs_left_and_nothing_of_finished_ones(
     ]
     for path in (*left, *kept[:-2]):
         path.mkdir(parents=True)
-    (tmp_path / f".latest.{ended}").symlink_to(run)
+    (tmp_path / f".latest.{ended}.part").symlink_to(run)
     locks.lock_path(whole).touch()
     locks.lock_path(Stage("evaluate", tmp_path / "stages" / "evaluate-1", {}, {})).touch()
     with locks.held([built]):
@@ -70,12 +72,26 @@ def test_clean_deletes_what_killed_runs_left_and_nothing_of_finished_ones(
         aside,
         whole.checkpoints_dir,
         locks.lock_path(whole),
-        tmp_path / f".latest.{ended}",
+        tmp_path / f".latest.{ended}.part",
     ]
     assert [path for path in gone if os.path.lexists(path)] == []
     assert [path for path in kept if not path.exists()] == []
     assert {path.name for path in tmp_path.glob("stages/*.lock")} <= {"judge-1.lock"}
+    clean.clean(str(tmp_path))
+    capsys.readouterr()
+    clean.clean(str(tmp_path))
     clean.clean(str(tmp_path / "nothing"))
+    assert capsys.readouterr().out == ""
+
+
+def test_no_run_can_start_to_build_a_stage_that_clean_is_deleting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = stage_at(tmp_path, "sft-1", is_finished=False)
+    held: list[bool] = []
+    monkeypatch.setattr(clean.shutil, "rmtree", lambda path: held.append(locks.is_held(partial)))
+    clean.clean(str(tmp_path))
+    assert held == [True]
 
 
 def test_prune_deletes_finished_stages_that_no_run_shows_once_that_is_confirmed(

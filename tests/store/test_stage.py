@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from stat import S_ISDIR
 
 import pytest
 
@@ -201,9 +202,24 @@ def test_an_unreadable_file_is_no_damage(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_set_aside_keeps_what_was_set_aside_before(tmp_path: Path) -> None:
-    for name in ("damaged-sft-0", "damaged2-sft-0", "damaged3-sft-0"):
+    for name in ("damaged-sft-0", "damaged-sft-0-2", "damaged-sft-0-3"):
         (tmp_path / "sft-0").mkdir()
         assert digests.set_aside(tmp_path / "sft-0").name == name
+
+
+def test_a_file_system_that_cannot_flush_folders_is_used_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        if S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        raise OSError(5, "Input/output error")
+
+    part = built(tmp_path)
+    monkeypatch.setattr(os, "fsync", refuse)
+    digests.flush(part.directory)
+    with pytest.raises(OSError, match="Input/output error"):
+        digests.flush(part.model_dir / "config.json")
 
 
 def test_writing_json_leaves_no_other_file_behind(tmp_path: Path) -> None:
@@ -243,6 +259,12 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_taken(tmp_path: Pat
     assert taken == whole
     assert list(faults) == [damaged]
     assert file in faults[damaged]
+
+
+def test_a_checkpoint_whose_record_names_no_file_is_damaged(tmp_path: Path) -> None:
+    folder = checkpoint(Stage("sft", tmp_path / "sft-0", {}, {}), 20)
+    (folder / "files.json").write_text("{}")
+    assert digests.seal_fault(folder) == "files.json is empty"
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_not_taken(tmp_path: Path) -> None:

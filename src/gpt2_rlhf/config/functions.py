@@ -1,12 +1,10 @@
 """Load a function that the user names by its import path: the utility of the data, or the score that PPO maximises."""
 
-import contextlib
+import ast
 import hashlib
 import importlib
 import importlib.util
-import sys
 from collections.abc import Callable, Sequence
-from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +42,47 @@ def fingerprint(path: str | None) -> str | None:
         spec = importlib.util.find_spec(name)  # imports the packages that the module is in, but not the module
     except (Exception, SystemExit):  # loading it will say why
         return path
-    if spec is None or spec.origin is None or spec.origin[-3:] != ".py" or name in sys.stdlib_module_names:
+    if spec is None or spec.origin is None or spec.origin[-3:] != ".py":
         return path
     file = Path(spec.origin)
     root = file.parents[name.count(".") + (file.name == "__init__.py")]
-    others = [one.stem for one in root.iterdir() if one.stem != name.partition(".")[0]]
-    is_library = root.name in ("site-packages", "dist-packages")
-    finder = ModuleFinder([str(root)], excludes=others if is_library else [])
-    with contextlib.suppress(SyntaxError, ImportError):  # loading it will say so, too
-        finder.import_hook(name)
-    modules: dict[str, Any] = finder.modules  # typeshed's type of a module lacks its file
-    digest = hashlib.sha256(file.read_bytes())
-    for module, found in sorted(modules.items()):
-        if Path(str(found.__file__)).is_file():  # not what is built in, nor a package that cannot be read
-            digest.update(f"{module}\0".encode() + hashlib.sha256(Path(found.__file__).read_bytes()).digest())
+    only = name.partition(".")[0] if root.name in ("site-packages", "dist-packages") else None
+    digest = hashlib.sha256()
+    for place, source in sorted(_sources(name, root, only).items()):
+        digest.update(f"{place.relative_to(root)}\0".encode() + hashlib.sha256(source).digest())
     return f"{path}@{digest.hexdigest()}"
+
+
+def _sources(name: str, root: Path, only: str | None) -> dict[Path, bytes]:
+    """Return the files below `root` of a module and of all that it imports, with their content; none is executed.
+
+    only: the package to stay in. modulefinder of the standard library fails at packages without an __init__.py.
+    """
+    found: dict[Path, bytes] = {}
+    names = {name}
+    while names:
+        parts = names.pop().split(".")
+        above = [root.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+        for file in (file for one in above for file in (one / "__init__.py", one.with_name(f"{one.name}.py"))):
+            if file not in found and file.is_file() and parts[0] == (only or parts[0]):
+                found[file] = file.read_bytes()
+                names |= _imported(found[file], file.parent.relative_to(root).parts)
+    return found
+
+
+def _imported(source: bytes, package: Sequence[str]) -> set[str]:
+    """Return the modules that a source imports anywhere, with the names out of them, which may be modules, too."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError):  # loading it will say so
+        return set()
+    names = {one.name for node in nodes if isinstance(node, ast.Import) for one in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            above = package[: max(len(package) - node.level + 1, 0)] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {f"{module}.{one.name}".removeprefix(".") for one in node.names}
+    return names
 
 
 def _load(key: str, path: str) -> Callable[..., Any]:
@@ -66,10 +90,8 @@ def _load(key: str, path: str) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
-        raise _refused(key, path, error) from error
-
-
-def _refused(key: str, path: str, why: BaseException) -> UserError:
-    kind = "" if isinstance(why, ImportError | AttributeError) else f"{type(why).__name__}: "
-    reason = " ".join(f"{kind}{why}".split())
-    return UserError(f"{key}: {path!r} cannot be imported ({reason}); give package.module:function, or null")
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind}{error}".split())
+        raise UserError(
+            f"{key}: {path!r} cannot be imported ({reason}); give package.module:function, or null"
+        ) from error

@@ -8,7 +8,6 @@ import dataclasses
 import filecmp
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
 from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import read_json_lines, write_json
+from gpt2_rlhf.store.files import read_json_lines, unfinished, unused, write_json
 from gpt2_rlhf.store.portable import without_folders
 from gpt2_rlhf.store.run import Run
 
@@ -96,12 +95,12 @@ def check(folder: Path) -> None:
             if not path.is_file() or digests.digest(path) != expected:
                 if path.is_file():
                     path.touch()  # the next run reads large weights only if they are newer than their manifest
-                raise UserError(f"{path}: not the weights that were trained; `make pipeline` builds them again")
+                raise UserError(f"{path}: not the weights that were trained; the command of the run builds them again")
 
 
 def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str], digest: str) -> None:
     """Replace a folder by one with these files and texts; what the user changed or added in the old one is kept."""
-    part, old = (folder.with_name(f".{name}.{os.getpid()}") for name in (folder.name, f"{folder.name}-old"))
+    part, old = unfinished(folder), unfinished(folder.with_name(f"{folder.name}-old"))
     shutil.rmtree(part, ignore_errors=True)
     for name, file in files.items():
         place = part / name
@@ -129,7 +128,7 @@ def _link_or_copy(file: Path, place: Path) -> None:
 def _keep_changes(folder: Path, new: Path) -> None:
     """Move what this program has not written out of a folder that is about to be replaced, and print where it is."""
     written = _written(folder).get("files", {})
-    kept = folder.with_name(f"{folder.name}-kept")
+    kept = unused(folder.with_name(f"{folder.name}-kept"))
     changed = [
         name
         for name in _names(folder)
@@ -137,8 +136,6 @@ def _keep_changes(folder: Path, new: Path) -> None:
     ]
     for name in changed:
         place = kept / name
-        while place.exists():  # an earlier edit of the same file
-            place = place.with_name(f"{place.name}.1")
         place.parent.mkdir(parents=True, exist_ok=True)
         (folder / name).rename(place)
     if changed:

@@ -105,7 +105,8 @@ def _check_shards(names: Sequence[str], where: str) -> None:
         if shard := _SHARD.match(name):
             found.setdefault((shard[1], shard[3]), set()).add(int(shard[2]))
     for (start, total), numbers in found.items():
-        missing = next((number for number in range(int(total)) if number not in numbers), None)
+        start_at = int(int(total) in numbers)  # some tools count shards from 1
+        missing = next((one for one in range(start_at, int(total) + start_at) if one not in numbers), None)
         if missing is not None:
             raise UserError(
                 f"data: {where} lacks {int(total) - len(numbers)} of the {int(total)} shards of {start}, the first is "

@@ -37,7 +37,7 @@ def check_first_row(path: Path) -> None:
     if values is None:
         is_csv = ending(path.name) == ".csv"
         expected = (
-            "as many fields as the header has" if is_csv else "valid JSON: one object a line, or a list of objects"
+            "as many fields as the header has" if is_csv else "JSON in UTF-8: one object a line, or a list of objects"
         )
         raise UserError(f"{path}:{number}: cannot be read as a row; expected {expected}")
     if not isinstance(values, dict):

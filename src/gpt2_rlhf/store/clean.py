@@ -16,15 +16,14 @@ from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, is_done
 def clean(output_dir: str) -> None:
     """Delete unfinished stages that no run is building, damaged ones that were set aside, and what killed runs left."""
     root = Path(output_dir)
-    for stage in _stages(root):
+    for stage in map(_stage, sorted({path.with_suffix("") for path in root.glob("stages/*-*")})):  # or lock files alone
         if locks.is_held(stage):
             print(f"left {stage.directory}: a run is building it")
-        elif fault(stage) == NOT_BUILT or stage.name.startswith("damaged"):
-            delete([stage.directory])
-        else:
-            delete(leftovers([stage.directory]))
-    unused = [file for file in root.glob("stages/*.lock") if not locks.is_held(_stage(file.with_suffix("")))]
-    delete([*leftovers(root.glob("runs/*")), *_half_written(root.glob(".*.*")), *unused])
+            continue
+        with locks.held([stage]):  # no run may start to build what is deleted here
+            is_kept = fault(stage) != NOT_BUILT and not stage.name.startswith("damaged")
+            delete(leftovers([stage.directory]) if is_kept else [stage.directory])
+    delete([*leftovers(root.glob("runs/*")), *_half_written(root.glob(".*.part"))])
 
 
 def prune(output_dir: str) -> None:
@@ -50,13 +49,18 @@ def clean_all(output_dir: str) -> None:
 
 
 def leftovers(directories: Iterable[Path]) -> list[Path]:
-    """Return what a killed run left in directories of runs and finished stages: checkpoints and half-written files."""
-    return [path for one in directories for path in (*one.glob("checkpoints"), *_half_written(one.rglob(".*.*")))]
+    """Return what a killed run left in directories of runs and finished stages: half-written files and checkpoints."""
+    found: list[Path] = []
+    for one in directories:
+        if (one / "manifest.json").is_file():  # other folders of this name are the user's
+            found += one.glob("checkpoints")
+        found += _half_written(one.rglob(".*.part"))
+    return found
 
 
-def _half_written(hidden: Iterable[Path]) -> list[Path]:
-    """Return those that a process, which has ended, was about to rename (store.files.replacing)."""
-    writers = ((path, re.fullmatch(r"\..+\.(\d+)", path.name)) for path in hidden)
+def _half_written(files: Iterable[Path]) -> list[Path]:
+    """Return those that a process, which has ended, was about to rename (store.files.unfinished)."""
+    writers = ((path, re.fullmatch(r"\..+\.(\d+)\.part", path.name)) for path in files)
     return [path for path, writer in writers if writer is not None and not psutil.pid_exists(int(writer[1]))]
 
 
@@ -95,9 +99,9 @@ def _bytes(path: Path) -> int:
 
 def delete(paths: Iterable[Path]) -> None:
     """Delete files and folders, and print each."""
-    for path in paths:
+    for path in filter(os.path.lexists, paths):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()
         print(f"deleted {path}")

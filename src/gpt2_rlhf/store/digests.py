@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.store.files import sha256, write_json
+from gpt2_rlhf.store.files import sha256, unused, write_json
 
-_SEAL = "files.json"
+SEAL = "files.json"  # in a folder that was written to its end
 _SMALL_BYTES = 16_000_000  # hashed in 10 ms
 
 Record = Mapping[str, Mapping[str, Any]]  # path below the folder -> bytes, sha256
@@ -60,33 +60,25 @@ def fault(folder: Path, files: Record, recorded_at: float, read_all: bool) -> st
 
 def seal(folder: Path) -> None:
     """Write the record of all files of a folder into it."""
-    (folder / _SEAL).unlink(missing_ok=True)
-    write_json(folder / _SEAL, record(folder, (path for path in folder.rglob("*") if path.is_file())))
+    (folder / SEAL).unlink(missing_ok=True)
+    write_json(folder / SEAL, record(folder, (path for path in folder.rglob("*") if path.is_file())))
     flush(folder)
-
-
-def is_sealed(folder: Path) -> bool:
-    """Whether the folder was written to its end."""
-    return (folder / _SEAL).is_file()
 
 
 def seal_fault(folder: Path) -> str | None:
     """Return what is wrong with a folder that should have a seal, or None; every byte of it is read."""
     try:
-        files = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-        return fault(folder, files, 0.0, read_all=True)
+        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        return fault(folder, files, 0.0, read_all=True) if files else f"{SEAL} is empty"
     except FileNotFoundError:
         return "it was not written to its end"
     except (ValueError, TypeError, KeyError, AttributeError):
-        return f"{_SEAL} is damaged"
+        return f"{SEAL} is damaged"
 
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged folder so that nothing takes it for a whole one, and return its new place."""
-    names = ["damaged", *(f"damaged{number}" for number in range(2, 100))]
-    place = next(one for name in names if not (one := path.with_name(f"{name}-{path.name}")).exists())
-    path.rename(place)
-    return place
+    return path.rename(unused(path.with_name(f"damaged-{path.name}")))
 
 
 def digest(path: Path) -> str:
@@ -105,5 +97,8 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # not every file system can flush the names in a folder
+            raise
     finally:
         os.close(descriptor)

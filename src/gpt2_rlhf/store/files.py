@@ -5,10 +5,22 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
 from gpt2_rlhf.config.errors import UserError
+
+
+def unfinished(path: Path) -> Path:
+    """Return the name under which this process writes what will replace `path`; store.clean knows it by this form."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def unused(path: Path) -> Path:
+    """Return the path, or the first of PATH-2, PATH-3 and so on that does not exist if it does."""
+    names = chain([path.name], (f"{path.name}-{number}" for number in count(2)))
+    return next(one for name in names if not os.path.lexists(one := path.with_name(name)))
 
 
 @contextmanager
@@ -19,7 +31,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     one rename. mode: "w" for UTF-8 text, "wb" for bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = unfinished(path)
     try:
         with part.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -60,7 +72,7 @@ def link(link: Path, target: Path) -> None:
             f"{link}: a folder, as `cp -rL` makes it; expected a link; delete it (the folder `stages` has all that is "
             "in it), then run the same command again"
         )
-    part = link.with_name(f".{link.name}.{os.getpid()}")
+    part = unfinished(link)
     try:
         part.unlink(missing_ok=True)
         part.symlink_to(target)

@@ -109,7 +109,7 @@ def newest_whole_checkpoint(stage: Stage, processes: int) -> tuple[Path | None, 
     numbered = [
         (int(p.name.removeprefix("checkpoint-")), p)
         for p in stage.checkpoints_dir.glob("checkpoint-*")
-        if p.name.removeprefix("checkpoint-").isdigit() and digests.is_sealed(p)
+        if p.name.removeprefix("checkpoint-").isdigit() and (p / digests.SEAL).is_file()
     ]
     damaged: dict[Path, str] = {}
     for _, path in sorted(numbered, reverse=True):
