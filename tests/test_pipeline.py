@@ -50,7 +50,7 @@ def start(output_dir: Path, *overrides: str) -> subprocess.Popen[str]:
 
 def wait_for_checkpoint(output_dir: Path, stage: str, run: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while not list(output_dir.glob(f"stages/{stage}-*/checkpoints/checkpoint-*/trainer_state.json")):
+    while not list(output_dir.glob(f"stages/{stage}-*/checkpoints/checkpoint-*/files.json")):
         assert run.poll() is None, run.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)

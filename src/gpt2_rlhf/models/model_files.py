@@ -161,7 +161,8 @@ def find(place: str, file: str, model: Model) -> Path | None:
     """
     found = local_dir(place)
     if found is not None:
-        return _existing(found) / file if (found / file).is_file() else None
+        path = _existing(found) / file
+        return path if path.is_file() else None
     from huggingface_hub import errors, hf_hub_download, is_offline_mode
 
     name, revision = _repository(place, model)
