@@ -99,6 +99,15 @@ def test_a_reward_model_has_one_label_whose_score_gets_no_sigmoid(tmp_path: Path
     assert (config.num_labels, config.id2label, config.problem_type) == (1, {0: "reward"}, "regression")
 
 
+def test_labels_that_the_config_of_a_policy_holds_are_not_called_reward(tmp_path: Path) -> None:
+    model = tiny_policy(tiny_tokenizer())
+    model.config.num_labels = 1  # as the config of distilgpt2 has it
+    loading.save(model, tiny_tokenizer(), tmp_path)
+    config = read(portable_files.texts(tmp_path, SAMPLING), "config.json")
+    assert config["id2label"] == {"0": "LABEL_0"}
+    assert config.get("problem_type") is None
+
+
 def test_everyone_who_may_read_the_config_may_read_the_weights(policy_dir: Path) -> None:
     assert (policy_dir / "model.safetensors").stat().st_mode == (policy_dir / "config.json").stat().st_mode
 

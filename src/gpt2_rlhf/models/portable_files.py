@@ -36,7 +36,8 @@ def texts(model_dir: Path, sampling: Json) -> dict[str, str]:
 
 def _config(found: Json) -> Json:
     config = {**found, "use_cache": True}
-    if "id2label" in config:  # the pipeline for text classification applies a sigmoid to a single label
+    if (config.get("architectures") or [""])[0].endswith("ForSequenceClassification"):
+        # the pipeline for text classification would apply a sigmoid to a single label
         config |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression"}
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:  # otherwise each type of layer has its own, which 4.x names in other ways
