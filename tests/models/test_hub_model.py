@@ -1,11 +1,13 @@
 """A base model on the Hub: fetched and checked before the first stage, with the real client and a local hub."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import safetensors.torch
 from huggingface_hub import constants
 
 from gpt2_rlhf.config.errors import UserError
@@ -118,6 +120,34 @@ def test_a_tokenizer_of_another_repository_has_a_commit_of_its_own(hub: Hub, rep
     assert len(loading.load_base_tokenizer(mixed)) == 1536
     with pytest.raises(UserError, match=rf"its newest is model\.tokenizer=owner/tokens@{newest}$"):
         model_checks.check(Model(REPO, repository.branches["main"], "owner/tokens@main", None))
+
+
+def test_a_model_needs_no_tokenizer_where_another_repository_has_it(hub: Hub, repository: Repository) -> None:
+    other = hub.repositories["owner/tokens"] = new_repository("owner/tokens", is_private=False)
+    files = {name: Blob((model_files.EMBEDDED_DIR / name).read_bytes(), False) for name in FILES if "tokenizer" in name}
+    commit = other.commit("main", "tokenizer", files).sha
+    repository.commit("main", "no tokenizer", {}, set(files))
+    mixed = Model(REPO, repository.branches["main"], f"owner/tokens@{commit}", None)
+    model_checks.check(mixed)
+    assert loading.load_base(mixed, 0).config.vocab_size == len(loading.load_base_tokenizer(mixed))
+
+
+def test_without_a_hub_weights_in_several_files_are_enough(
+    hub: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = safetensors.torch.load_file(model_files.EMBEDDED_DIR / "model.safetensors")
+    shard_of = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(weights)}
+    files = {"model.safetensors.index.json": Blob(json.dumps({"weight_map": shard_of}).encode(), False)}
+    for shard in set(shard_of.values()):
+        body = safetensors.torch.save({name: weights[name] for name in weights if shard_of[name] == shard})
+        files[shard] = Blob(body, True)
+        hub.store_object(body)
+    repository.commit("main", "shards", files, {"model.safetensors"})
+    for name in ("config.json", "tokenizer.json", *files):
+        huggingface_hub.hf_hub_download(REPO, name, revision=repository.branches["main"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    model_checks.check(model(repository))
 
 
 def test_without_a_hub_a_model_that_transformers_downloaded_is_enough(

@@ -29,7 +29,8 @@ def local_dir(place: str) -> Path | None:
 def folder(place: str, model: Model) -> Path:
     """Return the folder that transformers loads from, which for the Hub is in its cache: no stage makes a request."""
     found = local_dir(place)
-    return _require(place, "tokenizer.json", model).parent if found is None else found
+    file = "config.json" if place == model.name else "tokenizer.json"
+    return _require(place, file, model).parent if found is None else found
 
 
 def check(model: Model) -> dict[str, Any]:
@@ -175,8 +176,8 @@ def find(place: str, file: str, model: Model) -> Path | None:
         except errors.RemoteEntryNotFoundError:
             return None
         except errors.LocalEntryNotFoundError:
-            if is_offline_mode() and not file.startswith("model."):  # transformers did not ask for it when it had a Hub
-                return None
+            if is_offline_mode() and file != "model.safetensors.index.json":  # the last place that weights can be in
+                return None  # transformers did not ask for it when it had a Hub
             raise
     if path.stat().st_size < _SMALL_BYTES:
         require_undamaged("model", path)
