@@ -23,6 +23,7 @@ def answer(status: int) -> httpx2.Response:
         (errors.OfflineModeIsEnabled("offline"), "is not downloaded and HF_HUB_OFFLINE is set"),
         (httpx2.ConnectError("no route"), r"the Hub cannot be reached for owner/model \(ConnectError\)"),
         (OSError(28, "No space left on device"), "cannot be downloaded .*free disk space"),
+        (RuntimeError("Data processing error: request failed"), r"cannot be downloaded \(Data .*check the network"),
     ],
 )
 def test_every_fault_while_a_model_is_fetched_is_one_line(raised: Exception, message: str) -> None:

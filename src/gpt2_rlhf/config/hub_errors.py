@@ -92,6 +92,6 @@ def hub_errors(part: Part, name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except (OSError, RuntimeError) as error:  # Xet raises RuntimeError
         raise UserError(
-            f"{part}.name: {name} cannot be downloaded ({one_line(error)}); free disk space, or set HF_HOME to another "
-            "folder, which can be written to"
+            f"{part}.name: {name} cannot be downloaded ({one_line(error)}); check the network, free disk space, or set "
+            "HF_HOME to another folder, which can be written to"
         ) from error
