@@ -33,8 +33,8 @@ def require(settings: Settings, plan: Plan) -> None:
     if free < needed:
         raise UserError(
             f"output_dir: {place}: {free / 1e6:,.0f} MB free, but {', '.join(stage.name for stage, _ in plan)} need up "
-            f"to {needed / 1e6:,.0f} MB; make room, set output_dir=<a folder on a larger disk>, or keep fewer "
-            "checkpoints with ppo.args.save_total_limit=1"
+            f"to {needed / 1e6:,.0f} MB; make room, set output_dir=<a folder on a larger disk>, or save fewer "
+            "checkpoints with save_steps or save_total_limit"
         )
     largest, limit = max(_optimizer_bytes(settings, *one) for one in plan), largest_file()
     if limit is not None and limit < largest:
