@@ -5,6 +5,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,6 +82,14 @@ def test_ctrl_c_during_the_imports_of_a_command_ends_it_without_a_traceback(monk
 
     monkeypatch.setitem(sys.modules, "gpt2_rlhf.cli", Cli("gpt2_rlhf.cli"))
     runpy.run_module("gpt2_rlhf", run_name="__main__")
+    assert handlers == [signal.SIG_DFL, signal.default_int_handler]
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    script = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["scripts"]["gpt2-rlhf"]
+    module, _, function = script.partition(":")
+    handlers.clear()
+    found = runpy.run_module(module)  # imported, and not run yet
+    assert handlers == [signal.SIG_DFL]
+    found[function]()
     assert handlers == [signal.SIG_DFL, signal.default_int_handler]
 
 

@@ -1,4 +1,4 @@
-"""Run a command: `python -m gpt2_rlhf VERB key=value`."""
+"""Run a command: `python -m gpt2_rlhf VERB key=value`, or the script `gpt2-rlhf`."""
 
 import signal
 
@@ -9,4 +9,5 @@ if _before is signal.default_int_handler:  # not ignored, as for a job in the ba
 from gpt2_rlhf.cli import main  # noqa: E402
 
 signal.signal(signal.SIGINT, _before)
-main()
+if __name__ == "__main__":
+    main()
