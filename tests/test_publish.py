@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -129,7 +130,7 @@ def test_a_dry_run_shows_files_sizes_and_card_and_changes_nothing(
     assert re.search(rf"^ +{size}  config\.json$", printed, flags=re.MULTILINE)
     assert f'from_pretrained("{REPO}")' in printed
     assert "publish: somebody/demo (private, exists with 2 files, which a push replaces), " in printed
-    assert "somebody/demo: deletes 1 files that are not of this run: old.json" in printed
+    assert "somebody/demo: deletes what is not of this run: old.json" in printed
     assert sum(hub.calls(call) for call in WRITING) == 0
     assert (evaluated / "model" / "README.md").read_bytes() == old
 
@@ -170,8 +171,8 @@ def test_files_that_are_not_of_the_run_are_deleted_by_the_same_commit_and_named(
     assert parent == before
     assert set(head.files) == PUSHED
     assert (
-        f"publish: somebody/demo: deletes 4 files that are not of this run: {', '.join(old)}; commit {before.sha[:12]} "
-        "still has them, and 'publish.keep=[adapter_config.json,chat_template.jinja]' would keep the first two\n"
+        f"publish: somebody/demo: deletes what is not of this run: {', '.join(old)}; commit {before.sha[:12]} "
+        """still has it, and 'publish.keep=["adapter_config.json", "chat_template.jinja"]' would keep the first two\n"""
     ) in capfd.readouterr().out
     push(f"publish.repo_id={REPO}")
     assert repository.history()[0] == head
@@ -339,7 +340,7 @@ def test_a_hub_that_lists_another_hash_is_a_failure(
 
 
 def test_without_a_run_there_is_nothing_to_publish(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no finished model; run `make pipeline` first"):
+    with pytest.raises(UserError, match="there is no finished model, or a stage of it is lost or damaged; run `make"):
         publish.main(finished_run.planned([f"output_dir={tmp_path / 'outputs'}", f"publish.repo_id={REPO}"]), HASTE)
 
 
@@ -393,3 +394,51 @@ def test_a_reward_model_whose_weights_lack_the_score_fails_the_check(hub: Hub, t
         publish.push(
             finished_run.planned([f"output_dir={tmp_path / 'outputs'}", f"publish.reward_repo_id={REPO}"]), HASTE
         )
+
+
+@pytest.mark.parametrize("name", ["judge", "evaluate", "sft"])
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_a_run_with_a_lost_or_damaged_stage_is_refused_before_its_card_is_written_again(
+    evaluated: Path, name: str, damage: str
+) -> None:
+    manifest = evaluated / name / "manifest.json"
+    if damage == "lost":
+        shutil.rmtree(manifest.parent.resolve())
+    else:
+        manifest.write_text(manifest.read_text()[:50])
+    with pytest.raises(UserError, match="latest: there is no finished model, or a stage of it is lost or damaged"):
+        publish.main(finished_run.planned([f"output_dir={evaluated.parent}", "publish.dry_run=true"]), HASTE)
+
+
+@pytest.mark.parametrize("names", [["a b.bin", "c(1).bin"], ["a[1].txt", "it's.md"], ["k=v,w.txt", "naïve.md"]])
+def test_the_override_that_is_offered_keeps_the_files(
+    hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str], names: list[str]
+) -> None:
+    repository = hub.repositories[REPO] = new_repository(REPO, is_private=True)
+    first = repository.commit("main", "by hand", {name: Blob(b"old", is_lfs=False) for name in names})
+    push(f"publish.repo_id={REPO}")
+    (offered,) = re.findall(r"still has it, and (.*) would keep it", capfd.readouterr().out)
+    repository.branches["main"] = first.sha
+    push(f"publish.repo_id={REPO}", *shlex.split(offered))
+    assert set(repository.history()[0].files) == {*PUSHED, *names}
+
+
+def test_names_of_others_reach_the_terminal_without_control_characters(
+    hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    repository = hub.repositories[REPO] = new_repository(REPO, is_private=True)
+    files = {name: Blob(b"old", is_lfs=False) for name in ("a\x1b[2J.txt", "README.md")}
+    repository.commit("main", "Update \x1b]0;title\x07", files)
+    push(f"publish.repo_id={REPO}")
+    printed = capfd.readouterr().out
+    assert "a\\x1b[2J.txt" in printed
+    assert "(Update \\x1b]0;title\\x07)" in printed
+    assert "\x1b" not in printed
+
+
+def test_a_dry_run_lists_no_file_that_the_push_would_set_aside(
+    hub: Hub, evaluated: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (evaluated / "model" / "notes.txt").write_text("mine")
+    publish.main(finished_run.planned([f"output_dir={evaluated.parent}", "publish.dry_run=true"]), HASTE)
+    assert "notes.txt" not in capfd.readouterr().out

@@ -8,6 +8,7 @@ Pushing the same files again makes no commit. Whatever fails, everything stays o
 """
 
 import dataclasses
+import json
 import runpy
 import shlex
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import product
 from gpt2_rlhf.hub import repository, tries
@@ -135,6 +137,8 @@ def show(run: Run) -> None:
     for name, target in [(one.folder, one) for one in targets(run.settings.publish)] or [("model", None)]:
         folder = latest(str(root)) / name
         paths = files_below(folder, root)
+        written = product.written(folder).get("files", paths)  # a push sets other files aside
+        paths = [path for path in paths if path in written]
         size_bytes = total_bytes(folder, paths)
         print(f"{folder} of run {run.name}: {len(paths)} files, {megabytes(size_bytes)}")
         for path in paths:
@@ -177,14 +181,14 @@ def _overwritten(target: Target, found: Found | None, folder: Path, paths: Seque
         return
     foreign = found.foreign(paths, target.keep)
     if foreign:
-        keep = shlex.quote(f"publish.keep=[{','.join(foreign[:2])}]")
-        yield (
-            f"{target.repo_id}: deletes {len(foreign)} files that are not of this run: {', '.join(foreign)}; commit "
-            f"{found.commit[:12]} still has them, and {keep} would keep {'the first two' if foreign[2:] else 'them'}"
+        keep = shlex.quote(f"publish.keep={json.dumps(foreign[:2], ensure_ascii=False)}")
+        yield printable(
+            f"{target.repo_id}: deletes what is not of this run: {', '.join(foreign)}; commit {found.commit[:12]} "
+            f"still has it, and {keep} would keep {'the first two' if foreign[2:] else 'it'}"
         )
     edited = found.edited_card(folder / "README.md")
     if edited is not None:
-        yield f"{target.repo_id}: replaces the README.md of commit {edited} by the card of this run"
+        yield printable(f"{target.repo_id}: replaces the README.md of commit {edited} by the card of this run")
 
 
 def _done(pushed: Pushed, run_name: str) -> str:

@@ -49,13 +49,13 @@ def write(run: Run) -> list[Path]:
     # not max_new_tokens, which would overrule the max_length that a user gives; transformers 4 sets top_k by itself
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     for folder, name in card.FOLDERS.items():
-        written = {**texts, "README.md": card.render(run.settings, sources, folder)}
-        written |= portable_files.texts(stages[name].model_dir, sampling)
+        own = {**texts, "README.md": card.render(run.settings, sources, folder)}
+        own |= portable_files.texts(stages[name].model_dir, sampling)
         files = {PurePosixPath(file.name): file for file in stages[name].model_dir.iterdir()}
-        files = {path: file for path, file in files.items() if path.name not in written}
+        files = {path: file for path, file in files.items() if path.name not in own}
         if folder == "model":
             files |= {picture: run.directory / picture for picture in sources.pictures}
-        _fill(run.directory / folder, files, written, digest)
+        _fill(run.directory / folder, files, own, digest)
     return folders
 
 
@@ -127,12 +127,12 @@ def _link_or_copy(file: Path, place: Path) -> None:
 
 def _keep_changes(folder: Path, new: Path) -> None:
     """Move what this program has not written out of a folder that is about to be replaced, and print where it is."""
-    written = _written(folder).get("files", {})
+    as_written = written(folder).get("files", {})
     kept = unused(folder.with_name(f"{folder.name}-kept"))
     changed = [
         name
         for name in _names(folder)
-        if written.get(name) != _stamp(folder / name) and not _is_same(folder / name, new / name)
+        if as_written.get(name) != _stamp(folder / name) and not _is_same(folder / name, new / name)
     ]
     for name in changed:
         place = kept / name
@@ -158,10 +158,11 @@ def _inputs_sha256(run: Run) -> str:
 
 
 def _is_current(folder: Path, digest: str) -> bool:
-    return folder.is_dir() and _written(folder) == {"inputs_sha256": digest, "files": _stamps(folder)}
+    return folder.is_dir() and written(folder) == {"inputs_sha256": digest, "files": _stamps(folder)}
 
 
-def _written(folder: Path) -> dict[str, Any]:
+def written(folder: Path) -> dict[str, Any]:
+    """Return the record of a folder as it was written: what it was made of, and its files; empty if there is none."""
     try:
         return dict(json.loads((folder / _WRITTEN).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

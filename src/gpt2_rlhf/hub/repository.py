@@ -60,7 +60,7 @@ class Found:
         """Return the files that are not among these paths and that no pattern keeps."""
         kept = (".gitattributes", *keep)  # the Hub's own
         others = sorted(set(self.files).difference(paths))
-        return [path for path in others if not any(fnmatchcase(path, pattern) for pattern in kept)]
+        return [path for path in others if path not in kept and not any(fnmatchcase(path, one) for one in kept)]
 
     def edited_card(self, card: Path) -> str | None:
         """Return the commit that changed the card, if it was not a push and left it other than on this disk."""

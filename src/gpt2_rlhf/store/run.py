@@ -88,21 +88,23 @@ def read(directory: Path, publish: Publish) -> Run:
     """Return the evaluated run in this directory as it was when it was shown, to be published in this way.
 
     Raises:
-        UserError: there is none, or its settings are those of another version.
+        UserError: there is none, a stage of it is lost, or its settings are those of another version.
     """
     try:
         command = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["command"]
         config_yaml = (directory / "config.yaml").read_text(encoding="utf-8")
-        stages = [one for one in directory.iterdir() if one.is_symlink() and (one / "manifest.json").is_file()]
-        found = {link.name: _read_stage(link) for link in stages}
-        first = {name: found[name] for name in _STAGES if name in found}
+        found = {one.name: _read_stage(one) for one in directory.iterdir() if one.name.partition("-")[0] in _STAGES}
+        first = {name: found[name] for name in _STAGES if name in found or name != "judge"}  # not every run has one
         processes = found["ppo"].inputs["processes"]
         settings = compose.read(config_yaml, publish)
         others = [
             first | {name: found[f"{name}-seed{seed}"] for name in _BY_SEED} for seed in (settings.ppo.seeds or [])[1:]
         ]
-    except (OSError, KeyError) as error:
-        raise UserError(f"{directory}: there is no finished model; run `make pipeline` first") from error
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{directory}: there is no finished model, or a stage of it is lost or damaged; run `make pipeline` first, "
+            "with the overrides of that run"
+        ) from error
     except UserError as error:
         raise UserError(f"{directory}: made by another version; run `make pipeline` again first ({error})") from error
     return Run(settings, tuple(shlex.split(command)[2:]), config_yaml, (first, *others), processes)
