@@ -146,36 +146,30 @@ def test_writing_it_again_changes_no_byte(stages: dict[str, Stage], tmp_path: Pa
 def test_folders_that_are_up_to_date_are_left_as_they_are(
     stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rendered: list[str] = []
-    render = card.render
-
-    def counted(*given: Any) -> str:
-        rendered.append(given[-1])
-        return render(*given)
-
-    def renders(*overrides: str) -> bool:
-        rendered.clear()
+    def replaced(*overrides: str) -> list[str]:
+        before = {name: (tmp_path / "run" / name).stat().st_ino for name in card.FOLDERS}
         write(tmp_path / "run", stages, *overrides)
-        return rendered == list(card.FOLDERS)
+        return [name for name, number in before.items() if (tmp_path / "run" / name).stat().st_ino != number]
 
-    monkeypatch.setattr(card, "render", counted)
-    assert renders()
-    assert not renders()
-    assert rendered == []
+    write(tmp_path / "run", stages)
+    every = list(card.FOLDERS)
+    assert replaced() == []
     templates = tmp_path / "templates"
     shutil.copytree(card.TEMPLATES, templates)
     monkeypatch.setattr(card, "TEMPLATES", templates)
-    assert not renders()
-    (templates / "policy.md").write_text((templates / "policy.md").read_text() + "\nOne more sentence.\n")
-    assert renders()
-    assert renders("seed=4")
-    assert renders("publish.repo_id=ada/model")
-    assert renders()
+    assert replaced() == []
+    (templates / "sft.md").write_text((templates / "sft.md").read_text().replace("was fine-tuned", "was tuned"))
+    assert replaced() == ["sft_model"]
+    assert replaced("seed=4") == every
+    assert replaced("publish.repo_id=ada/model") == every
+    assert replaced("publish.repo_id=ada/model") == []
     (tmp_path / "run" / "model" / "README.md").unlink()
-    assert renders()
-    monkeypatch.setattr(product, "version", lambda name: f"9.9 of {name}")
-    assert renders()
-    assert not renders()
+    assert replaced("publish.repo_id=ada/model") == ["model"]
+    (stages["reward"].model_dir / "model.safetensors").write_text("other weights")
+    assert replaced("publish.repo_id=ada/model") == ["reward_model"]
+    monkeypatch.setattr(card, "project", lambda: "other software")
+    assert replaced("publish.repo_id=ada/model") == every
+    assert replaced("publish.repo_id=ada/model") == []
 
 
 def test_nothing_in_it_names_a_folder_of_the_machine(tmp_path: Path) -> None:

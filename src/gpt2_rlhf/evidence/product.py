@@ -4,20 +4,16 @@
 """
 
 import contextlib
-import dataclasses
 import filecmp
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from omegaconf import OmegaConf
 
-import gpt2_rlhf
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
 from gpt2_rlhf.models import portable_files
@@ -33,12 +29,9 @@ _REPORT = "report"  # report.DIRECTORY, whose import takes time; its pictures go
 def write(run: Run) -> list[Path]:
     """Write the folders of a finished run into its directory, in place of older ones, and return them.
 
-    Folders that this code has written from the same run, and that nobody has changed since, are left as they are.
+    Folders that would come out the same, and that nobody has changed since, are left as they are.
     """
-    stages, folders = run.plans[0], [run.directory / folder for folder in card.FOLDERS]
-    digest = _inputs_sha256(run)
-    if all(_is_current(folder, digest) for folder in folders):
-        return folders
+    stages = run.plans[0]
     records, sources = _sources(run)
     manifests = {"command": run.portable_command, "stages": records}
     texts = {
@@ -55,8 +48,8 @@ def write(run: Run) -> list[Path]:
         files = {path: file for path, file in files.items() if path.name not in own}
         if folder == "model":
             files |= {picture: run.directory / picture for picture in sources.pictures}
-        _fill(run.directory / folder, files, own, digest)
-    return folders
+        _fill(run.directory / folder, files, own)
+    return [run.directory / folder for folder in card.FOLDERS]
 
 
 def cards(run: Run) -> dict[str, str]:
@@ -98,8 +91,12 @@ def check(folder: Path) -> None:
                 raise UserError(f"{path}: not the weights that were trained; the command of the run builds them again")
 
 
-def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str], digest: str) -> None:
+def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str]) -> None:
     """Replace a folder by one with these files and texts; what the user changed or added in the old one is kept."""
+    content = [texts, {str(name): _stamp(file) for name, file in files.items()}]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    if folder.is_dir() and written(folder) == {"inputs_sha256": digest, "files": _stamps(folder)}:
+        return
     part, old = unfinished(folder), unfinished(folder.with_name(f"{folder.name}-old"))
     shutil.rmtree(part, ignore_errors=True)
     for name, file in files.items():
@@ -141,24 +138,6 @@ def _keep_changes(folder: Path, new: Path) -> None:
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         print(f"{folder}: what you changed or added is now in {kept}: {', '.join(changed[:3])}{more}", flush=True)
-
-
-def _inputs_sha256(run: Run) -> str:
-    """Return a digest of all that decides the folders; a stage's files do not change once its manifest exists."""
-    told = [dataclasses.asdict(part) for part in (run.settings.publish, run.settings.card)]
-    pictures = {path.name: _stamp(path) for path in (run.directory / _REPORT).glob("*.png")}
-    content = [card.project(), run.portable_command, run.config_yaml, told, run.manifests(), pictures, sys.version]
-    found = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name in ("gpt2-rlhf", "huggingface_hub", "jinja2", "omegaconf"):
-        found.update(version(name).encode())
-    package = Path(gpt2_rlhf.__file__).parent
-    for file in [*sorted(package.rglob("*.py")), *sorted(card.TEMPLATES.iterdir())]:
-        found.update(file.read_bytes())
-    return found.hexdigest()
-
-
-def _is_current(folder: Path, digest: str) -> bool:
-    return folder.is_dir() and written(folder) == {"inputs_sha256": digest, "files": _stamps(folder)}
 
 
 def written(folder: Path) -> dict[str, Any]:
