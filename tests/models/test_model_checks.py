@@ -92,6 +92,13 @@ def test_shards_without_a_readable_index_are_refused(folder: Path) -> None:
     assert "has neither model.safetensors nor model.safetensors.index.json" in refused(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["[1]", "null", "7", '"text"'])
+def test_json_that_is_no_object_is_refused(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    assert f"{folder / name} cannot be read as JSON" in refused(folder)
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(folder: Path) -> None:
     vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     change(folder / "config.json", lambda config: config.update(vocab_size=vocab_size - 1))

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from gpt2_rlhf.config import trl_fields
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.hub_errors import require_undamaged
@@ -71,15 +69,11 @@ def _check_vocabulary(model: Model, config: dict[str, Any]) -> None:
 
     Special tokens without an embedding pass, if they are not BOS or EOS: no text of the rows has them. Gemma 3 has one.
     """
-    place = model_files.tokenizer_place(model)
-    path, named = (model_files.find(place, file, model) for file in ("tokenizer.json", "tokenizer_config.json"))
-    if path is None or "vocab_size" not in config:
+    if "vocab_size" not in config:
         return
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-        names = {} if named is None else json.loads(named.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises no narrower type
-        raise UserError(f"model.name: {path} cannot be read ({error}); download or save it again") from error
+    place = model_files.tokenizer_place(model)
+    tokenizer, named = model_files.load_tokenizer(model), model_files.find(place, "tokenizer_config.json", model)
+    names = {} if named is None else model_files.read_json(named)
     ends = [names.get(key) for key in ("bos_token", "eos_token")]
     used = {end["content"] if isinstance(end, dict) else end for end in ends}
     unused = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special and t.content not in used}

@@ -44,7 +44,7 @@ def check(model: Model) -> dict[str, Any]:
     if model.random is not None:
         return {**model.random, "model_type": "gpt2"}
     config_file = _require(model.name, "config.json", model)
-    config = _read_json(config_file)
+    config = read_json(config_file)
     find(model.name, "generation_config.json", model)
     if pad_token_id >= config.get("vocab_size", pad_token_id + 1):
         raise UserError(
@@ -85,10 +85,11 @@ def positions(config: dict[str, Any]) -> int:
 
 def start_tokens(model: Model) -> int:
     """Return how many tokens the tokenizer adds by itself before a text, such as BOS."""
-    return next((n for n, added in enumerate(_tokenizer(model).encode("a").special_tokens_mask) if not added), 0)
+    return next((n for n, added in enumerate(load_tokenizer(model).encode("a").special_tokens_mask) if not added), 0)
 
 
-def _tokenizer(model: Model) -> Tokenizer:
+def load_tokenizer(model: Model) -> Tokenizer:
+    """Load the tokenizer without transformers."""
     path = _require(tokenizer_place(model), "tokenizer.json", model)
     try:
         return Tokenizer.from_file(str(path))
@@ -103,11 +104,11 @@ def tokenizer_place(model: Model) -> str:
 
 def padding_token(model: Model) -> tuple[str, int]:
     """Return the padding token that tokens.padding_copy will choose, and its id."""
-    tokenizer = _tokenizer(model)
+    tokenizer = load_tokenizer(model)
     named: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         path = find(tokenizer_place(model), file, model)
-        named |= {} if path is None else _read_json(path)
+        named |= {} if path is None else read_json(path)
     in_use = {
         token["content"] if isinstance(token, dict) else str(token)
         for name, token in named.items()
@@ -122,10 +123,11 @@ def padding_token(model: Model) -> tuple[str, int]:
     return pad_token, pad_token_id
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a file of a model."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"model.name: {path} cannot be read as JSON ({error}); expected a file of a model") from error
 
 
