@@ -101,8 +101,9 @@ def test_a_step_started_as_a_module_is_the_command_of_its_name(name: str) -> Non
     assert cli.VERBS[name] in done.stdout
 
 
+@pytest.mark.parametrize(("dry_run", "last"), [("false", "push"), ("true", "show")])
 def test_a_pipeline_that_publishes_composes_once_writes_its_products_once_and_leaves_no_checkpoints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: str, last: str
 ) -> None:
     calls: list[str] = []
 
@@ -122,8 +123,9 @@ def test_a_pipeline_that_publishes_composes_once_writes_its_products_once_and_le
     monkeypatch.setattr(pipeline, "plan", plan)
     monkeypatch.setattr(publish, "check", lambda settings: None)
     monkeypatch.setattr(publish, "_push", lambda *_: calls.append("push"))
+    monkeypatch.setattr(publish, "show", lambda _: calls.append("show"))
     monkeypatch.setattr(report, "write", lambda *_: None)
     monkeypatch.setattr(terminal, "render", lambda summary: "")
-    pipeline.run([f"output_dir={tmp_path}", "publish.repo_id=somebody/demo"])
-    assert calls == ["compose", "product", "push"]
+    pipeline.run([f"output_dir={tmp_path}", "publish.repo_id=somebody/demo", f"publish.dry_run={dry_run}"])
+    assert calls == ["compose", "product", last]
     assert not any(stage.checkpoints_dir.exists() for stage in stages.values())

@@ -201,7 +201,7 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
     runs.make_newest(planned)
     _print_end(planned)
     if planned.last.name == LAST and publish.targets(planned.settings.publish):
-        publish.push(planned)
+        (publish.show if planned.settings.publish.dry_run else publish.push)(planned)
 
 
 def _steps() -> dict[str, ModuleType]:
