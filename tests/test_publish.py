@@ -397,7 +397,7 @@ def test_a_reward_model_whose_weights_lack_the_score_fails_the_check(hub: Hub, t
 
 
 @pytest.mark.parametrize("name", ["judge", "evaluate", "sft"])
-@pytest.mark.parametrize("damage", ["lost", "cut"])
+@pytest.mark.parametrize("damage", ["lost", "cut", "null"])
 def test_a_run_with_a_lost_or_damaged_stage_is_refused_before_its_card_is_written_again(
     evaluated: Path, name: str, damage: str
 ) -> None:
@@ -405,7 +405,7 @@ def test_a_run_with_a_lost_or_damaged_stage_is_refused_before_its_card_is_writte
     if damage == "lost":
         shutil.rmtree(manifest.parent.resolve())
     else:
-        manifest.write_text(manifest.read_text()[:50])
+        manifest.write_text("null" if damage == "null" else manifest.read_text()[:50])
     with pytest.raises(UserError, match="latest: there is no finished model, or a stage of it is lost or damaged"):
         publish.main(finished_run.planned([f"output_dir={evaluated.parent}", "publish.dry_run=true"]), HASTE)
 

@@ -100,7 +100,7 @@ def read(directory: Path, publish: Publish) -> Run:
         others = [
             first | {name: found[f"{name}-seed{seed}"] for name in _BY_SEED} for seed in (settings.ppo.seeds or [])[1:]
         ]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{directory}: there is no finished model, or a stage of it is lost or damaged; run `make pipeline` first, "
             "with the overrides of that run"
