@@ -194,6 +194,16 @@ def test_a_damaged_file_of_the_cache_is_named_with_the_command_that_heals_it(
     model_checks.require_whole_weights(model(repository))
 
 
+def test_a_base_model_damaged_since_sft_was_trained_is_not_evaluated(hub: Hub, repository: Repository) -> None:
+    model_checks.check(model(repository))
+    blob = next(Path(constants.HF_HUB_CACHE).rglob("model.safetensors")).resolve()
+    content = bytearray(blob.read_bytes())
+    content[-9] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged in the cache of the Hub; rm "):
+        loading.load_base(model(repository), 0)
+
+
 def test_a_cut_file_of_weights_in_the_cache_is_named_before_any_stage(hub: Hub, repository: Repository) -> None:
     model_checks.check(model(repository))
     blob = next(Path(constants.HF_HUB_CACHE).rglob("model.safetensors")).resolve()

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Model, Peft
-from gpt2_rlhf.models import model_files, tokens
+from gpt2_rlhf.models import model_checks, model_files, tokens
 
 _LINEAR = (torch.nn.Linear, Conv1D)
 
@@ -40,6 +40,7 @@ def load_base_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 def load_base(model: Model, seed: int) -> PreTrainedModel:
     """Load the base policy; with `model.random`, draw random weights of that shape with `seed` instead."""
     if model.random is None:
+        model_checks.require_whole_weights(model)  # a flipped bit would give other figures without an error
         return load_policy(str(model_files.folder(model.name, model)))
     eos_token_id = load_base_tokenizer(model).eos_token_id
     set_seed(seed)
