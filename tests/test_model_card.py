@@ -107,7 +107,7 @@ def test_the_settings_that_it_shows_are_those_of_conf(committed: str, today: str
 def test_it_was_made_with_the_pinned_libraries(committed: str) -> None:
     pins = dict(line.split("==") for line in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").split())
     rows = dict(tables(committed)["", ""])
-    assert f"on TRL {version('trl')}." in committed
+    assert f"on [TRL {version('trl')}](" in committed
     libraries = {name: rows[name].partition("+")[0] for name in ("trl", "torch", "transformers", "accelerate")}
     assert libraries == {name: pins[name] for name in libraries}
 
