@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,25 @@ def test_a_signal_that_comes_from_the_terminal_and_from_the_parent_is_one_line(
     assert code == 143
     assert printed.count("sft stopped by SIGTERM; run the same command again to go on\n") == 1
     assert "Traceback" not in printed
+
+
+def test_a_signal_that_arrives_in_the_callback_of_a_weak_reference_is_not_lost(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Watched: ...
+
+    def action() -> None:
+        watched = Watched()
+        # Python discards what is raised in such a callback, and in a destructor
+        reference = weakref.ref(watched, lambda _: to_this_process(signal.SIGTERM))
+        del watched
+        assert reference() is None
+        time.sleep(20)
+
+    started = time.monotonic()
+    code, printed = run(action, tmp_path, capfd)
+    assert (code, printed) == (143, "\nsft stopped by SIGTERM; run the same command again to go on\n")
+    assert time.monotonic() - started < 10
 
 
 def test_a_second_ctrl_c_ends_a_child_that_does_not_stop(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,7 @@ def _child(name: str, log_dir: Path, action: Callable[[], None]) -> None:
     die_with_parent()
     for signum in _SIGNALS:
         signal.signal(signum, _stop)
+    sys.unraisablehook = _raise_again
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         code = _guarded(name, log_dir, action)
@@ -129,6 +130,20 @@ class _Stopped(BaseException):
 def _stop(signum: int, frame: FrameType | None) -> None:
     _ignore_signals()  # the terminal sends it as well as the parent, and twice would be a traceback
     raise _Stopped(signum)
+
+
+def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Raise a stop a moment later if it came in a destructor or in a callback of a weak reference, where it is lost."""
+    stop = lost.exc_value
+    if not isinstance(stop, _Stopped):
+        sys.__unraisablehook__(lost)
+        return
+
+    def again(_signum: int, _frame: FrameType | None) -> None:
+        raise _Stopped(stop.signum)
+
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def _ignore_signals() -> None:
