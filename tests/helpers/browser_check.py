@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.evidence import report
 from helpers import report_run
 
@@ -201,11 +202,11 @@ def main() -> int:
     parser.add_argument("--pictures", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, browser() as tab:
-        page, texts = arguments.page, ()
+        page, texts = arguments.page, list[str]()
         if page is None:
             records, summary = report_run.write(Path(folder))
             page = report.write(Path(folder), compose.load([]).settings, records, summary)
-            texts = report_run.HOSTILE
+            texts = [printable(text, kept=LAYOUT) for text in report_run.HOSTILE]  # control characters as escapes
         found = [fault for width in WIDTHS for fault in faults(tab, page, width, texts)]
         if arguments.pictures is not None:
             keep_pictures(tab, page, arguments.pictures)
