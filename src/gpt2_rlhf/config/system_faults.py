@@ -87,7 +87,8 @@ def in_one_line(error: Exception, place: Path) -> str | None:
 
 def free_bytes(path: Path) -> int:
     """Return the free bytes on the disk where the path is or will be."""
-    return _disk(path).f_bavail * _disk(path).f_frsize
+    disk = _disk(path)
+    return disk.f_bavail * disk.f_frsize
 
 
 def _disk(path: Path) -> os.statvfs_result:

@@ -5,7 +5,6 @@
 
 import contextlib
 import filecmp
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
 from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import read_json_lines, unfinished, unused, write_json
+from gpt2_rlhf.store.files import content_sha256, read_json_lines, unfinished, unused, write_json
 from gpt2_rlhf.store.portable import without_folders
 from gpt2_rlhf.store.run import Run
 
@@ -94,7 +93,7 @@ def check(folder: Path) -> None:
 def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str]) -> None:
     """Replace a folder by one with these files and texts; what the user changed or added in the old one is kept."""
     content = [texts, {str(name): _stamp(file) for name, file in files.items()}]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    digest = content_sha256(content)
     if folder.is_dir() and written(folder) == {"inputs_sha256": digest, "files": _stamps(folder)}:
         return
     part, old = unfinished(folder), unfinished(folder.with_name(f"{folder.name}-old"))

@@ -81,6 +81,12 @@ def link(link: Path, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def content_sha256(content: Any) -> str:
+    """Return the hex digest of the canonical JSON of a content."""
+    as_json = json.loads(json.dumps(content))  # keys become text before they are sorted
+    return hashlib.sha256(json.dumps(as_json, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """Return the hex digest of a file's bytes."""
     with path.open("rb") as file:

@@ -4,14 +4,12 @@ The hash covers a format number, the stage's settings, the base model, the data 
 """
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.store.files import content_sha256
 from gpt2_rlhf.store.stage import Stage
 
 FORMAT = 6  # raise it when the same settings come to mean another result
@@ -89,15 +87,9 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
     stages: dict[str, Stage] = {}
     for name, builds_on in needs.items():
         hashed = {"format": FORMAT, **own[name], "needs": {n: stages[n].directory.name for n in builds_on}}
-        directory = Path(settings.output_dir) / "stages" / f"{name}-{content_hash(hashed)}"
+        directory = Path(settings.output_dir) / "stages" / f"{name}-{content_sha256(hashed)[:12]}"
         stages[name] = Stage(name, directory, hashed, {n: stages[n] for n in builds_on})
     return stages
-
-
-def content_hash(inputs: Mapping[str, Any]) -> str:
-    """Return twelve hex digits of the sha256 over canonical JSON."""
-    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _split_settings(settings: Settings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.store.files import link, replacing
 from gpt2_rlhf.store.portable import without_folder
-from gpt2_rlhf.store.stage import Stage, is_done, manifest
+from gpt2_rlhf.store.stage import Stage, manifest
 
 _STAGES = ("data", "sft", "reward", "judge", "ppo", "evaluate")
 _BY_SEED = ("ppo", "evaluate")  # stages that each PPO seed has of its own
@@ -55,11 +55,6 @@ class Run:
     def directory(self) -> Path:
         """Where the results of the run are."""
         return Path(self.settings.output_dir) / "runs" / self.name
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every stage is done."""
-        return all(is_done(stage) for stage in self.stages)
 
     @property
     def command(self) -> str:

@@ -5,7 +5,6 @@ and by one rename: with it the stage is done, as long as the files that it recor
 cache names its folders in the same way.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import write_json
+from gpt2_rlhf.store.files import content_sha256, write_json
 
 NOT_BUILT = "it is not built"
 _MANIFEST = "manifest.json"
@@ -97,7 +96,7 @@ def write_manifest(stage: Stage, content: Mapping[str, Any]) -> None:
     files = [path for path in stage.directory.rglob("*") if path.is_file() and _is_recorded(path, stage)]
     needs = {name: _handed_on(manifest(need)) for name, need in stage.needs.items()}
     whole = {**content, "needs": needs, "files": digests.record(stage.directory, files)}
-    write_json(stage.directory / _MANIFEST, {**whole, "manifest_sha256": _content_sha256(whole)})
+    write_json(stage.directory / _MANIFEST, {**whole, "manifest_sha256": content_sha256(whole)})
     digests.flush(stage.directory)
 
 
@@ -128,7 +127,7 @@ def _is_recorded(path: Path, stage: Stage) -> bool:
 
 def _handed_on(written: Mapping[str, Any]) -> str:
     """Return a hash of what later stages read: rows and models; logs differ each time a stage is built."""
-    return _content_sha256(
+    return content_sha256(
         {name: one for name, one in written["files"].items() if name.startswith("model/") or name.endswith(".parquet")}
     )
 
@@ -138,11 +137,6 @@ def _whole_manifest(stage: Stage) -> dict[str, Any] | None:
     try:
         written = manifest(stage)
         content = {name: value for name, value in written.items() if name != "manifest_sha256"}
-        return written if _content_sha256(content) == written["manifest_sha256"] else None
+        return written if content_sha256(content) == written["manifest_sha256"] else None
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-def _content_sha256(content: Mapping[str, Any]) -> str:
-    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)  # twice: keys become text before they are sorted
-    return hashlib.sha256(text.encode()).hexdigest()
