@@ -7,7 +7,7 @@ the first process does the rest.
 import runpy
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +19,9 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import product, report, summary, terminal
 from gpt2_rlhf.evidence.card_training import settings_text
-from gpt2_rlhf.launch import child, relaunch, world
+from gpt2_rlhf.launch import child, relaunch, tasks, world
 from gpt2_rlhf.launch.build import build as build_stage
+from gpt2_rlhf.launch.tasks import Task
 from gpt2_rlhf.models import model_checks, model_files
 from gpt2_rlhf.rows import sources
 from gpt2_rlhf.store import clean, digests, locks
@@ -118,7 +119,7 @@ def refuse_forced(planned: Run, missing: Sequence[Stage]) -> None:
 
 
 def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
-    """Build stages in order, each in a process of its own, and print what each found; return those that were built.
+    """Build stages, each in processes of its own, and print what each found; return those that were built.
 
     It ends early if one came out differently and a finished stage was built on what it was before: later stages may
     need both.
@@ -127,32 +128,75 @@ def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
         UserError: another run is building one of them.
         SystemExit: one failed; it has said why.
     """
-    is_first, settings = world.rank() == 0, planned.settings
     finished = [stage for stage in planned.stages if stage not in missing]
-    with locks.held(list(missing) if is_first else []):
-        if is_first:
+    with locks.held(list(missing) if world.rank() == 0 else []):
+        if world.rank() == 0:
             _set_aside(missing)
             names = ", ".join(stage.name for stage in missing)
             print(f"building {names} in {missing[0].directory.parent}", flush=True)
-        steps = _steps()
-        untrained = [stage for stage in missing if stage.name in _TRAINED]
-        for count, stage in enumerate(missing, start=1):
-            if is_first and untrained and stage is untrained[0]:
-                _run_in_child(stage, partial(check_arguments, settings, untrained))
-            if stage.name in _TRAINED:
-                world.use_next_port()
-            if is_first and stage.name in _TRAINED:
-                inputs = steps["ppo"].values_in_force(settings, stage) if stage.name == "ppo" else stage.inputs
-                print(f"{stage.name}: {settings_text(stage.name, inputs)}", flush=True)
-            if is_first or stage.name in _TRAINED:
-                _run_in_child(stage, partial(build_stage, steps[stage.name].run, settings, stage))
-            if is_first:
-                _show_found(stage)
-            else:  # the next stage reads the manifest and the model, which the first process writes
-                world.wait_for(lambda stage=stage: fault(stage, read_all=True) is None)
-            if any(fault(one) is not None for one in finished):
-                return list(missing[:count])
-    return list(missing)
+        built = _build([stage for stage in missing if stage.name == "data"], planned, finished)
+        if len(built) < len(missing) and not _are_changed(finished):
+            rest = [stage for stage in missing if stage.name != "data"]
+            if world.rank() == 0 and (untrained := [stage for stage in rest if stage.name in _TRAINED]):
+                tasks.run(Task("check", rest[0].directory, partial(check_arguments, planned.settings, untrained)))
+            built += _build(rest, planned, finished)
+        return built
+
+
+def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
+    """Build stages that need no other unfinished ones, side by side where the cores allow it; as `build`."""
+    if world.is_started_by_launcher():
+        return _build_in_order(stages, planned, finished)
+    by_directory = {stage.directory: stage for stage in stages}
+
+    def show_end(task: Task, code: int) -> bool:
+        if code == 0:
+            _show_found(by_directory[task.directory])
+        return code == 0 and not _are_changed(finished)
+
+    launch = planned.settings.launch
+    at_once = max(1, world.cores() // (launch.threads * launch.processes)) if launch.threads else 1
+    codes = tasks.run_all(
+        [_task(stage, planned.settings, launch.processes) for stage in stages],
+        at_once,
+        on_start=lambda task: _show_values(by_directory[task.directory], planned.settings),
+        on_end=show_end,
+    )
+    for code in codes.values():
+        if code != 0:
+            raise SystemExit(code)
+    return [by_directory[directory] for directory in codes]
+
+
+def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
+    """Build stages one after the other, as one of the processes that a launcher has started; as `build`."""
+    for count, stage in enumerate(stages, start=1):
+        is_first, is_trained = world.rank() == 0, stage.name in _TRAINED
+        if is_trained:
+            world.use_next_port()
+        if is_first:
+            _show_values(stage, planned.settings)
+        if is_first or is_trained:
+            tasks.run(_task(stage, planned.settings, 1))
+        if is_first:
+            _show_found(stage)
+        else:  # the next stage reads the manifest and the model, which the first process writes
+            world.wait_for(lambda stage=stage: fault(stage, read_all=True) is None)
+        if _are_changed(finished):
+            return list(stages[:count])
+    return list(stages)
+
+
+def _task(stage: Stage, settings: Settings, processes: int) -> Task:
+    needs = frozenset(need.directory for need in stage.needs.values())
+    action = partial(build_stage, _steps()[stage.name].run, settings, stage)
+    count = processes if stage.name in _TRAINED else 1
+    return Task(stage.name, stage.directory, action, needs, count, settings.launch.threads)
+
+
+def _are_changed(finished: Sequence[Stage]) -> bool:
+    """Whether a finished stage was built on what an earlier one was before it was built again."""
+    return any(fault(one) is not None for one in finished)
 
 
 def _set_aside(missing: Sequence[Stage]) -> None:
@@ -211,8 +255,10 @@ def _steps() -> dict[str, ModuleType]:
     return {"data": data, "sft": sft, "reward": reward, "judge": reward, "ppo": ppo, "evaluate": evaluate}
 
 
-def _run_in_child(stage: Stage, action: Callable[[], None]) -> None:
-    child.run(stage.name, stage.directory, action)
+def _show_values(stage: Stage, settings: Settings) -> None:
+    if stage.name in _TRAINED:
+        inputs = _steps()["ppo"].values_in_force(settings, stage) if stage.name == "ppo" else stage.inputs
+        print(f"{stage.name}: {settings_text(stage.name, inputs)}", flush=True)
 
 
 def _show_found(stage: Stage) -> None:

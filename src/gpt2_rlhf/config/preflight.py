@@ -32,7 +32,7 @@ _ABOVE_0 = (
     "ppo.reward.clip", "ppo.kl.target_nats", "ppo.kl.horizon_episodes",
     "ppo.heldout.prompts", "ppo.guard.max_kl_nats",
     "evaluate.prompts", "evaluate.batch_size", "evaluate.max_new_tokens", "evaluate.temperature", "evaluate.best_of",
-    "launch.processes",
+    "launch.processes", "launch.threads",
 )  # fmt: skip
 
 # What is expected, the check, the settings that it holds for. A value that is null or not set is not checked.

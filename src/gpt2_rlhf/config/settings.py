@@ -153,9 +153,10 @@ class Card:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a training stage is started: one process, or several under torchrun or accelerate."""
+    """How a training stage is started: one process, or several that share its batches."""
 
     processes: int
+    threads: int | None  # of the CPU for each process; stages run side by side on the other cores. null: all cores
     accelerate_config: str | None
 
 

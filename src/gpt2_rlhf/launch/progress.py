@@ -19,6 +19,7 @@ import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gpt2_rlhf.config import metrics
+from gpt2_rlhf.launch import world
 from gpt2_rlhf.store.files import replacing
 
 _LINE_EVERY_S = 10.0  # in a log file; the line of a terminal is rewritten at each log
@@ -40,6 +41,7 @@ class Progress(TrainerCallback):
         self._first_step, self._started, self._printed = 0, 0.0, -_LINE_EVERY_S
         self._waiting = ""  # the newest line if it is not printed: the step may log more, or it is too early
         self._figures: dict[str, float] = {}
+        self._rewrites_line = sys.stdout.isatty() and not world.is_side_by_side()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock of the ETA."""
@@ -58,7 +60,7 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Print the newest line if it is not printed yet; on a terminal, end the line."""
-        if state.is_world_process_zero and (self._waiting or sys.stdout.isatty()):
+        if state.is_world_process_zero and (self._waiting or self._rewrites_line):
             print(self._waiting, flush=True)
 
     def _print(self, state: TrainerState, logs: dict[str, Any]) -> None:
@@ -70,7 +72,7 @@ class Progress(TrainerCallback):
         if done > 0:
             line += f"  eta {(now - self._started) / done * (state.max_steps - state.global_step):.0f} s"
         line += "".join(f"  {label} {value:z.3g}" for label, value in self._figures.items())
-        if sys.stdout.isatty():  # a line that wraps cannot be rewritten in place
+        if self._rewrites_line:  # a line that wraps cannot be rewritten in place
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width]:<{width}}", end="", flush=True)
         elif now - self._printed >= _LINE_EVERY_S and state.global_step < state.max_steps:

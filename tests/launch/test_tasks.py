@@ -1,4 +1,4 @@
-"""A stage's process and the signals it gets, from a terminal, from its parent and from a launcher."""
+"""Processes of tasks: the signals they get, from a terminal, from their parent and from a launcher, and their order."""
 
 import os
 import signal
@@ -9,15 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from gpt2_rlhf.launch import child
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.launch import tasks, world
 from gpt2_rlhf.launch.progress import Interrupted
+from gpt2_rlhf.launch.tasks import Task
 
 
 def run(action: Callable[[], None], log_dir: Path, capfd: pytest.CaptureFixture[str]) -> tuple[object, str]:
     """Run an action as the stage sft; return the exit code and what was printed on stderr."""
     with pytest.raises(SystemExit) as stopped:
-        child.run("sft", log_dir, action)
+        tasks.run(Task("sft", log_dir, action))
     return stopped.value.code, capfd.readouterr().err
 
 
@@ -124,7 +127,7 @@ def test_a_process_that_loses_another_says_so_if_no_launcher_finds_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(child, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(tasks, "_PATIENCE_S", 0.0)
     code, printed = run(lost_connection, tmp_path, capfd)
     assert code != 0
     assert printed == (
@@ -167,3 +170,102 @@ def test_only_the_first_of_several_processes_names_the_checkpoint_that_all_wrote
     code, printed = run(stop, tmp_path, capfd)
     assert code == 130
     assert printed.count("sft stopped by SIGINT after writing checkpoint-3; run the same command again") == lines
+
+
+def test_tasks_run_side_by_side_and_each_starts_only_after_those_it_needs(tmp_path: Path) -> None:
+    def together(name: str, other: str) -> Callable[[], None]:
+        def action() -> None:  # ends only if the other runs at the same time
+            (tmp_path / name).touch()
+            while not (tmp_path / other).exists():
+                time.sleep(0.01)
+
+        return action
+
+    def last() -> None:
+        assert (tmp_path / "left").exists()
+        assert (tmp_path / "right").exists()
+
+    left, right, end = tmp_path / "l", tmp_path / "r", tmp_path / "e"
+    started: list[str] = []
+    codes = tasks.run_all(
+        [
+            Task("left", left, together("left", "right")),
+            Task("end", end, last, needs=frozenset((left, right))),
+            Task("right", right, together("right", "left")),
+        ],
+        2,
+        on_start=lambda task: started.append(task.name),
+    )
+    assert codes == {left: 0, right: 0, end: 0}
+    assert started == ["left", "right", "end"]
+
+
+def fail(code: int) -> Callable[[], None]:
+    def action() -> None:
+        raise UserError(f"code {code}")
+
+    return action
+
+
+def test_a_failure_stops_what_runs_beside_it_and_starts_nothing_more(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    waits, fails, never = tmp_path / "waits", tmp_path / "fails", tmp_path / "never"
+    codes = tasks.run_all(
+        [Task("waits", waits, lambda: time.sleep(60)), Task("fails", fails, fail(2)), Task("never", never, fail(2))], 2
+    )
+    assert codes == {fails: 2, waits: 143}
+    assert "waits stopped by SIGTERM" in capfd.readouterr().err
+
+
+def test_others_go_on_after_a_failure_where_that_is_asked_for_but_not_what_needs_it(tmp_path: Path) -> None:
+    fails, needs_it, other = tmp_path / "fails", tmp_path / "needs", tmp_path / "other"
+    codes = tasks.run_all(
+        [
+            Task("fails", fails, fail(2)),
+            Task("needs", needs_it, lambda: None, needs=frozenset((fails,))),
+            Task("other", other, lambda: None),
+        ],
+        1,
+        on_end=lambda task, code: True,
+    )
+    assert codes == {fails: 2, other: 0}
+
+
+def place_of(folder: Path) -> None:
+    (folder / str(world.rank())).write_text(f"{world.size(1)} {os.environ['LOCAL_RANK']} {torch.get_num_threads()}")
+
+
+def test_each_process_of_a_task_has_its_place_and_its_threads(tmp_path: Path) -> None:
+    tasks.run(Task("sft", tmp_path, lambda: place_of(tmp_path), processes=2, threads=3))
+    assert (tmp_path / "0").read_text() == "2 0 3"
+    assert (tmp_path / "1").read_text() == "2 1 3"
+
+
+def test_a_killed_process_ends_those_that_wait_for_it_and_is_the_one_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tasks, "_PATIENCE_S", 0.5)
+
+    def action() -> None:
+        if world.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+    with pytest.raises(SystemExit, match="137"):
+        tasks.run(Task("sft", tmp_path, action, processes=2))
+    assert capfd.readouterr().err.startswith("error: sft in process 2 of 2 was killed by the system")
+
+
+def test_a_process_that_only_noticed_the_loss_of_another_is_not_the_one_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def action() -> None:
+        if world.rank() == 0:
+            lost_connection()
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(SystemExit, match="137"):
+        tasks.run(Task("sft", tmp_path, action, processes=2))
+    assert capfd.readouterr().err.startswith("error: sft in process 2 of 2 was killed")
