@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data sft reward judge ppo evaluate config status card publish clean prune clean-all lint test test-fast report-check bench
+.PHONY: help setup pipeline sweep data sft reward judge ppo evaluate config status card publish clean prune clean-all lint test test-fast report-check bench
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 pipeline: $(STAMP)  ## build SFT, reward model, PPO and evaluation; reuses what is done
 	@$(BIN)/python -m gpt2_rlhf pipeline $(OVERRIDES)
+
+sweep: $(STAMP)  ## build and compare all points: make sweep ppo.args.kl_coef=0.05,0.1 seed=0,1
+	@$(BIN)/python -m gpt2_rlhf sweep $(OVERRIDES)
 
 data sft reward judge ppo evaluate: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)

@@ -14,9 +14,14 @@ FLOORS = (
     ("evidence",),
     ("rows", "ppo_trainer"),
     ("data", "sft", "reward", "ppo", "evaluate", "publish", "chat"),
-    ("pipeline", "cli", "__main__"),
+    ("pipeline", "sweep", "cli", "__main__"),
 )
-ON_ONE_FLOOR = {("cli", "pipeline"), ("__main__", "cli")}  # the only imports between two names of one floor
+ON_ONE_FLOOR = {
+    ("cli", "pipeline"),
+    ("cli", "sweep"),
+    ("sweep", "pipeline"),
+    ("__main__", "cli"),
+}  # the only imports between two names of one floor
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gpt2_rlhf import pipeline, publish
+from gpt2_rlhf import pipeline, publish, sweep
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.printable import printable
@@ -42,6 +42,7 @@ STAGES = {
 VERBS = {
     "pipeline": "Build all stages that are not done: SFT, reward model, PPO, evaluation.",
     **STAGES,
+    "sweep": "Build all points of lists such as seed=0,1 ppo.args.kl_coef=0.05,0.1, and compare them.",
     "config": "Print every value that is set, after overrides.",
     "status": "Print which stages are done, running, partial or missing, and why.",
     "card": "Write the model cards again, without a push.",
@@ -69,7 +70,8 @@ def _run(arguments: Sequence[str]) -> None:
         print(_usage(verb))
         return
     actions: dict[str, Callable[[Sequence[str]], None]] = {
-        "pipeline": pipeline.run,
+        "pipeline": _pipeline,
+        "sweep": sweep.run,
         "config": _config,
         "status": _status,
         "card": _card,
@@ -81,6 +83,11 @@ def _run(arguments: Sequence[str]) -> None:
         pipeline.run(rest, verb)
     else:
         actions[verb](rest)
+
+
+def _pipeline(overrides: Sequence[str]) -> None:
+    rest = [one for one in overrides if one not in ("--multirun", "-m")]  # Hydra's words for a sweep
+    (pipeline.run if len(rest) == len(overrides) else sweep.run)(rest)
 
 
 def _config(overrides: Sequence[str]) -> None:

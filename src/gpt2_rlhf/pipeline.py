@@ -7,7 +7,8 @@ the first process does the rest.
 import runpy
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from gpt2_rlhf import publish
 from gpt2_rlhf.config import compose, functions, preflight
 from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import Launch, Settings
 from gpt2_rlhf.evidence import product, report, summary, terminal
 from gpt2_rlhf.evidence.card_training import settings_text
 from gpt2_rlhf.launch import child, relaunch, tasks, world
@@ -32,6 +33,15 @@ from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, manifest, unfinished
 
 LAST = "evaluate"
 _TRAINED = ("sft", "reward", "judge", "ppo")  # by all processes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage to build, what messages call it, and the settings of its run."""
+
+    stage: Stage
+    label: str
+    settings: Settings
 
 
 def run(overrides: Sequence[str], last: str = LAST) -> None:
@@ -131,41 +141,101 @@ def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
     finished = [stage for stage in planned.stages if stage not in missing]
     with locks.held(list(missing) if world.rank() == 0 else []):
         if world.rank() == 0:
-            _set_aside(missing)
-            names = ", ".join(stage.name for stage in missing)
-            print(f"building {names} in {missing[0].directory.parent}", flush=True)
+            _begin(missing)
         built = _build([stage for stage in missing if stage.name == "data"], planned, finished)
         if len(built) < len(missing) and not _are_changed(finished):
             rest = [stage for stage in missing if stage.name != "data"]
-            if world.rank() == 0 and (untrained := [stage for stage in rest if stage.name in _TRAINED]):
-                tasks.run(Task("check", rest[0].directory, partial(check_arguments, planned.settings, untrained)))
+            if world.rank() == 0 and (check := _check_task(planned, rest, rest[0].directory)):
+                tasks.run(check)
             built += _build(rest, planned, finished)
         return built
 
 
+def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
+    """Build what is missing of several runs; a stage that fails stops only those that need it.
+
+    at_once: how many stages run side by side; None: as many as for one run.
+
+    Returns:
+        Why something was not built, by directory of the stage that failed or of the run that was refused.
+
+    Raises:
+        UserError: another run is building a stage, or a stage was trained with force=true and is not to be used.
+        SystemExit: Ctrl-C or SIGTERM came.
+    """
+    missing = unfinished(list({stage.directory: stage for one in planned for stage in one.stages}.values()))
+    for one in planned:
+        refuse_forced(one, missing)
+    if not missing:
+        return {}
+    jobs = {stage.directory: Job(stage, one.label(stage), one.settings) for one in planned for stage in one.stages}
+    for place, one in enumerate(planned, start=1) if len(planned) > 1 else ():
+        for stage in one.stages:
+            if sum(stage in other.stages for other in planned) == 1:
+                jobs[stage.directory] = Job(stage, f"point {place} {one.label(stage)}", one.settings)
+    refused: dict[Path, int] = {}
+    with locks.held(missing):
+        _begin(missing)
+        codes = _run([jobs[stage.directory] for stage in missing if stage.name == "data"], at_once, lambda: True)
+        wanted: set[Path] = set()
+        for one in planned:
+            rest = [stage for stage in one.stages if stage in missing and stage.name != "data"]
+            if all(codes.get(stage.directory, 0) == 0 for stage in one.stages):
+                check = _check_task(one, rest, one.directory)
+                refused |= tasks.run_all([check], 1) if check else {}
+                wanted |= {stage.directory for stage in rest if not refused.get(one.directory)}
+        chosen = [jobs[stage.directory] for stage in missing if stage.directory in wanted]
+        codes |= _run(chosen, at_once, lambda: True)
+    return {directory: child.reason(directory, code) for directory, code in (codes | refused).items() if code != 0}
+
+
+def _begin(missing: Sequence[Stage]) -> None:
+    _set_aside(missing)
+    names = ", ".join(stage.name for stage in missing)
+    print(f"building {names} in {missing[0].directory.parent}", flush=True)
+
+
+def _check_task(planned: Run, stages: Sequence[Stage], log_dir: Path) -> Task | None:
+    untrained = [stage for stage in stages if stage.name in _TRAINED]
+    return Task("check", log_dir, partial(check_arguments, planned.settings, untrained)) if untrained else None
+
+
 def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
-    """Build stages that need no other unfinished ones, side by side where the cores allow it; as `build`."""
+    """Build stages that need no other unfinished ones; as `build`."""
     if world.is_started_by_launcher():
         return _build_in_order(stages, planned, finished)
-    by_directory = {stage.directory: stage for stage in stages}
+    jobs = [Job(stage, planned.label(stage), planned.settings) for stage in stages]
+    codes = _run(jobs, None, lambda: not _are_changed(finished), goes_on=False)
+    if (code := next(filter(None, codes.values()), 0)) != 0:
+        raise SystemExit(code)
+    return [stage for stage in stages if stage.directory in codes]
+
+
+def _run(
+    jobs: Sequence[Job], at_once: int | None, may_go_on: Callable[[], bool], goes_on: bool = True
+) -> dict[Path, int]:
+    """Build stages side by side where they do not need each other, and return the exit codes by directory.
+
+    goes_on: also after a failure, with what does not need the stage that failed.
+    """
+    by_directory = {job.stage.directory: job for job in jobs}
 
     def show_end(task: Task, code: int) -> bool:
         if code == 0:
             _show_found(by_directory[task.directory])
-        return code == 0 and not _are_changed(finished)
+        return (goes_on or code == 0) and may_go_on()
 
-    launch = planned.settings.launch
-    at_once = max(1, world.cores() // (launch.threads * launch.processes)) if launch.threads else 1
-    codes = tasks.run_all(
-        [_task(stage, planned.settings, launch.processes) for stage in stages],
-        at_once,
-        on_start=lambda task: _show_values(by_directory[task.directory], planned.settings),
+    return tasks.run_all(
+        [_task(job, job.settings.launch.processes) for job in jobs],
+        at_once or max((_at_once(job.settings.launch) for job in jobs), default=1),
+        on_start=lambda task: _show_values(by_directory[task.directory]),
         on_end=show_end,
     )
-    for code in codes.values():
-        if code != 0:
-            raise SystemExit(code)
-    return [by_directory[directory] for directory in codes]
+
+
+def _at_once(launch: Launch) -> int:
+    """Return how many stages have cores of their own; one that takes all cores runs alone."""
+    return max(1, world.cores() // (launch.threads * launch.processes)) if launch.threads else 1
 
 
 def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
@@ -174,12 +244,13 @@ def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[St
         is_first, is_trained = world.rank() == 0, stage.name in _TRAINED
         if is_trained:
             world.use_next_port()
+        job = Job(stage, planned.label(stage), planned.settings)
         if is_first:
-            _show_values(stage, planned.settings)
+            _show_values(job)
         if is_first or is_trained:
-            tasks.run(_task(stage, planned.settings, 1))
+            tasks.run(_task(job, 1))
         if is_first:
-            _show_found(stage)
+            _show_found(job)
         else:  # the next stage reads the manifest and the model, which the first process writes
             world.wait_for(lambda stage=stage: fault(stage, read_all=True) is None)
         if _are_changed(finished):
@@ -187,11 +258,12 @@ def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[St
     return list(stages)
 
 
-def _task(stage: Stage, settings: Settings, processes: int) -> Task:
+def _task(job: Job, processes: int) -> Task:
+    stage = job.stage
     needs = frozenset(need.directory for need in stage.needs.values())
-    action = partial(build_stage, _steps()[stage.name].run, settings, stage)
+    action = partial(build_stage, _steps()[stage.name].run, job.settings, stage)
     count = processes if stage.name in _TRAINED else 1
-    return Task(stage.name, stage.directory, action, needs, count, settings.launch.threads)
+    return Task(job.label, stage.directory, action, needs, count, job.settings.launch.threads)
 
 
 def _are_changed(finished: Sequence[Stage]) -> bool:
@@ -240,7 +312,7 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
         product.write(planned)  # after the report, whose plots it takes along
     if planned.last.name == "data":
         if not built:  # otherwise the build has printed it
-            _show_found(planned.last)
+            _show_found(Job(planned.last, planned.last.name, planned.settings))
         _show_rows(planned)
     runs.make_newest(planned)
     _print_end(planned)
@@ -255,23 +327,22 @@ def _steps() -> dict[str, ModuleType]:
     return {"data": data, "sft": sft, "reward": reward, "judge": reward, "ppo": ppo, "evaluate": evaluate}
 
 
-def _show_values(stage: Stage, settings: Settings) -> None:
+def _show_values(job: Job) -> None:
+    stage = job.stage
     if stage.name in _TRAINED:
-        inputs = _steps()["ppo"].values_in_force(settings, stage) if stage.name == "ppo" else stage.inputs
-        print(f"{stage.name}: {settings_text(stage.name, inputs)}", flush=True)
+        inputs = _steps()["ppo"].values_in_force(job.settings, stage) if stage.name == "ppo" else stage.inputs
+        print(f"{job.label}: {settings_text(stage.name, inputs)}", flush=True)
 
 
-def _show_found(stage: Stage) -> None:
-    record = manifest(stage)
+def _show_found(job: Job) -> None:
+    stage, record = job.stage, manifest(job.stage)
     if stage.name == "data":
         from gpt2_rlhf.rows import row_report  # as in _steps
 
         print(f"{row_report.text(row_report.read(stage.directory))}\n", flush=True)
     elif stage.name != LAST:
-        print(
-            f"{stage.name} done in {record['wall_s']:.0f} s: {terminal.found(stage.name, record['metrics'])}",
-            flush=True,
-        )
+        found = terminal.found(stage.name, record["metrics"])
+        print(f"{job.label} done in {record['wall_s']:.0f} s: {found}", flush=True)
 
 
 def _show_rows(planned: Run) -> None:

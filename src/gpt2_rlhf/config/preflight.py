@@ -32,7 +32,7 @@ _ABOVE_0 = (
     "ppo.reward.clip", "ppo.kl.target_nats", "ppo.kl.horizon_episodes",
     "ppo.heldout.prompts", "ppo.guard.max_kl_nats",
     "evaluate.prompts", "evaluate.batch_size", "evaluate.max_new_tokens", "evaluate.temperature", "evaluate.best_of",
-    "launch.processes", "launch.threads",
+    "launch.processes", "launch.threads", "sweep.parallel",
 )  # fmt: skip
 
 # What is expected, the check, the settings that it holds for. A value that is null or not set is not checked.
@@ -60,7 +60,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ),
         ("data.shares",),
     ),
-    ("reward, judge, utility or null", lambda by: by in ("reward", "judge", "utility"), ("ppo.heldout.best_by",)),
+    (
+        "reward, judge, utility or null",
+        lambda by: by in ("reward", "judge", "utility"),
+        ("ppo.heldout.best_by", "sweep.best_by"),
+    ),
     ("last or best", lambda policy: policy in ("last", "best"), ("ppo.heldout.hand_on",)),
 )
 

@@ -161,6 +161,14 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """How the points of a sweep are built and compared; other commands do not read it."""
+
+    parallel: int
+    best_by: str | None  # "judge", "reward" or "utility"; null: judge, or utility if the points have different judges
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of one run."""
 
@@ -176,3 +184,4 @@ class Settings:
     publish: Publish
     card: Card
     launch: Launch
+    sweep: Sweep

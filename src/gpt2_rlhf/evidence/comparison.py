@@ -101,8 +101,8 @@ def paired_figures(later: Measured, earlier: Measured, score_std: float, seed: i
 
 
 def estimate(values: np.ndarray | None, seed: int) -> dict[str, Any] | None:
-    """Return the mean of the values with its interval; None where they are unknown."""
-    return None if values is None else asdict(bootstrap_mean(values, seed))
+    """Return the mean of the values with its interval; None where they are unknown, or not finite after divergence."""
+    return None if values is None or not np.isfinite(values).all() else asdict(bootstrap_mean(values, seed))
 
 
 def best_of(rewards: np.ndarray) -> np.ndarray:

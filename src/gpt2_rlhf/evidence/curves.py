@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -45,9 +46,10 @@ def logged(stage_directory: Path) -> list[dict[str, Any]]:
 
 
 def heldout(stage_directory: Path) -> list[Measured]:
-    """Return what PPO measured on held-out prompts, up to the newest update that it logged."""
+    """Return what PPO measured on held-out prompts, up to the newest update that it logged, without diverged ones."""
     newest = max((record["step"] for record in logged(stage_directory)), default=0)
-    return measured.read(stage_directory / measured.DIRECTORY, newest)
+    history = measured.read(stage_directory / measured.DIRECTORY, newest)
+    return [one for one in history if one.kl_nats is None or np.isfinite(one.kl_nats).all()]
 
 
 def merged(records: Records, history: Sequence[Measured]) -> Records:

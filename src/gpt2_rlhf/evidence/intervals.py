@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 _RESAMPLES = 2000
-_QUANTILES = (0.025, 0.975)
+_OUTSIDE = 100  # resamples outside an interval of a high level, of which its ends are quantiles
 _Z95 = 1.959963984540054  # the standard normal's 97.5 % point
 _INDICES_AT_ONCE = 1_000_000  # 8 MB of int64, whatever n is
 
@@ -28,17 +28,18 @@ class Estimate:
     n: int
 
 
-def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> Estimate:
-    """Return a statistic of n items with its percentile-bootstrap interval over items.
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0, level: float = 0.95) -> Estimate:
+    """Return a statistic of n items with its percentile-bootstrap interval over items, of this level.
 
     `statistic` maps item numbers of shape (resamples, n) to values of shape (resamples,). It must be finite for the
     items themselves; resamples where it is NaN (a correlation without spread, for example) are left out.
     """
     generator = np.random.default_rng(seed)
     block = max(1, _INDICES_AT_ONCE // n)
-    sizes = [min(block, _RESAMPLES - start) for start in range(0, _RESAMPLES, block)]
+    resamples = max(_RESAMPLES, round(_OUTSIDE / (1 - level)))
+    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
     resampled = np.concatenate([statistic(generator.integers(0, n, size=(size, n))) for size in sizes])
-    low, high = np.quantile(resampled[~np.isnan(resampled)], _QUANTILES)
+    low, high = np.quantile(resampled[~np.isnan(resampled)], ((1 - level) / 2, (1 + level) / 2))
     return Estimate(float(statistic(np.arange(n)[None])[0]), float(low), float(high), n)
 
 
@@ -54,14 +55,14 @@ def bootstrap_above_zero(statistic: Callable[[np.ndarray], np.ndarray], n: int, 
     return Estimate(plain.mean, low, max(plain.mean, plain.high), n)
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
+def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, level: float = 0.95) -> Estimate:
     """Return the mean of the items with its percentile-bootstrap interval over items.
 
     Raises:
         ValueError: there are no items, or one of them is not finite.
     """
     array = _checked(values)
-    return bootstrap(lambda index: array[index].mean(axis=1), array.size, seed)
+    return bootstrap(lambda index: array[index].mean(axis=1), array.size, seed, level)
 
 
 def bootstrap_share(outcomes: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:

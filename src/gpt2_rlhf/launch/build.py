@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.launch import world
+from gpt2_rlhf.launch import child, world
 from gpt2_rlhf.store.digests import digest
 from gpt2_rlhf.store.stage import Outcome, Stage, write_manifest
 
@@ -28,6 +28,7 @@ def build(step: Step, settings: Settings, stage: Stage) -> None:
     """Run the step of a stage, write its manifest, and delete its checkpoints."""
     started, started_at = time.perf_counter(), datetime.now(UTC)
     stage.directory.mkdir(parents=True, exist_ok=True)
+    (stage.directory / child.LOG).unlink(missing_ok=True)  # of an earlier try
     _quiet_libraries(stage)
     # transformers would write below the checkpoints, which are deleted when the stage is done
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage.directory / "tensorboard"))

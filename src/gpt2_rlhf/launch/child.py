@@ -57,6 +57,7 @@ def _guarded(name: str, log_dir: Path, action: Callable[[], None]) -> int:
         action()
         sys.stdout.flush()
     except UserError as error:
+        _keep(f"{error}\n", log_dir)
         say(f"error: {error}")
         return 2
     except Interrupted as stop:
@@ -65,6 +66,7 @@ def _guarded(name: str, log_dir: Path, action: Callable[[], None]) -> int:
         return 128 + stop.signum
     except Exception as error:
         if (line := in_one_line(error, log_dir)) is not None:
+            _keep(f"{line}\n", log_dir)
             say(f"error: {name}: {line}")
             return 2
         details = _log(error, log_dir)
@@ -75,14 +77,31 @@ def _guarded(name: str, log_dir: Path, action: Callable[[], None]) -> int:
     return 0
 
 
+def reason(log_dir: Path, code: int) -> str:
+    """Return in one line why a process ended with this code, as it wrote it in its log."""
+    ended = {128 + signum: f"stopped by {signal.Signals(signum).name}" for signum in (*SIGNALS, signal.SIGKILL)}
+    if code in ended:
+        return ended[code]
+    try:
+        return (log_dir / LOG).read_text(encoding="utf-8").strip().splitlines()[-1]
+    except (OSError, IndexError):
+        return f"exit code {code}"
+
+
 def _log(error: Exception, log_dir: Path) -> str:
     """Keep the traceback of a defect, of ours or of a library, whole for a report; return where it is."""
-    try:
-        log_dir.mkdir(parents=True, exist_ok=True)
-        (log_dir / LOG).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    except OSError as fault:
+    if (fault := _keep("".join(traceback.format_exception(error)), log_dir)) is not None:
         return f"{log_dir / LOG} cannot be written: {fault.strerror}"
     return f"details in {log_dir / LOG}"
+
+
+def _keep(text: str, log_dir: Path) -> OSError | None:
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        (log_dir / LOG).write_text(text, encoding="utf-8")
+    except OSError as fault:
+        return fault
+    return None
 
 
 class _Stopped(BaseException):

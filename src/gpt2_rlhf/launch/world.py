@@ -1,5 +1,6 @@
 """Know which of several processes this one is, as torchrun, accelerate launch or `tasks` tell in the environment."""
 
+import multiprocessing
 import os
 import socket
 import time
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _POLL_S = 0.5
-_NOT_ALONE = "GPT2_RLHF_SIDE_BY_SIDE"  # another task writes to the same terminal
+_SIDE_BY_SIDE = "GPT2_RLHF_SIDE_BY_SIDE"  # set if another task writes to the same terminal
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def take(place: Place) -> None:
 
         torch.set_num_threads(place.threads)
     if place.is_side_by_side:
-        os.environ[_NOT_ALONE] = "1"
+        os.environ[_SIDE_BY_SIDE] = "1"
     if place.size > 1:
         numbers = {"RANK": place.rank, "WORLD_SIZE": place.size, "MASTER_PORT": place.port}
         numbers |= {"LOCAL_RANK": place.rank, "LOCAL_WORLD_SIZE": place.size}
@@ -69,9 +70,15 @@ def is_started_by_launcher() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
+def task_name(default: str) -> str:
+    """Return what messages call the task that this process works on; `default` in a process of its own."""
+    process = multiprocessing.current_process()
+    return default if process.name == "MainProcess" else process.name
+
+
 def is_side_by_side() -> bool:
     """Whether another task may print while this one does."""
-    return _NOT_ALONE in os.environ
+    return _SIDE_BY_SIDE in os.environ
 
 
 def use_next_port() -> None:

@@ -44,7 +44,9 @@ def clean_all(output_dir: str) -> None:
         UserError: a run is at work, or nobody answers.
     """
     root = Path(output_dir)
-    places = [path for path in (root / "latest", root / "runs", root / "stages") if os.path.lexists(path)]
+    places = [
+        path for path in (root / "latest", root / "sweeps", root / "runs", root / "stages") if os.path.lexists(path)
+    ]
     _ask_and_delete(places, root)
 
 

@@ -67,6 +67,11 @@ class Run:
         kept = [one.partition("=") for one in self.overrides if not one.startswith("publish.")]
         return shlex.join(["make", "pipeline", *(f"{key}{sep}{without_folder(value)}" for key, sep, value in kept)])
 
+    def label(self, stage: Stage) -> str:
+        """Return what a stage is called in messages: its name, with the seed where there are several."""
+        seeds = [plan["ppo"].seed for plan in self.plans if plan.get(stage.name) == stage and "ppo" in plan]
+        return stage.name if len(self.plans) == 1 or len(seeds) > 1 else f"{stage.name}, seed {seeds[0]}"
+
     def manifests(self) -> list[dict[str, dict[str, Any]]]:
         """The manifests of the finished stages by name, for each PPO seed."""
         read = {stage.directory: manifest(stage) for stage in self.stages}

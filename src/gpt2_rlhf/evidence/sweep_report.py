@@ -1,0 +1,193 @@
+"""Compare the points of a sweep: one table, the best point and what can be said of it, a picture.
+
+The best of several points looks better than it is, since chance chose it too. So each other point is compared with it
+on the same prompts, and the intervals of these differences hold for all comparisons at once (Bonferroni: of k
+comparisons each has level 1 - 0.05 / k).
+"""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.evidence import curves
+from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
+from gpt2_rlhf.evidence.intervals import bootstrap_mean
+from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Table, plain, text
+from gpt2_rlhf.store.files import replacing, write_json
+from gpt2_rlhf.store.run import Run
+from gpt2_rlhf.store.stage import manifest
+
+_SHOWN = (metrics.UTILITY, metrics.JUDGE_REWARD, metrics.REWARD, metrics.KL)
+_BY = {"judge": metrics.JUDGE_REWARD, "reward": metrics.REWARD, "utility": metrics.UTILITY}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A point of a sweep after its run: its label and command, and why it has no figures, None if it has."""
+
+    label: str
+    run: Run
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which measure chose the best point, its place, and every other point's difference to it, by place."""
+
+    by: Metric
+    place: int
+    behind: Mapping[int, dict[str, Any]]  # best minus this, per prompt
+
+
+def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
+    """Write sweep.json, sweep.md and sweep.png into the directory, and return the text for a terminal.
+
+    best_by: "judge", "reward" or "utility"; None chooses one that is comparable between the points.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    figures = [None if one.fault else manifest(one.run.last)["metrics"]["models"]["ppo"] for one in points]
+    best, why = _best(points, best_by)
+    rows = [_row(place, one, figures[place], best) for place, one in enumerate(points)]
+    shown = [one for one in _SHOWN if any(found is not None and found.get(one.key) for found in figures)]
+    if metrics.JUDGE_REWARD in shown and (best is None or best.by != metrics.REWARD):
+        shown.remove(metrics.REWARD)  # what PPO was trained to raise; it would not fit beside the others
+    columns = {one.key: one.label for one in shown}
+    behind = "behind" if best is not None and best.behind else None
+    if behind and best:
+        columns[behind] = "Best - this"
+    table = Table(
+        "sweep", "Point", columns, [_cells(row, found, shown, behind) for row, found in zip(rows, figures, strict=True)]
+    )
+    lines = [f"{row['point']}: {row['label']}  {row['state']}".rstrip() for row in rows]
+    parts = ["\n".join(lines), *([plain(table)] if columns else []), textwrap.fill(why, WIDTH)]
+    page = "\n\n".join(parts) + "\n"
+    write_json(
+        directory / "sweep.json",
+        {
+            "best": None if best is None else best.place + 1,
+            "best_by": best and best.by.key,
+            "note": why,
+            "points": rows,
+        },
+    )
+    with replacing(directory / "sweep.md") as file:
+        file.write(page)
+    if any(figures):
+        _draw(directory / "sweep.png", figures, shown)
+    return page
+
+
+def _row(place: int, one: Built, figures: Mapping[str, Any] | None, best: Best | None) -> dict[str, Any]:
+    return {
+        "point": place + 1,
+        "label": one.label,
+        "command": one.run.command,
+        "run": one.run.name,
+        "state": _state(one, place, best),
+        "ppo": None if figures is None else {metric.key: figures.get(metric.key) for metric in _SHOWN},
+        "best_minus_this": None if best is None else best.behind.get(place),
+    }
+
+
+def _state(one: Built, place: int, best: Best | None) -> str:
+    if one.fault is not None:
+        return f"failed: {one.fault}"
+    stopped = manifest(one.run.plans[0]["ppo"])["metrics"]["stopped"]
+    state = "" if stopped is None else f"stopped by the guard: {stopped}"
+    return f"best{'; ' if state else ''}{state}" if best is not None and place == best.place else state
+
+
+def _cells(
+    row: Mapping[str, Any], figures: Mapping[str, Any] | None, shown: Sequence[Metric], behind: str | None
+) -> Row:
+    values = [None if figures is None else figures.get(one.key) for one in shown]
+    cells = [Cell(text(value, one.unit)) for one, value in zip(shown, values, strict=True)]
+    return Row(str(row["point"]), [*cells, *([Cell(text(row["best_minus_this"]))] if behind else [])])
+
+
+def _best(points: Sequence[Built], best_by: str | None) -> tuple[Best | None, str]:
+    """Return the best point and the sentences on it; None and the reason if none can be named."""
+    places = [place for place, one in enumerate(points) if one.fault is None]
+    if len(places) < 2:
+        return None, f"{len(places)} of {len(points)} points have figures; there is nothing to compare."
+    by = best_by or _comparable([points[place] for place in places])
+    if by is None:
+        return None, (
+            "No point is called the best: the points have different judges and reward models, whose scores do not "
+            "compare, and the utility is unknown. Sweep settings of PPO alone, or set sweep.best_by."
+        )
+    values = {place: _by_prompt(points[place].run, by) for place in places}
+    if any(one is None for one in values.values()):
+        return None, f"No point is called the best: not every point has a {_BY[by].label.lower()}."
+    means = {place: float(np.mean(list(one.values()))) for place, one in values.items() if one}
+    place = max(means, key=means.__getitem__)
+    level = 1 - 0.05 / (len(places) - 1)
+    behind = {other: _difference(values[place], values[other], level) for other in places if other != place}
+    unclear = [str(other + 1) for other, one in behind.items() if one is not None and one["low"] <= 0]
+    whether = f"not distinguishable from point {', '.join(unclear)}" if unclear else "above all others"
+    note = (
+        f"Best of {len(places)} points by {_BY[by].label.lower()}: point {place + 1}, {whether}. Differences are "
+        f"paired by prompt; their intervals hold for all comparisons at once (each is of {100 * level:.3g} %). The best "
+        "point's own figures are optimistic, since they chose it; its 95 % interval does not say by how much. Other "
+        "intervals are 95 %."
+    )
+    return Best(_BY[by], place, {other: one for other, one in behind.items() if one is not None}), note
+
+
+def _comparable(points: Sequence[Built]) -> str | None:
+    """Return by what points can be compared: the judge that all share, or the utility, or the shared reward model."""
+    for by, stage in (("judge", "judge"), ("utility", None), ("reward", "reward")):
+        if any(_by_prompt(one.run, by) is None for one in points):
+            continue
+        if stage is None or len({one.run.plans[0][stage].directory for one in points}) == 1:
+            return by
+    return None
+
+
+def _by_prompt(run: Run, by: str) -> dict[str, float] | None:
+    """Return what PPO's answer to each held-out prompt has by this measure, None if it is not measured."""
+    key = _BY[by].key
+    lines = (run.plans[0]["evaluate"].directory / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = [one for one in map(json.loads, lines) if one["group"] == "heldout"]
+    found = {one["prompt"]: one["answers"]["ppo"][key] for one in samples}
+    return None if None in found.values() else found
+
+
+def _difference(
+    best: Mapping[str, float] | None, other: Mapping[str, float] | None, level: float
+) -> dict[str, Any] | None:
+    if best is None or other is None or not (shared := [prompt for prompt in best if prompt in other]):
+        return None  # points with other data share no prompts
+    return asdict(bootstrap_mean([best[prompt] - other[prompt] for prompt in shared], level=level))
+
+
+def _draw(file: Path, figures: Sequence[Mapping[str, Any] | None], shown: Sequence[Metric]) -> None:
+    """Draw each metric over the points, with 95 % intervals."""
+    known = [(place, found) for place, found in enumerate(figures) if found is not None]
+    figure, panels = curves.panels(5.0, 2.2, len(shown))
+    for number, (axes, metric) in enumerate(zip(panels, shown, strict=True)):
+        estimates = [(place, found[metric.key]) for place, found in known if found.get(metric.key) is not None]
+        means = [one["mean"] for _, one in estimates]
+        reach = np.array([[one["mean"] - one["low"], one["high"] - one["mean"]] for _, one in estimates]).T
+        axes.errorbar(
+            [place + 1 for place, _ in estimates],
+            means,
+            yerr=np.maximum(reach, 0),
+            linestyle="none",
+            capsize=3,
+            marker=MARKERS[number],
+            color=COLOURS[number],
+        )
+        axes.set_title(metric.label, loc="left", fontsize=11)
+        axes.set_xticks(range(1, len(figures) + 1))
+        axes.grid(alpha=0.3)
+    panels[-1].set_xlabel("point", fontsize=9)
+    with replacing(file, "wb") as opened:
+        figure.savefig(opened, dpi=150, format="png")

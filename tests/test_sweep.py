@@ -1,0 +1,82 @@
+"""A sweep as a user runs it, in processes of its own, on the bundled model and few rows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.small_run import SMALL
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NO_JUDGE = "data.shares={sft: 0.2, reward: 0.6, judge: 0, ppo: 0.2}"
+ARGUMENTS = ("sweep.parallel=2", "ppo.args.kl_coef=0.05,0.1", "ppo.args.learning_rate=3e-4,1e30", NO_JUDGE)
+
+pytestmark = pytest.mark.slow
+
+
+def start(output_dir: Path, *arguments: str, verb: str = "sweep") -> subprocess.Popen[str]:
+    small = [one for one in SMALL if not one.startswith("data.shares")]
+    command = [sys.executable, "-m", "gpt2_rlhf", verb, f"output_dir={output_dir}", *small, *arguments]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def trained(output_dir: Path, stage: str) -> dict[str, float]:
+    """When each stage of this name was finished, by directory."""
+    return {path.parent.name: path.stat().st_mtime for path in output_dir.glob(f"stages/{stage}-*/manifest.json")}
+
+
+def test_a_killed_sweep_goes_on_shares_stages_and_then_trains_nothing(tmp_path: Path) -> None:
+    killed = start(tmp_path, *ARGUMENTS)
+    deadline = time.monotonic() + 200
+    while len(trained(tmp_path, "ppo")) < 1:
+        assert killed.poll() is None, killed.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    before = {name: trained(tmp_path, name) for name in ("sft", "reward", "ppo")}
+    assert len(before["ppo"]) < 4
+
+    done = start(tmp_path, *ARGUMENTS)
+    printed = done.communicate(timeout=300)[0]
+    assert done.returncode == 0, printed
+    after = {name: trained(tmp_path, name) for name in ("sft", "reward", "ppo", "evaluate")}
+    assert [len(after[name]) for name in ("sft", "reward", "ppo", "evaluate")] == [1, 1, 4, 4]
+    assert before["sft"] == after["sft"]
+    assert before["ppo"].items() <= after["ppo"].items()
+    (figures,) = tmp_path.glob("sweeps/*/sweep.json")
+    points = json.loads(figures.read_text())["points"]
+    assert [one["label"] for one in points] == [
+        "kl_coef=0.05 learning_rate=0.0003",
+        "kl_coef=0.05 learning_rate=1e+30",
+        "kl_coef=0.1 learning_rate=0.0003",
+        "kl_coef=0.1 learning_rate=1e+30",
+    ]
+
+    assert [one["state"].partition(":")[0] for one in points if "1e+30" in one["label"]] == ["stopped by the guard"] * 2
+
+    again = start(tmp_path, "--multirun", *ARGUMENTS, verb="pipeline")
+    printed = again.communicate(timeout=100)[0]
+    assert again.returncode == 0, printed
+    assert {name: trained(tmp_path, name) for name in after} == after
+    assert "building" not in printed
+    assert json.loads(figures.read_text())["points"] == points
+
+
+def test_a_point_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "no_scores.py").write_text("def score(prompts, answers):\n    return []\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    functions = "ppo.reward.function=null,no_scores:score"
+    run = start(tmp_path / "outputs", functions, "ppo.reward.normalise=false", NO_JUDGE)
+    printed = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, printed
+    assert "1: function=null" in printed
+    assert "2: function=no_scores:score  failed: " in printed
+    assert "1 of 2 points have figures" in printed
