@@ -22,6 +22,7 @@ def test_lists_are_multiplied_and_the_last_changes_fastest() -> None:
         ("seed=range(1,4)", ["1", "2", "3"]),
         ("seed=choice(5,7)", ["5", "7"]),
         ("model=embedded,gpt2", ["embedded", "gpt2"]),
+        ("ppo.reward.function=null,mine:score", ["null", "mine:score"]),
         ("ppo.seeds=[0,1],[2,3]", ["[0,1]", "[2,3]"]),
     ],
 )
