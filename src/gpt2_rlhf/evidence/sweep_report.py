@@ -135,8 +135,8 @@ def _best(points: Sequence[Built], best_by: str | None) -> tuple[Best | None, st
     note = (
         f"Best of {len(places)} points by {_BY[by].label.lower()}: point {place + 1}, {whether}. Differences are "
         f"paired by prompt; their intervals hold for all comparisons at once (each is of {100 * level:.3g} %). "
-        "The best point's own figures are optimistic, since they chose it; its 95 % interval does not say by how much. Other "
-        "intervals are 95 %."
+        "The best point's own figures are optimistic, since they chose it; its 95 % interval does not say by how "
+        "much. Other intervals are 95 %."
     )
     return Best(_BY[by], place, {other: one for other, one in behind.items() if one is not None}), note
 
