@@ -11,10 +11,11 @@ import yaml
 
 from gpt2_rlhf import cli
 from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.points import points
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "src" / "gpt2_rlhf"
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/benchmarks.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/benchmarks.md", "docs/scale.md")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 LAYOUT = README.split("## Layout")[1].split("```")[1]
@@ -84,7 +85,8 @@ def test_the_config_groups_are_those_of_conf() -> None:
 def test_a_command_has_a_target_and_overrides_that_compose(command: list[str]) -> None:
     target, overrides = command[1], command[2:]
     assert re.search(rf"^{target}\b|^[a-z ]*\b{target}\b[a-z ]*:", MAKEFILE, flags=re.MULTILINE)
-    compose.load(overrides)
+    for one in [point.overrides for point in points(overrides)] if target == "sweep" else [overrides]:
+        compose.load(one)
 
 
 def test_there_are_commands_to_check() -> None:

@@ -109,6 +109,7 @@ def test_the_yaml_has_what_is_set_and_nothing_else() -> None:
         ("ppo.args.label_smoothing_factor=0.1", "PPO does nothing with it"),
         ("~model", "model.name: no value is set"),
         ("ppo.args={", "not an override; expected key=value"),
+        ("ppo.args.kl_coef=0,2", "several values; expected one (a decimal number has a point: 0.2), or `make sweep`"),
         ("sft.args.run_name=${nothing.there}", "nothing.there"),
         ("launch=accelerate", "launch.accelerate_config: no value is set"),
     ],

@@ -98,6 +98,10 @@ def _check_names(overrides: Sequence[str], kinds: Mapping[str, Any]) -> dict[str
         except HydraException as error:
             raise UserError(f"{text}: not an override; expected key=value, strings with = or , in quotes") from error
         key, value = override.key_or_group, override.value()
+        if override.is_sweep_override():
+            raise UserError(
+                f"{text}: several values; expected one (a decimal number has a point: 0.2), or `make sweep` for all"
+            )
         typed[key] = value
         if key in options:
             if isinstance(value, str) and value not in options[key]:
