@@ -8,7 +8,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +33,7 @@ from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, manifest, unfinished
 
 LAST = "evaluate"
 _TRAINED = ("sft", "reward", "judge", "ppo")  # by all processes
+_SEEN_WITHIN_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,20 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
         UserError: a fault that the user can correct, in one line.
         SystemExit: a stage failed, or a launcher ran this command in several processes; with its exit code.
     """
-    started = time.perf_counter()
     if world.is_started_by_launcher():
         child.die_with_parent()
+    with world.together():
+        _build_and_show(overrides, last)
+
+
+def _build_and_show(overrides: Sequence[str], last: str) -> None:
+    started = time.perf_counter()
     composed = compose.load(overrides)
     check(composed.settings, last)
     if relaunch.is_needed(composed.settings.launch):
         relaunch.relaunch(composed.settings.launch, "pipeline" if last == LAST else last, overrides)
     planned = plan(composed, last)
-    missing = unfinished(planned.stages)
+    missing = _missing(planned)
     refuse_forced(planned, missing)
     built: list[Stage] = []
     while missing:  # again if a damaged stage came out differently, so that others were built on another
@@ -67,7 +73,7 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
             wrong = fault(again[0], read_all=True)
             raise UserError(f"{again[0].directory}: {wrong}, just after it was built; check the disk")
         built += build(planned, missing)
-        missing = unfinished(planned.stages)
+        missing = _missing(planned)
     if world.rank() == 0:
         finish(planned, built, time.perf_counter() - started)
 
@@ -142,6 +148,9 @@ def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
     with locks.held(list(missing) if world.rank() == 0 else []):
         if world.rank() == 0:
             _begin(missing)
+        if world.agree(lambda: "locked") and world.rank() > 0:
+            lock = locks.lock_path(missing[0])
+            _wait_until_seen(lock, lock.exists)
         built = _build([stage for stage in missing if stage.name == "data"], planned, finished)
         if len(built) < len(missing) and not _are_changed(finished):
             rest = [stage for stage in missing if stage.name != "data"]
@@ -242,20 +251,35 @@ def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[St
     """Build stages one after the other, as one of the processes that a launcher has started; as `build`."""
     for count, stage in enumerate(stages, start=1):
         is_first, is_trained = world.rank() == 0, stage.name in _TRAINED
-        if is_trained:
-            world.use_next_port()
         job = Job(stage, planned.label(stage), planned.settings)
+        task = _task(job, 1)
         if is_first:
             _show_values(job)
-        if is_first or is_trained:
-            tasks.run(_task(job, 1))
+        if is_trained:
+            tasks.run(replace(task, action=partial(world.in_own_group, world.numbered_group(), task.action)))
+        elif is_first:
+            tasks.run(task)
         if is_first:
             _show_found(job)
-        else:  # the next stage reads the manifest and the model, which the first process writes
-            world.wait_for(lambda stage=stage: fault(stage, read_all=True) is None)
-        if _are_changed(finished):
+        is_last = _are_changed(finished)  # for which all wait until the first process has built the stage
+        if not is_first:
+            _wait_until_seen(stage.directory, lambda stage=stage: fault(stage, read_all=True) is None)
+        if is_last:
             return list(stages[:count])
     return list(stages)
+
+
+def _wait_until_seen(path: Path, is_seen: Callable[[], bool]) -> None:
+    """Wait until this node sees what the first process has written; a network file system may take a minute.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not world.wait_for(is_seen, _SEEN_WITHIN_S):
+        raise UserError(
+            f"output_dir: {path} is written, but not seen whole{world.which()}; expected a folder on a disk that all "
+            "nodes share"
+        )
 
 
 def _task(job: Job, processes: int) -> Task:
@@ -268,7 +292,23 @@ def _task(job: Job, processes: int) -> Task:
 
 def _are_changed(finished: Sequence[Stage]) -> bool:
     """Whether a finished stage was built on what an earlier one was before it was built again."""
-    return any(fault(one) is not None for one in finished)
+    return bool(world.agree(lambda: "yes" if any(fault(one) is not None for one in finished) else ""))
+
+
+def _missing(planned: Run) -> list[Stage]:
+    """Return the stages that are not done, as the first process finds them.
+
+    Raises:
+        UserError: this process has planned other stages.
+    """
+    names = world.agree(lambda: " ".join(stage.directory.name for stage in unfinished(planned.stages))).split()
+    by_name = {stage.directory.name: stage for stage in planned.stages}
+    if others := [name for name in names if name not in by_name]:
+        raise UserError(
+            f"{others[0]}: not a stage of the run{world.which()}; expected the same settings, model, data and version "
+            "on all nodes"
+        )
+    return [by_name[name] for name in names]
 
 
 def _set_aside(missing: Sequence[Stage]) -> None:

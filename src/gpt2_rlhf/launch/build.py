@@ -28,7 +28,7 @@ def build(step: Step, settings: Settings, stage: Stage) -> None:
     """Run the step of a stage, write its manifest, and delete its checkpoints."""
     started, started_at = time.perf_counter(), datetime.now(UTC)
     stage.directory.mkdir(parents=True, exist_ok=True)
-    (stage.directory / child.LOG).unlink(missing_ok=True)  # of an earlier try
+    child.log_path(stage.directory, world.rank()).unlink(missing_ok=True)  # of an earlier try
     _quiet_libraries(stage)
     # transformers would write below the checkpoints, which are deleted when the stage is done
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(stage.directory / "tensorboard"))
@@ -84,7 +84,8 @@ def _quiet_libraries(stage: Stage) -> None:
     import transformers
 
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").addHandler(logging.FileHandler(stage.directory / "warnings.log", delay=True))
+    log = stage.directory / world.log_name("warnings", world.rank())
+    logging.getLogger("py.warnings").addHandler(logging.FileHandler(log, delay=True))
     logging.getLogger("py.warnings").propagate = False
 
     datasets.disable_progress_bars()

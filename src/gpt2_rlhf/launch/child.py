@@ -14,7 +14,6 @@ from gpt2_rlhf.launch import world
 
 LOST = 75  # exit code of a process that lost its connection to another
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # blocked by the parent until the child handles them
-LOG = "error.log"
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -41,7 +40,7 @@ def work(name: str, log_dir: Path, place: world.Place, action: Callable[[], None
         code = _guarded(name, log_dir, action)
         _ignore_signals()
     except _Stopped as stop:
-        if world.rank() == 0:
+        if world.speaks():
             say(f"\n{name} stopped by {stop}; {AGAIN}")
         code = 128 + stop.signum
     sys.exit(code)
@@ -61,7 +60,7 @@ def _guarded(name: str, log_dir: Path, action: Callable[[], None]) -> int:
         say(f"error: {error}")
         return 2
     except Interrupted as stop:
-        if world.rank() == 0:
+        if world.speaks():
             say(f"\n{name} stopped by {stop} after writing {stop.checkpoint}; {AGAIN}")
         return 128 + stop.signum
     except Exception as error:
@@ -82,23 +81,27 @@ def reason(log_dir: Path, code: int) -> str:
     ended = {128 + signum: f"stopped by {signal.Signals(signum).name}" for signum in (*SIGNALS, signal.SIGKILL)}
     if code in ended:
         return ended[code]
-    try:
-        return (log_dir / LOG).read_text(encoding="utf-8").strip().splitlines()[-1]
-    except (OSError, IndexError):
-        return f"exit code {code}"
+    logs = sorted(log_dir.glob("error*.log"), key=lambda path: path.stat().st_mtime)  # the first to fail is the cause
+    lines = [path.read_text(encoding="utf-8").strip().splitlines()[-1:] for path in logs]
+    return next((line for found in lines for line in found), f"exit code {code}")
 
 
 def _log(error: Exception, log_dir: Path) -> str:
     """Keep the traceback of a defect, of ours or of a library, whole for a report; return where it is."""
     if (fault := _keep("".join(traceback.format_exception(error)), log_dir)) is not None:
-        return f"{log_dir / LOG} cannot be written: {fault.strerror}"
-    return f"details in {log_dir / LOG}"
+        return f"{log_path(log_dir, world.rank())} cannot be written: {fault.strerror}"
+    return f"details in {log_path(log_dir, world.rank())}"
+
+
+def log_path(log_dir: Path, rank: int) -> Path:
+    """Return where a process keeps why it failed; each of several has a file of its own in the folder that all see."""
+    return log_dir / world.log_name("error", rank)
 
 
 def _keep(text: str, log_dir: Path) -> OSError | None:
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
-        (log_dir / LOG).write_text(text, encoding="utf-8")
+        log_path(log_dir, world.rank()).write_text(text, encoding="utf-8")
     except OSError as fault:
         return fault
     return None

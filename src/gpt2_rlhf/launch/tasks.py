@@ -132,10 +132,12 @@ class _Running:
         causes = [(rank, code) for rank, code in ended if code and self.processes[rank].pid not in self.killed]
         rank, code = min(causes, key=lambda one: one[1] == child.LOST, default=(0, 0))
         which = f" in process {rank + 1} of {count}" if count > 1 else world.which()
-        if code == child.LOST and not received:
-            code = _after_the_launcher(received)
+        # of several nodes, each says so at once, since its launcher may end it without a word
+        says_at_once = bool(world.node()) and world.speaks()
+        if code == child.LOST and (says_at_once or not received):
+            code = code if says_at_once else _after_the_launcher(received)
             if code == child.LOST:
-                log = self.task.directory / child.LOG
+                log = child.log_path(self.task.directory, rank if count > 1 else world.rank())
                 say(f"error: {name}{which} lost the connection to another (details in {log}); {AGAIN}")
         elif code == -signal.SIGKILL and received.count(signal.SIGINT) > 1:
             say(f"{name} stopped at once; {AGAIN}")

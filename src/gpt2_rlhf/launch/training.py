@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import (
     PrinterCallback,
     SchedulerType,
@@ -128,9 +129,10 @@ class SealCheckpoints(TrainerCallback):
 def train(trainer: Trainer, stage: Stage) -> None:
     """Train to the end, from the newest whole checkpoint if there is one; damaged ones are set aside."""
     trainer.remove_callback(PrinterCallback)  # transformers adds it if its own progress bar is off
-    checkpoint, damaged = newest_whole_checkpoint(stage, trainer.accelerator.num_processes)
-    trainer.accelerator.wait_for_everyone()  # before the first process renames what another still reads
-    if trainer.is_world_process_zero():
+    first = trainer.is_world_process_zero()
+    found = [newest_whole_checkpoint(stage, trainer.accelerator.num_processes) if first else None]
+    checkpoint, damaged = broadcast_object_list(found)[0]
+    if first:
         for path, wrong in damaged.items():
             print(f"  {path.name}: {wrong}; it is kept as {digests.set_aside(path).name}", flush=True)
         if checkpoint is not None:

@@ -1,13 +1,29 @@
-"""Know which of several processes this one is, as torchrun, accelerate launch or `tasks` tell in the environment."""
+"""Know which of several processes this one is, as torchrun, accelerate launch or `tasks` tell in the environment.
 
+Processes that a launcher started, on one node or several, agree on what to do through the launcher's key-value store,
+which is at MASTER_ADDR:MASTER_PORT as long as the launcher on the first node runs.
+"""
+
+import math
 import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from itertools import count
+from typing import Any
 
-_POLL_S = 0.5
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.system_faults import AGAIN
+
+_POLL_S = 0.2
+_MEETING = timedelta(minutes=5)  # until each process has come to where all must be
+_FAILED = "failed"
+_agreements = count()
 _SIDE_BY_SIDE = "GPT2_RLHF_SIDE_BY_SIDE"  # set if another task writes to the same terminal
 
 
@@ -24,7 +40,7 @@ class Place:
 
 def places(processes: int, threads: int | None, at_once: int) -> list[Place]:
     """Return the places of the processes of a task, of which `at_once` run at once."""
-    sharing = processes * at_once
+    sharing = processes * at_once * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if threads is None and sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, cores() // sharing)
     port = _free_port() if processes > 1 else 0
@@ -62,7 +78,22 @@ def size(asked: int) -> int:
 
 def which() -> str:
     """Return the end of a name in messages: which of several processes this is, or nothing if it is alone."""
-    return f" in process {rank() + 1} of {size(1)}" if size(1) > 1 else ""
+    return f" in process {rank() + 1} of {size(1)}{node()}" if size(1) > 1 else ""
+
+
+def node() -> str:
+    """Return " on NAME" if the processes are on several nodes, or nothing."""
+    return "" if os.environ.get("LOCAL_WORLD_SIZE", str(size(1))) == str(size(1)) else f" on {socket.gethostname()}"
+
+
+def speaks() -> bool:
+    """Whether this process, the first on its node, prints what all processes there have in common."""
+    return os.environ.get("LOCAL_RANK", str(rank())) == "0"
+
+
+def log_name(name: str, rank: int) -> str:
+    """Return the name of a log of which each process writes its own, since all may write to one shared folder."""
+    return f"{name}.log" if rank == 0 else f"{name}-{rank + 1}.log"
 
 
 def is_started_by_launcher() -> bool:
@@ -81,23 +112,116 @@ def is_side_by_side() -> bool:
     return _SIDE_BY_SIDE in os.environ
 
 
-def use_next_port() -> None:
-    """Give the process group of the next stage a store of its own, apart from the keys of earlier groups."""
-    if "MASTER_PORT" in os.environ:
-        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-
-
 def leave() -> None:
     """Make this process work alone, also if a launcher started it."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
 
 
-def wait_for(is_done: Callable[[], bool]) -> None:
-    """Wait until the first process has finished what it does alone; the launcher ends this process if it fails."""
-    while not is_done():
-        time.sleep(_POLL_S)
+def agree(make: Callable[[], str]) -> str:
+    """Return in every process what `make` returns in the first one; all must call this in the same order.
+
+    Raises:
+        UserError: as `wait_for`.
+    """
+    if size(1) == 1:
+        return make()
+    key = str(next(_agreements))
+    if rank() == 0:
+        found = make()
+        with _connected():
+            _store().set(key, found)
+        return found
+    wait_for(lambda: _store().check([key]))
+    return _store().get(key).decode()
+
+
+def wait_for(is_done: Callable[[], bool], limit_s: float = math.inf) -> bool:
+    """Wait for what other processes do, and return whether it came within the limit.
+
+    Raises:
+        UserError: a process failed (`together`), or the first one or its launcher has ended.
+    """
+    deadline = time.monotonic() + limit_s
+    with _connected():
+        while not is_done():
+            if time.monotonic() > deadline:
+                return False
+            if _store().check([_FAILED]):
+                raise _ended(_store().get(_FAILED).decode())
+            time.sleep(_POLL_S)
+    return True
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within the block, a failure of this process ends those that wait for it, on whatever node."""
+    if size(1) == 1:
+        yield
+        return
+    with _connected():
+        _store()
+    try:
+        yield
+    except BaseException:
+        with suppress(RuntimeError):  # the connection may be lost
+            _store().set(_FAILED, which().removeprefix(" in "))
+        raise
+
+
+def numbered_group() -> str:
+    """Return a key for `in_own_group`, the same in each process and used once."""
+    return f"group {next(_agreements)}"
+
+
+def in_own_group(key: str, action: Callable[[], None]) -> None:
+    """Call `action`, whose process group meets at a port that the first process opens for it.
+
+    The launcher's own store has the keys of earlier groups, and a fixed port might be in use.
+
+    Raises:
+        UserError: another process did not come.
+    """
+    from torch.distributed import TCPStore
+
+    server = None
+    if rank() == 0:
+        server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        _store().set(key, str(server.port))
+    _store().set(f"{key} {rank()}", "")
+    everyone = [key, *(f"{key} {one}" for one in range(size(1)))]
+    if not wait_for(lambda: _store().check(everyone), _MEETING.total_seconds()):
+        raise UserError(f"{_MEETING} have passed and another process has not come{which()}; {AGAIN}")
+    os.environ["MASTER_PORT"] = _store().get(key).decode()
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # each process connects to it, and none opens another
+    action()
+    del server
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Within the block, a lost connection to the first node is an error that says so."""
+    from torch.distributed import DistError
+
+    try:
+        yield
+    except DistError as error:
+        raise _ended(f"process 1 of {size(1)} on {os.environ['MASTER_ADDR']}, or its launcher,") from error
+
+
+def _ended(other: str) -> UserError:
+    return UserError(f"{other} has ended, and says why there; the run ends{which()}; {AGAIN}")
+
+
+@cache
+def _store() -> Any:
+    """Connect to the launcher's store once; a forked process goes on with the connection while its parent waits."""
+    from torch.distributed import PrefixStore, TCPStore
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    opens = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # a launcher without a store
+    store = TCPStore(address, port, is_master=opens, wait_for_workers=False, timeout=_MEETING)
+    return PrefixStore(f"gpt2-rlhf {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _free_port() -> int:

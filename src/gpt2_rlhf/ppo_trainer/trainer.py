@@ -235,7 +235,7 @@ class PPOTrainer(TrlPPOTrainer):
         learning_rate = self.lr_scheduler.get_last_lr()[0]  # type: ignore[union-attr]  # typed as optional
         with clock.phase("update"):
             batch = updates.prepare(rollout, self.accelerator, args, kl_coef, self._shaping, means)
-            order = self._generator(_ORDER, self.accelerator.process_index)
+            order = self._generator(_ORDER)
             norms = updates.learn(batch, self._policy_and_value, self.optimizer, self.accelerator, args, order, means)
         self.lr_scheduler.step()  # type: ignore[union-attr]  # typed as optional
         found = means.over_processes(self.accelerator)
@@ -260,9 +260,9 @@ class PPOTrainer(TrlPPOTrainer):
             **clock.metrics(text_tokens, self.episodes_per_update),
         }
 
-    def _generator(self, purpose: int, process: int = 0) -> np.random.Generator:
-        """Return a generator that depends on seed, update and arguments only, so that a resumed run draws the same."""
-        return np.random.default_rng([self.args.seed, process, self.state.global_step, purpose])
+    def _generator(self, purpose: int) -> np.random.Generator:
+        """Return a generator that depends on seed, update and purpose only, so that a resumed run draws the same."""
+        return np.random.default_rng([self.args.seed, 0, self.state.global_step, purpose])
 
     def _measure(self) -> None:
         """Measure the policy on the held-out prompts, log the figures and act on them."""

@@ -68,19 +68,22 @@ def learn(
 ) -> list[float]:
     """Take the optimizer steps on one batch; return the gradient's norm at each, before clipping.
 
-    The loss of a mini-batch is a mean over its tokens in all processes, however it is split into microbatches.
+    The loss of a mini-batch is a mean over its tokens. Neither that mean nor which rows are in the mini-batch depends
+    on how many processes share it, or on how it is split into microbatches.
 
-    model: policy and value model (forward.PolicyAndValue), or DDP around it. order: shuffles the rows in each epoch.
+    model: policy and value model (forward.PolicyAndValue), or DDP around it. order: shuffles the rows in each epoch,
+        in all processes alike.
     """
+    batch = _of_all_processes(batch, accelerator)
     rows, device = len(batch.is_token), batch.is_token.device
     shuffled = np.concatenate([order.permutation(rows) for _ in range(args.num_ppo_epochs)])
     minibatches = torch.from_numpy(shuffled).to(device).split(rows // args.num_mini_batches)
     per_row = torch.stack([batch.is_token.sum(1), batch.has_value.sum(1)], 1)
-    counts = accelerator.reduce(torch.stack([per_row[minibatch].sum(0) for minibatch in minibatches]), "sum")
-    assert isinstance(counts, Tensor)
     norms = []
-    for minibatch, (token_count, value_count) in zip(minibatches, counts, strict=True):
-        microbatches = minibatch.split(args.per_device_train_batch_size)
+    for minibatch in minibatches:
+        token_count, value_count = per_row[minibatch].sum(0)
+        share = minibatch.chunk(accelerator.num_processes)[accelerator.process_index]
+        microbatches = share.split(args.per_device_train_batch_size)
         for microbatch in microbatches:
             # DDP averages the gradients of all processes, at the last microbatch of a step only
             with nullcontext() if microbatch is microbatches[-1] else accelerator.no_sync(model):
@@ -93,6 +96,22 @@ def learn(
         optimizer.step()
         optimizer.zero_grad()
     return norms
+
+
+def _of_all_processes(batch: Batch, accelerator: Accelerator) -> Batch:
+    """Return the rows of all processes, in the order in which one process alone would have them."""
+    if accelerator.num_processes == 1:
+        return batch
+
+    def gathered(values: Tensor, padding: int = 0, on_left: bool = False) -> Any:
+        return accelerator.gather(accelerator.pad_across_processes(values, 1, padding, on_left))
+
+    rows = batch.rows
+    prompts = gathered(rows.token_ids[:, : rows.prompt_tokens], rows.pad_token_id, on_left=True)
+    token_ids = torch.cat([prompts, gathered(rows.answers, rows.pad_token_id)], 1)
+    rows = Rows(token_ids, prompts.shape[1], rows.pad_token_id)
+    numbers = (batch.logprobs, batch.values, batch.advantages, batch.returns)
+    return Batch(rows, rows.is_token, losses.value_mask(rows.is_token), *map(gathered, numbers))
 
 
 def _summed_losses(model: torch.nn.Module, batch: Batch, args: PPOConfig, means: Means) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,63 @@
+"""One process and two with half the batch each take the same first updates, in every stage that trains."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.small_run import SMALL
+
+STAGES = ("sft", "reward", "judge", "ppo")
+# Plain SGD, whose steps are proportional to gradients: Adam turns the rounding of a gradient of 0 into a whole step
+THREE_UPDATES = (
+    *(f"{stage}.args.{setting}" for stage in ("sft", "reward") for setting in ("max_steps=3", "logging_steps=1")),
+    *(f"{stage}.args.optim=sgd" for stage in ("sft", "reward", "ppo")),
+    "sft.args.learning_rate=0.1",
+    "reward.args.learning_rate=0.1",
+    "ppo.args.learning_rate=0.01",
+    "ppo.args.num_mini_batches=4",
+    "ppo.args.eval_strategy=no",
+    "ppo.heldout.best_by=null",
+)
+UNEQUAL = ("time/", "per_second", "per_s", "runtime", "total_flos")  # of the clock, or of padding
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Output folders of one and of two processes."""
+    folders = []
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"processes-{processes}")
+        batch = [f"{stage}.args.per_device_train_batch_size={8 // processes}" for stage in ("sft", "reward", "ppo")]
+        command = [sys.executable, "-m", "gpt2_rlhf", "ppo", f"output_dir={folder}", *SMALL, *THREE_UPDATES, *batch]
+        done = subprocess.run(
+            [*command, f"launch.processes={processes}"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        folders.append(folder / "latest")
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_and_two_processes_log_the_same_and_end_with_the_same_weights(runs: list[Path], stage: str) -> None:
+    logs = [[json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()] for run in runs]
+    assert len([one for one in logs[0] if "train_runtime" not in one]) == 3
+    for one, two in zip(*logs, strict=True):
+        same = {name for name in one if not any(part in name for part in UNEQUAL)}
+        assert {name: two[name] for name in same} == {
+            name: pytest.approx(one[name], rel=1e-5, abs=1e-5) for name in same
+        }
+    one, two = (load_file(run / stage / "model" / "model.safetensors") for run in runs)
+    difference = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
+    assert difference < 1e-5 * torch.cat([weight.flatten() for weight in one.values()]).norm()

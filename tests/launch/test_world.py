@@ -1,0 +1,130 @@
+"""How processes that a launcher started agree; this process is the second of two, and the test plays the first."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from torch.distributed import PrefixStore, TCPStore
+
+from gpt2_rlhf import pipeline
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.launch import world
+
+
+@pytest.fixture
+def launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The store of a launcher on two nodes, alone in a list, so that a test can end it."""
+    server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    numbers = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": server.port}
+    for name, number in numbers.items():
+        monkeypatch.setenv(name, str(number))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(world, "_agreements", iter(range(100)))
+    monkeypatch.setattr(world.socket, "gethostname", lambda: "n2")
+    world._store.cache_clear()
+    holder = [server]
+    del server
+    yield holder
+    world._store.cache_clear()
+
+
+def as_first(launcher: list[Any], key: str, value: str) -> None:
+    PrefixStore("gpt2-rlhf 0", launcher[0]).set(key, value)
+
+
+def test_processes_agree_on_what_the_first_one_finds(launcher: list[Any]) -> None:
+    as_first(launcher, "0", "theirs")
+    as_first(launcher, "1", "")
+    assert world.agree(lambda: "mine") == "theirs"
+    assert world.agree(lambda: "mine") == ""
+
+
+def test_a_process_alone_agrees_with_itself() -> None:
+    assert world.agree(lambda: "mine") == "mine"
+
+
+def test_a_process_that_waits_when_the_launcher_of_the_first_node_dies_ends_with_one_line(launcher: list[Any]) -> None:
+    world._store()
+    threading.Timer(0.3, launcher.clear).start()
+    with pytest.raises(UserError) as ended:
+        world.agree(lambda: "mine")
+    assert str(ended.value) == (
+        "process 1 of 2 on localhost, or its launcher, has ended, and says why there; the run ends in process 2 of 2 "
+        "on n2; run the same command again to go on"
+    )
+
+
+def test_a_process_that_fails_ends_those_that_wait_for_it(launcher: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="a defect"), world.together():
+        raise ValueError("a defect")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match=r"^process 2 of 2 on n2 has ended, .* in process 1 of 2 on n2; "):
+        world.in_own_group("group 0", lambda: None)
+
+
+def test_each_process_group_meets_at_a_port_of_its_own(launcher: list[Any]) -> None:
+    def meet(key: str) -> str:
+        found: list[str] = []
+        opened = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        as_first(launcher, key, str(opened.port))
+        as_first(launcher, f"{key} 0", "")
+        world.in_own_group(key, lambda: found.append(world.os.environ["MASTER_PORT"]))
+        assert found == [str(opened.port)]
+        return found[0]
+
+    assert meet("group 0") != meet("group 1")
+
+
+def test_a_process_that_does_not_come_is_not_waited_for_without_end(
+    launcher: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "_MEETING", world.timedelta(seconds=0.5))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"0:00:00\.5.* have passed and another process has not come in process 2 of 2"):
+        world.in_own_group("group 0", lambda: None)
+    assert time.monotonic() - started < 5
+
+
+def test_a_node_with_other_settings_is_refused(launcher: list[Any]) -> None:
+    planned = pipeline.plan(compose.load(["seed=1"]))
+    (other,) = [stage for stage in pipeline.plan(compose.load(["seed=2"])).stages if stage.name == "sft"]
+    as_first(launcher, "0", other.directory.name)
+    with pytest.raises(UserError, match=rf"{other.directory.name}: not a stage of the run in process 2 of 2 on n2; "):
+        pipeline._missing(planned)
+
+
+def test_an_output_folder_that_the_nodes_do_not_share_is_refused(
+    launcher: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(pipeline, "_SEEN_WITHIN_S", 0.3)
+    with pytest.raises(
+        UserError, match=r"output_dir: .*stage is written, but not seen whole in process 2 of 2 on n2; "
+    ):
+        pipeline._wait_until_seen(tmp_path / "stage", (tmp_path / "stage").exists)
+
+
+@pytest.mark.parametrize(("on_this_node", "expected"), [(2, 4), (8, 1)])
+def test_cores_are_divided_by_the_processes_of_this_node_not_of_all(
+    monkeypatch: pytest.MonkeyPatch, on_this_node: int, expected: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(on_this_node))
+    monkeypatch.setattr(world, "cores", lambda: 8)
+    assert world.places(1, None, 1)[0].threads == expected
+
+
+@pytest.mark.parametrize(("local_size", "expected"), [("2", " in process 2 of 2"), ("1", " in process 2 of 2 on n2")])
+def test_a_message_names_the_node_if_there_are_several(
+    launcher: list[Any], monkeypatch: pytest.MonkeyPatch, local_size: str, expected: str
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local_size)
+    assert world.which() == expected
+
+
+def test_each_process_logs_to_a_file_of_its_own() -> None:
+    assert len({world.log_name("error", rank) for rank in range(3)}) == 3
