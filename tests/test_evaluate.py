@@ -45,7 +45,7 @@ def rows() -> list[dict]:
     ]
 
 
-EVALUATE = settings.Evaluate(prompts=4, batch_size=3, temperature=0.9, max_new_tokens=10, seed=5, best_of=3)
+EVALUATE = settings.Evaluate(prompts=4, pairs=9, batch_size=3, temperature=0.9, max_new_tokens=10, seed=5, best_of=3)
 POLICIES = ("base", "sft", "ppo")
 
 
@@ -124,7 +124,7 @@ def run_settings(base: str, utility: str | None) -> settings.Settings:
         evaluate=EVALUATE,
         publish=settings.Publish(None, None, True, None, [], False),
         card=settings.Card(author=None, year=None, license="mit"),
-        launch=settings.Launch(1, None),
+        launch=settings.Launch(1, None, None),
     )
 
 
@@ -298,7 +298,7 @@ def test_cost_counts_every_generated_and_every_scored_token(needs, monkeypatch):
     tokenizer = tiny_tokenizer()
     heldout_prompts = [row["prompt"] for row in rows()[0:8:2]]
     prompts = sum(len(tokenizer(prompt)["input_ids"]) for prompt in [*heldout_prompts, *evaluate.EXAMPLES])
-    chosen = sum(len(tokens.encode_sft(tokenizer, row)["input_ids"]) for row in rows()[0:8:2])
+    chosen = sum(len(row["input_ids"]) for row in tokens.encode_sft(tokenizer, rows()[0:8:2]))
     # base and PPO once, SFT three times: 4 tokens for each of 6 prompts
     assert cost["generated_tokens"] == (1 + 1 + 3) * 6 * 4
     # base and PPO score their own answers, SFT those of all three; equal answers get one reward and one judge's score
