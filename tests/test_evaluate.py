@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gpt2_rlhf import evaluate
-from gpt2_rlhf.config import settings
+from gpt2_rlhf.config import compose, settings
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evaluate import distinct_prompts, prompt_groups
 from gpt2_rlhf.evidence import answers
@@ -103,28 +103,12 @@ def heldout(lines: list[dict]) -> list[dict]:
 
 
 def run_settings(base: str, utility: str | None) -> settings.Settings:
-    peft = settings.Peft(0, 16, 0.0, None, None, use_rslora=False, use_dora=False)
-    return settings.Settings(
+    return replace(
+        compose.load([]).settings,
         seed=1,
-        output_dir="outputs",
-        force=False,
         model=settings.Model(name=base, revision=None, tokenizer=None, random=None),
         data=replace(pairs.PAIRS, path=None, max_prompt_tokens=60, max_answer_tokens=20, utility=utility),
-        sft=settings.Training({}, peft),
-        reward=settings.Training({}, peft),
-        ppo=settings.Ppo(
-            {},
-            peft,
-            None,
-            settings.PpoReward(None, False, None),
-            settings.PpoKl(None, 1),
-            settings.Heldout(1, None, "last"),
-            settings.Guard(False, 1, 0, 0, 2),
-        ),
         evaluate=EVALUATE,
-        publish=settings.Publish(None, None, True, None, [], False),
-        card=settings.Card(author=None, year=None, license="mit"),
-        launch=settings.Launch(1, None, None),
     )
 
 
