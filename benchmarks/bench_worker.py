@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TextIO
 
 import numpy as np
@@ -234,12 +235,10 @@ def _rows(comparison: Comparison, tokenizer: PreTrainedTokenizerBase, hh: str | 
         source = ["data=hh_rlhf", f"data.path={hh}", "data.train_pairs=null", *limits]
     settings = compose.load([*source, "data.disjoint=false"]).settings.data
 
-    def count_tokens(texts: list[str]) -> list[int]:
-        return [len(tokenizer(text)["input_ids"]) for text in texts]
-
+    count_tokens = partial(tokens.counts, tokenizer)
     tables = data.prepare(settings, sources.read(settings), count_tokens, tokenizer.all_special_tokens)[0]
     encode = {"ppo": tokens.encode_ppo, "sft": tokens.encode_sft, "reward": tokens.encode_reward}[comparison.kind]
-    return [encode(tokenizer, asdict(pair)) for pair in tables[comparison.kind]]
+    return encode(tokenizer, [asdict(pair) for pair in tables[comparison.kind]])
 
 
 def _random_rows(

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gpt2_rlhf import evaluate
-from gpt2_rlhf.config import settings
+from gpt2_rlhf.config import compose, settings
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evaluate import distinct_prompts, prompt_groups
 from gpt2_rlhf.evidence import answers
@@ -45,7 +45,7 @@ def rows() -> list[dict]:
     ]
 
 
-EVALUATE = settings.Evaluate(prompts=4, batch_size=3, temperature=0.9, max_new_tokens=10, seed=5, best_of=3)
+EVALUATE = settings.Evaluate(prompts=4, pairs=9, batch_size=3, temperature=0.9, max_new_tokens=10, seed=5, best_of=3)
 POLICIES = ("base", "sft", "ppo")
 
 
@@ -103,28 +103,12 @@ def heldout(lines: list[dict]) -> list[dict]:
 
 
 def run_settings(base: str, utility: str | None) -> settings.Settings:
-    peft = settings.Peft(0, 16, 0.0, None, None, use_rslora=False, use_dora=False)
-    return settings.Settings(
+    return replace(
+        compose.load([]).settings,
         seed=1,
-        output_dir="outputs",
-        force=False,
         model=settings.Model(name=base, revision=None, tokenizer=None, random=None),
         data=replace(pairs.PAIRS, path=None, max_prompt_tokens=60, max_answer_tokens=20, utility=utility),
-        sft=settings.Training({}, peft),
-        reward=settings.Training({}, peft),
-        ppo=settings.Ppo(
-            {},
-            peft,
-            None,
-            settings.PpoReward(None, False, None),
-            settings.PpoKl(None, 1),
-            settings.Heldout(1, None, "last"),
-            settings.Guard(False, 1, 0, 0, 2),
-        ),
         evaluate=EVALUATE,
-        publish=settings.Publish(None, None, True, None, [], False),
-        card=settings.Card(author=None, year=None, license="mit"),
-        launch=settings.Launch(1, None),
     )
 
 
@@ -298,7 +282,7 @@ def test_cost_counts_every_generated_and_every_scored_token(needs, monkeypatch):
     tokenizer = tiny_tokenizer()
     heldout_prompts = [row["prompt"] for row in rows()[0:8:2]]
     prompts = sum(len(tokenizer(prompt)["input_ids"]) for prompt in [*heldout_prompts, *evaluate.EXAMPLES])
-    chosen = sum(len(tokens.encode_sft(tokenizer, row)["input_ids"]) for row in rows()[0:8:2])
+    chosen = sum(len(row["input_ids"]) for row in tokens.encode_sft(tokenizer, rows()[0:8:2]))
     # base and PPO once, SFT three times: 4 tokens for each of 6 prompts
     assert cost["generated_tokens"] == (1 + 1 + 3) * 6 * 4
     # base and PPO score their own answers, SFT those of all three; equal answers get one reward and one judge's score

@@ -297,7 +297,7 @@ def test_the_usage_snippet_of_the_reward_models_card_gives_the_scores_of_trainin
     answers = (" Listen first, then ask a question.", " No.")
     assert repr(answers[0]).strip("'") in code
     tokenizer = tokens.load_tokenizer(str(model_dir), None)
-    rows = [tokens.encode_reward(tokenizer, {"prompt": prompt, "chosen": a, "rejected": a}) for a in answers]
+    rows = tokens.encode_reward(tokenizer, [{"prompt": prompt, "chosen": a, "rejected": a} for a in answers])
     pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
     model = loading.load_reward(str(finished / "latest" / "reward" / "model"), pad_token_id)
     expected = score(model, pad_token_id, [row["chosen_ids"] for row in rows], batch_size=2)

@@ -6,6 +6,7 @@ data.json, beside the tables, counts what became of every row and names those th
 import runpy
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from gpt2_rlhf.config.settings import Data, Settings
@@ -24,17 +25,11 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         UserError: the source cannot be read, or leaves a stage without rows.
     """
     tokenizer = loading.load_base_tokenizer(settings.model)
-
-    def count_tokens(texts: list[str]) -> list[int]:
-        counts: list[int] = []
-        for start in range(0, len(texts), 1000):
-            encoded = tokenizer(texts[start : start + 1000], add_special_tokens=False, verbose=False)
-            counts += [len(ids) for ids in encoded["input_ids"]]  # type: ignore[arg-type]  # typed for one text alone
-        return counts
-
     rows = sources.read(settings.data)
     special_tokens = tokens.special_tokens(tokenizer)
-    divided, report = prepare(settings.data, rows, count_tokens, special_tokens, sources.not_read(settings.data))
+    divided, report = prepare(
+        settings.data, rows, partial(tokens.counts, tokenizer), special_tokens, sources.not_read(settings.data)
+    )
     tables.write(stage.directory, divided)
     row_report.write(stage.directory, report)
     return Outcome(metrics=row_report.counts(report), work_s=0.0)

@@ -389,7 +389,7 @@ def _show_rows(planned: Run) -> None:
     from gpt2_rlhf.models import loading  # as in _steps
     from gpt2_rlhf.rows import preview, tables
 
-    rows = {name: tables.load(planned.last.directory, name) for name in ("sft", "reward", "ppo")}
+    rows = {name: tables.load(planned.last.directory, name, preview.ROWS_SHOWN) for name in ("sft", "reward", "ppo")}
     print(f"{preview.preview(loading.load_base_tokenizer(planned.settings.model), rows)}\n")
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
@@ -66,10 +65,10 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     fault = gates.reward_model_fault(reward_report) if ppo.reward.function is None else None
     forced = gates.pass_or_stop([fault], settings.force)
     mean, std = (reward_report["score_mean"], reward_report["score_std"]) if ppo.reward.normalise else (0.0, 1.0)
-    rows = tables.load(stage.needs["data"].directory, "ppo")
-    fitted = _sizes(settings, stage)
-    withheld, train_rows = rows[: fitted.withheld_prompts], rows[fitted.withheld_prompts :]
+    prepared, fitted = stage.needs["data"].directory, _sizes(settings, stage)
+    withheld = tables.load(prepared, "ppo", fitted.withheld_prompts)
     tokenizer = loading.load_base_tokenizer(settings.model)
+    rows = tables.token_columns(prepared, "ppo", partial(tokens.encode_ppo, tokenizer))
     padding = tokens.padding_copy(tokenizer, "left")
     sft_dir, reward_dir = str(stage.needs["sft"].model_dir), str(stage.needs["reward"].model_dir)
     policy = loading.load_policy(sft_dir)
@@ -87,7 +86,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         ref_model=loading.load_policy(sft_dir) if adapter is None else None,
         reward_model=reward_model,
         value_model=loading.load_reward(reward_dir, tokens.pad_id(padding)),
-        train_dataset=Dataset.from_list([tokens.encode_ppo(tokenizer, row) for row in train_rows]),
+        train_dataset=rows.select(range(len(withheld), len(rows))),
         peft_config=adapter,
         callbacks=training.callbacks(stage),
         score_function=load_score_function(ppo.reward.function),
@@ -107,7 +106,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     curves.write(stage.directory)
     return Outcome(
         {
-            "prompts": len(train_rows),
+            "prompts": len(rows) - len(withheld),
             "episodes_per_update": fitted.episodes_per_update,
             "episodes": trainer.state.episode,
             "updates": trainer.state.global_step,

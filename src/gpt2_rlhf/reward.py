@@ -10,6 +10,7 @@ arXiv:2310.02743), so a policy that gains with one and loses with the other expl
 
 import runpy
 import sys
+from functools import partial
 
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, TrainingArguments, set_seed
@@ -39,8 +40,9 @@ def check(settings: Settings, stage: Stage) -> TrainingArguments:
 def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the stage's own rows, save the model in `stage.model_dir`, and return its held-out accuracy."""
     prepared = stage.needs["data"].directory
-    train_rows, test_rows = tables.load(prepared, stage.name), tables.load(prepared, "test")
+    test_rows = tables.load(prepared, "test", settings.evaluate.pairs)
     tokenizer = loading.load_base_tokenizer(settings.model)
+    train_rows = tables.token_columns(prepared, stage.name, partial(tokens.encode_reward, tokenizer))
     padding = tokens.padding_copy(tokenizer, "right")
     set_seed(stage.seed)  # before the score head is drawn
     model = loading.load_reward(str(stage.needs["sft"].model_dir), tokens.pad_id(padding))
@@ -51,8 +53,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(**training.arguments(stage, settings.reward.args), max_length=None),
-        train_dataset=Dataset.from_list([tokens.encode_reward(tokenizer, row) for row in train_rows]),
-        eval_dataset=Dataset.from_list([tokens.encode_reward(tokenizer, row) for row in test_rows]),
+        train_dataset=train_rows,
+        eval_dataset=Dataset.from_list(tokens.encode_reward(tokenizer, test_rows)),
         processing_class=padding,
         peft_config=loading.lora(settings.reward.peft, model, "reward.peft"),
         callbacks=training.callbacks(stage),
@@ -66,7 +68,12 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     with work.running():
         report = model_reports.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, stage.seed)
     return Outcome(
-        {**report, "train_rows": len(train_rows), "steps": trainer.state.global_step},
+        {
+            **report,
+            "test_pairs": tables.size(prepared, "test"),
+            "train_rows": len(train_rows),
+            "steps": trainer.state.global_step,
+        },
         work.seconds,
     )
 

@@ -8,6 +8,7 @@ import copy
 import runpy
 import sys
 from dataclasses import asdict
+from functools import partial
 
 from datasets import Dataset
 from transformers import TrainingArguments, set_seed
@@ -38,8 +39,9 @@ def check(settings: Settings, stage: Stage) -> TrainingArguments:
 def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the `sft` rows, save the model in `stage.model_dir`, and return the held-out loss before and after."""
     prepared = stage.needs["data"].directory
-    train_rows, test_rows = tables.load(prepared, "sft"), tables.load(prepared, "test")
+    test_rows = tables.load(prepared, "test", settings.evaluate.pairs)
     tokenizer = loading.load_base_tokenizer(settings.model)
+    train_rows = tables.token_columns(prepared, "sft", partial(tokens.encode_sft, tokenizer))
     base = loading.load_base(settings.model, settings.seed)
     batch_size = settings.evaluate.batch_size
 
@@ -52,8 +54,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     trainer = SFTTrainer(
         model=base,
         args=SFTConfig(**training.arguments(stage, settings.sft.args), max_length=None),
-        train_dataset=Dataset.from_list([tokens.encode_sft(tokenizer, row) for row in train_rows]),
-        eval_dataset=Dataset.from_list([tokens.encode_sft(tokenizer, row) for row in test_rows]),
+        train_dataset=train_rows,
+        eval_dataset=Dataset.from_list(tokens.encode_sft(tokenizer, test_rows)),
         processing_class=copy.deepcopy(tokenizer),  # TRL writes to the one it gets
         peft_config=loading.lora(settings.sft.peft, base, "sft.peft"),
         callbacks=training.callbacks(stage),
@@ -71,6 +73,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         {
             "heldout_loss_before": asdict(before),
             "heldout_loss_after": asdict(after),
+            "test_pairs": tables.size(prepared, "test"),
             "train_rows": len(train_rows),
             "steps": trainer.state.global_step,
         },

@@ -83,8 +83,9 @@ def test_the_judge_alone_is_refused_where_none_is_trained(override: str) -> None
 def test_a_stage_alone_is_still_refused_for_its_own_settings() -> None:
     with pytest.raises(UserError, match=r"reward\.args\.learning_rate"):
         preflight.check(compose.load(["reward.args.learning_rate=0"]).settings, "reward")
-    with pytest.raises(UserError, match=r"evaluate\.batch_size"):
-        preflight.check(compose.load(["evaluate.batch_size=0"]).settings, "sft")
+    for key in ("evaluate.batch_size", "evaluate.pairs"):
+        with pytest.raises(UserError, match=key):
+            preflight.check(compose.load([f"{key}=0"]).settings, "sft")
 
 
 def test_a_stage_alone_needs_no_room_for_the_answers_of_later_stages() -> None:

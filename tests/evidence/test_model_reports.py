@@ -37,7 +37,7 @@ def tokenizer() -> GPT2Tokenizer:
 
 def test_heldout_loss_is_a_mean_per_token_with_n_rows(tokenizer):
     policy = tiny_policy(tokenizer)
-    nll_sums, counts = answer_nll(policy, [tokens.encode_sft(tokenizer, row) for row in ROWS], 4)
+    nll_sums, counts = answer_nll(policy, tokens.encode_sft(tokenizer, ROWS), 4)
     estimate = heldout_loss(policy, tokenizer, ROWS, 4)
     assert estimate.mean == pytest.approx(nll_sums.sum() / counts.sum())
     assert estimate.low <= estimate.mean <= estimate.high
@@ -108,7 +108,7 @@ def test_best_reachable_is_null_unless_every_pair_has_a_probability(tokenizer, m
 
 
 def test_margins_are_between_the_two_answers_of_the_same_row(tokenizer):
-    reward, encoded = tiny_reward(tokenizer), [tokens.encode_reward(tokenizer, row) for row in ROWS]
+    reward, encoded = tiny_reward(tokenizer), tokens.encode_reward(tokenizer, ROWS)
     report = reward_report(reward, tokenizer, ROWS, 3, seed=0)
     with torch.no_grad():
         chosen, rejected = (

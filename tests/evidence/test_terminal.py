@@ -1,6 +1,8 @@
 import copy
 from typing import Any
 
+import pytest
+
 from gpt2_rlhf.evidence.terminal import found, render
 
 
@@ -66,6 +68,7 @@ def reward_model(accuracy: float) -> dict[str, Any]:
         "score_mean": 0.0,
         "score_std": 1.0,
         "pairs": 512,
+        "test_pairs": 512,
     }
 
 
@@ -81,7 +84,11 @@ SUMMARY: dict[str, Any] = {
             "reused": False,
         },
     },
-    "sft": {"heldout_loss_before": estimate(3.25, n=512), "heldout_loss_after": estimate(1.75, n=512)},
+    "sft": {
+        "heldout_loss_before": estimate(3.25, n=512),
+        "heldout_loss_after": estimate(1.75, n=512),
+        "test_pairs": 512,
+    },
     "reward_model": reward_model(0.724),
     "judge": reward_model(0.71),
     "ppo": {
@@ -287,6 +294,12 @@ def test_seed_prompts_and_kind_of_interval_are_stated():
     assert "sampled with seed 3, temperature 0.7, at most 48 tokens" in text
     assert "95 % intervals: bootstrap over prompts" in text
     assert cells(render(SUMMARY), "Loss, nats per token") == ["3.25 [3.15, 3.35]", "1.75 [1.65, 1.85]", "512"]
+
+
+@pytest.mark.parametrize(("stage", "key"), [("sft", "sft"), ("reward", "reward_model")])
+def test_a_figure_on_some_of_the_test_pairs_says_how_many_and_which_setting_decides(stage: str, key: str):
+    line = found(stage, {**SUMMARY[key], "test_pairs": 8552})
+    assert line.endswith(" (512 of 8552 test pairs, evaluate.pairs)")
 
 
 def test_each_training_stage_says_in_one_line_what_it_found():

@@ -114,7 +114,7 @@ def often_stopping_policy(strength: float = 5) -> GPT2LMHeadModel:
 def prompts(count: int = 12) -> Dataset:
     """Prompts of different lengths."""
     texts = [f"\n\nHuman: {' '.join(_WORDS[i % 7 : i % 7 + 1 + i % 5])} {i}?\n\nAssistant:" for i in range(count)]
-    return Dataset.from_list([tokens.encode_ppo(tokenizer(), {"prompt": text}) for text in texts])
+    return Dataset.from_list(tokens.encode_ppo(tokenizer(), [{"prompt": text} for text in texts]))
 
 
 NO_LIMITS = Guard(enabled=True, max_kl_nats=1e9, min_eos_rate=0, min_distinct_2=0, max_length_ratio=1e9)

@@ -249,13 +249,13 @@ def first_step(kind: str, directory: Path, own: bool, adapter: bool) -> tuple[fl
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
         common: dict[str, Any] = {"callbacks": [callback], "peft_config": lora if adapter else None}
         if kind == "sft":
-            rows = Dataset.from_list([tokens.encode_sft(TOKENIZER, row) for row in ROWS])
+            rows = Dataset.from_list(tokens.encode_sft(TOKENIZER, ROWS))
             row_tokens = sum(len(row) for row in rows["input_ids"])
             trainer = SFTTrainer(
                 model, SFTConfig(**args), train_dataset=rows, processing_class=copy.deepcopy(TOKENIZER), **common
             )
         else:
-            rows = Dataset.from_list([tokens.encode_reward(TOKENIZER, row) for row in ROWS])
+            rows = Dataset.from_list(tokens.encode_reward(TOKENIZER, ROWS))
             row_tokens = sum(len(row) for side in ("chosen_ids", "rejected_ids") for row in rows[side])
             trainer = RewardTrainer(model, RewardConfig(**args), train_dataset=rows, processing_class=padding, **common)
         trainer.train()

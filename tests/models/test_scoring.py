@@ -47,7 +47,7 @@ def pad(tokenizer: GPT2Tokenizer) -> int:
 
 
 def sequences(tokenizer: GPT2Tokenizer) -> list[list[int]]:
-    return [tokens.encode_reward(tokenizer, row)[side] for row in ROWS for side in ("chosen_ids", "rejected_ids")]
+    return [row[side] for row in tokens.encode_reward(tokenizer, ROWS) for side in ("chosen_ids", "rejected_ids")]
 
 
 def test_batched_scores_equal_scores_one_by_one(reward, tokenizer, pad):
@@ -176,7 +176,7 @@ def test_distinct_2_is_distinct_bigrams_over_bigrams(ids: list[int], expected: f
 
 
 def test_nll_is_the_loss_that_the_model_returns_times_its_tokens(policy, tokenizer):
-    encoded = [tokens.encode_sft(tokenizer, row) for row in ROWS]
+    encoded = tokens.encode_sft(tokenizer, ROWS)
     nll_sums, counts = answer_nll(policy, encoded, 3)
     for row, nll, count in zip(encoded, nll_sums, counts, strict=True):
         trained = sum(label != -100 for label in row["labels"])

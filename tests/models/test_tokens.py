@@ -142,15 +142,34 @@ def test_bos_stands_once_before_the_prompt_and_eos_once_after_the_answer(pattern
     first: Any = tokenizer.convert_tokens_to_ids(start)
     prompt = [*first, *text[0]]
     eos = tokens.eos_id(tokenizer)
-    assert tokens.encode_ppo(tokenizer, ROW) == {"input_ids": prompt}
-    assert tokens.encode_sft(tokenizer, ROW) == {
+    assert tokens.encode_ppo(tokenizer, [ROW])[0] == {"input_ids": prompt}
+    assert tokens.encode_sft(tokenizer, [ROW])[0] == {
         "input_ids": [*prompt, *text[1], eos],
         "labels": [*[-100] * len(prompt), *text[1], eos],
     }
-    assert tokens.encode_reward(tokenizer, ROW) == {
+    assert tokens.encode_reward(tokenizer, [ROW])[0] == {
         "chosen_ids": [*prompt, *text[1], eos],
         "rejected_ids": [*prompt, *text[2], eos],
     }
+
+
+@pytest.mark.parametrize("pattern", ["<s> $A", "$A </s>", "<s> $A </s>", None])
+def test_texts_encoded_together_get_the_tokens_that_each_gets_alone(pattern: str | None, saved):
+    tokenizer = saved if pattern is None else adding(pattern)
+    tokenizer.backend_tokenizer.enable_truncation(5)  # a saved tokenizer may bring both
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    texts = ["", " ", "a\n\n", "Ünï «x» 漢字 🙂", *(f" word {n}" * (n % 40) for n in range(300))]
+    rows = [{"prompt": f"\n\nHuman: {text}\n\nAssistant:", "chosen": text, "rejected": text[::-1]} for text in texts]
+    assert len(rows) > 2 * tokens._TEXTS_AT_ONCE  # several threads share them
+    plain = [[tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in row] for row in rows]
+    start = tokenizer.convert_tokens_to_ids(["<s>"] if pattern and pattern.startswith("<s>") else [])
+    eos = tokens.eos_id(tokenizer)
+    assert tokens.encode_ppo(tokenizer, rows) == [{"input_ids": [*start, *prompt]} for prompt, _, _ in plain]
+    assert tokens.encode_reward(tokenizer, rows) == [
+        {"chosen_ids": [*start, *prompt, *chosen, eos], "rejected_ids": [*start, *prompt, *rejected, eos]}
+        for prompt, chosen, rejected in plain
+    ]
+    assert tokens.counts(tokenizer, texts) == [len(chosen) for _, chosen, _ in plain]
 
 
 def test_the_tokens_added_before_a_prompt_are_counted(tmp_path: Path):
@@ -161,7 +180,7 @@ def test_the_tokens_added_before_a_prompt_are_counted(tmp_path: Path):
 
 def test_sft_trains_on_the_answer_and_its_eos_and_not_on_the_prompt():
     tokenizer = tiny_tokenizer()
-    encoded = tokens.encode_sft(tokenizer, ROW)
+    encoded = tokens.encode_sft(tokenizer, [ROW])[0]
     trained = [label for label in encoded["labels"] if label != -100]
     assert tokenizer.decode(encoded["input_ids"]) == ROW["prompt"] + ROW["chosen"] + str(tokenizer.eos_token)
     assert tokenizer.decode(trained) == ROW["chosen"] + str(tokenizer.eos_token)
@@ -170,18 +189,18 @@ def test_sft_trains_on_the_answer_and_its_eos_and_not_on_the_prompt():
 
 def test_both_answers_of_a_pair_end_with_eos():
     tokenizer = tiny_tokenizer()
-    encoded = tokens.encode_reward(tokenizer, ROW)
+    encoded = tokens.encode_reward(tokenizer, [ROW])[0]
     assert tokenizer.decode(encoded["chosen_ids"]) == ROW["prompt"] + ROW["chosen"] + str(tokenizer.eos_token)
     assert tokenizer.decode(encoded["rejected_ids"]) == ROW["prompt"] + ROW["rejected"] + str(tokenizer.eos_token)
 
 
 def test_encoding_prompt_and_answer_apart_gives_the_ids_of_the_joined_text(saved):
     joined = saved(ROW["prompt"] + ROW["chosen"])["input_ids"]
-    assert tokens.encode_sft(saved, ROW)["input_ids"] == [*joined, tokens.eos_id(saved)]
+    assert tokens.encode_sft(saved, [ROW])[0]["input_ids"] == [*joined, tokens.eos_id(saved)]
 
 
 def test_ppo_gets_the_prompt_alone(saved):
-    assert saved.decode(tokens.encode_ppo(saved, ROW)["input_ids"]) == ROW["prompt"]
+    assert saved.decode(tokens.encode_ppo(saved, [ROW])[0]["input_ids"]) == ROW["prompt"]
 
 
 def test_random_weights_have_the_shape_in_the_settings_and_depend_on_the_seed_alone():

@@ -1,3 +1,6 @@
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 from gpt2_rlhf.config.errors import UserError
@@ -29,6 +32,15 @@ def depths(number: int) -> list[str]:
     """The prompts of one conversation, at a depth of 1 to 3 turns."""
     turns = [f"\n\nHuman: Question {number}?\n\nAssistant:", " Yes.\n\nHuman: Why?\n\nAssistant:"]
     return [turns[0] + turns[1] * deeper for deeper in range(3)]
+
+
+def test_the_first_test_rows_are_drawn_from_all_subsets() -> None:
+    subsets = ("harmless", "helpful", "online", "sampled")
+    test = [measured(prompt) for prompt in questions(400)]  # in the order of their files
+    for number, row in enumerate(test):
+        test[number] = replace(row, pair=replace(row.pair, subset=subsets[number // 100]))
+    first = Counter(row.pair.subset for row in divide(pairs(*questions(40)), test, with_settings())["test"][:80])
+    assert all(10 <= first[subset] <= 30 for subset in subsets)  # 20 are expected, with a deviation below 4
 
 
 def test_no_conversation_is_in_two_tables_at_any_depth() -> None:

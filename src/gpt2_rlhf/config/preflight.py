@@ -19,6 +19,8 @@ from gpt2_rlhf.config.settings import TABLES, Launch, Settings
 
 _STAGES = ("data", "sft", "reward", "judge", "ppo", "evaluate")
 
+_OF_ALL_STAGES = ("evaluate.batch_size", "evaluate.pairs")  # they measure with these
+
 _ABOVE_0 = (
     "data.train_pairs", "data.test_pairs", "data.max_prompt_tokens", "data.max_answer_tokens",
     "sft.args.learning_rate", "sft.args.per_device_train_batch_size",
@@ -31,7 +33,8 @@ _ABOVE_0 = (
     "ppo.args.response_length", "ppo.args.temperature", "ppo.args.eval_steps",
     "ppo.reward.clip", "ppo.kl.target_nats", "ppo.kl.horizon_episodes",
     "ppo.heldout.prompts", "ppo.guard.max_kl_nats",
-    "evaluate.prompts", "evaluate.batch_size", "evaluate.max_new_tokens", "evaluate.temperature", "evaluate.best_of",
+    "evaluate.prompts", "evaluate.pairs", "evaluate.batch_size",
+    "evaluate.max_new_tokens", "evaluate.temperature", "evaluate.best_of",
     "launch.processes", "launch.threads", "sweep.parallel",
 )  # fmt: skip
 
@@ -82,7 +85,7 @@ def check(settings: Settings, last: str = "evaluate") -> None:
         for key in keys:
             *parents, name = key.split(".")
             value = reduce(getitem, parents, values).get(name)
-            is_used = key.split(".")[0] not in later or key == "evaluate.batch_size"  # all stages measure with it
+            is_used = key.split(".")[0] not in later or key in _OF_ALL_STAGES
             if is_used and value is not None and not is_valid(value):
                 raise UserError(f"{key}: {value}; expected {expected}")
     for fault in _launch_faults(settings.launch, trains_ppo="ppo" not in later):

@@ -120,9 +120,10 @@ class Ppo:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The comparison of base, SFT and PPO on held-out prompts."""
+    """The comparison of base, SFT and PPO on held-out prompts, and what SFT and the reward models are measured on."""
 
     prompts: int
+    pairs: int  # of the test table, drawn: SFT's held-out loss, the accuracy of the reward models
     batch_size: int
     temperature: float
     max_new_tokens: int

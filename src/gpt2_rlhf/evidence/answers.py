@@ -67,7 +67,7 @@ def sample_and_score(
     """
     settings, tokenizer, count = prompts.settings, prompts.tokenizer, len(prompts.texts)
     seconds_before, prompt_ids = work.seconds, encode_prompts(tokenizer, prompts.texts)
-    chosen = [tokens.encode_sft(tokenizer, row) for row in prompts.rows]
+    chosen = tokens.encode_sft(tokenizer, prompts.rows)
 
     def answers_to(texts: list[str], seed: int) -> list[Answer]:
         return sample(

@@ -20,8 +20,7 @@ def heldout_loss(
     batch_size: int,
 ) -> Estimate:
     """Return the mean negative log-likelihood per token of `chosen` and its EOS, in nats; rows are resampled whole."""
-    encoded = [tokens.encode_sft(tokenizer, row) for row in rows]
-    return bootstrap_ratio(*answer_nll(model, encoded, batch_size))
+    return bootstrap_ratio(*answer_nll(model, tokens.encode_sft(tokenizer, rows), batch_size))
 
 
 def reward_report(
@@ -38,7 +37,7 @@ def reward_report(
     null unless every pair has one. `margin` is the mean score difference with a bootstrap interval from `seed`.
     `score_mean` and `score_std` (population) are over both answers of all pairs; PPO normalises rewards with them.
     """
-    encoded = [tokens.encode_reward(tokenizer, row) for row in rows]
+    encoded = tokens.encode_reward(tokenizer, rows)
     pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
     sequences = [row[side] for side in ("chosen_ids", "rejected_ids") for row in encoded]
     scores = score(model, pad_token_id, sequences, batch_size)

@@ -66,10 +66,11 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
     """Return what a training stage found, in one line."""
     if stage == "sft":
         before, after = metrics["heldout_loss_before"], metrics["heldout_loss_after"]
-        return f"held-out loss {text(before)} before, {text(after)} after, nats per token"
+        return f"held-out loss {text(before)} before, {text(after)} after, nats per token{_sample(after['n'], metrics)}"
     if stage in ("reward", "judge"):
         longer = text(metrics["baselines"]["longer_answer_wins"], "share")
-        return f"held-out accuracy {text(metrics['accuracy'], 'share')}, the longer answer wins {longer}"
+        accuracy = text(metrics["accuracy"], "share")
+        return f"held-out accuracy {accuracy}, the longer answer wins {longer}{_sample(metrics['pairs'], metrics)}"
     episodes = f"{metrics['episodes']} episodes in {metrics['updates']} updates"
     if metrics["heldout"] is None or metrics["heldout"]["kept"] is None:
         return episodes
@@ -79,6 +80,11 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
     return ", ".join(
         [episodes, *(f"held-out {name} {before} before, {after} after" for name, before, after in changes)]
     )
+
+
+def _sample(measured: int, metrics: Mapping[str, Any]) -> str:
+    every = metrics["test_pairs"]
+    return f" ({measured} of {every} test pairs, evaluate.pairs)" if measured < every else ""
 
 
 def failed_seeds(seeds: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ class Answer:
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each prompt."""
-    return [tokens.encode_ppo(tokenizer, {"prompt": prompt})["input_ids"] for prompt in prompts]
+    return [row["input_ids"] for row in tokens.encode_ppo(tokenizer, [{"prompt": prompt} for prompt in prompts])]
 
 
 def sample(

@@ -10,13 +10,22 @@ end. An answer, which continues a prompt, gets neither; its EOS is added here.
 """
 
 import copy
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Literal, TypeVar
 
+from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import padding
+
+_TEXTS_AT_ONCE = 128
+
+T = TypeVar("T")
+Row = Mapping[str, Any]  # with the texts prompt, chosen and rejected
+Columns = dict[str, list[int]]
 
 
 def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
@@ -70,36 +79,62 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id
 
 
-def encode_sft(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str]) -> dict[str, list[int]]:
+def encode_sft(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Columns]:
     """Return the columns for SFTTrainer: prompt + chosen + EOS, with labels -100 on the prompt."""
-    prompt = prompt_ids(tokenizer, row["prompt"])
-    answer = [*answer_ids(tokenizer, row["chosen"]), eos_id(tokenizer)]
-    return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+    texts = zip(_prompt_ids(tokenizer, rows), _answer_ids(tokenizer, rows, "chosen"), strict=True)
+    return [{"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer} for prompt, answer in texts]
 
 
-def encode_reward(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str]) -> dict[str, list[int]]:
+def encode_reward(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Columns]:
     """Return the columns for RewardTrainer: prompt + answer + EOS for both answers; the score is read at EOS."""
-    prompt = prompt_ids(tokenizer, row["prompt"])
-    return {
-        f"{side}_ids": [*prompt, *answer_ids(tokenizer, row[side]), eos_id(tokenizer)]
-        for side in ("chosen", "rejected")
-    }
+    answers = (_answer_ids(tokenizer, rows, side) for side in ("chosen", "rejected"))
+    texts = zip(_prompt_ids(tokenizer, rows), *answers, strict=True)
+    return [{"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected} for prompt, chosen, rejected in texts]
 
 
-def encode_ppo(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, str]) -> dict[str, list[int]]:
+def encode_ppo(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Columns]:
     """Return the columns for PPOTrainer: the prompt alone."""
-    return {"input_ids": prompt_ids(tokenizer, row["prompt"])}
+    return [{"input_ids": ids} for ids in _prompt_ids(tokenizer, rows)]
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a prompt, with what the tokenizer adds before a text (BOS), without what it adds after it."""
-    encoded: Any = tokenizer(text, return_special_tokens_mask=True, verbose=False)
-    ids, is_added = encoded["input_ids"], encoded["special_tokens_mask"]
-    end = max((place for place, added in enumerate(is_added, 1) if not added), default=0)
-    return ids[:end]
+def counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """Return the number of tokens of each text, without what the tokenizer adds to it."""
+    return _encoded(tokenizer, texts, len, add_special_tokens=False)
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of an answer, without EOS and without what the tokenizer adds to a text."""
-    encoded: Any = tokenizer(text, add_special_tokens=False, verbose=False)
-    return encoded["input_ids"]
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[list[int]]:
+    """Return the ids of each prompt, with what the tokenizer adds before a text (BOS), without what it adds after."""
+
+    def without_end(encoded: Encoding) -> list[int]:
+        ids, is_added = encoded.ids, encoded.special_tokens_mask
+        while is_added and is_added.pop():
+            ids.pop()
+        return ids
+
+    return _encoded(tokenizer, [row["prompt"] for row in rows], without_end, add_special_tokens=True)
+
+
+def _answer_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], column: str) -> list[list[int]]:
+    """Return the ids of each answer and EOS, without what the tokenizer adds to a text."""
+    eos = eos_id(tokenizer)
+    return _encoded(tokenizer, [row[column] for row in rows], lambda one: [*one.ids, eos], add_special_tokens=False)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    taken: Callable[[Encoding], T],
+    add_special_tokens: bool,
+) -> list[T]:
+    """Return what `taken` takes of each encoded text. Threads share the texts, since encoding needs no lock of Python.
+
+    The threads of the library itself are switched off, since they do not survive the fork of a stage's process.
+    """
+    tokenizer("", verbose=False)  # sets the backend to what a call uses: no cut, no padding
+    backend: Any = tokenizer
+    encode = partial(backend.backend_tokenizer.encode_batch_fast, add_special_tokens=add_special_tokens)
+    parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
+    if len(parts) < 2:
+        return [taken(one) for part in parts for one in encode(part)]
+    with ThreadPoolExecutor() as threads:
+        return [one for part in threads.map(lambda part: [taken(one) for one in encode(part)], parts) for one in part]

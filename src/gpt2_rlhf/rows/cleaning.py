@@ -6,15 +6,19 @@ test set are dropped, so that the test set stays unseen. Over-long prompts lose 
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Data
+from gpt2_rlhf.launch.progress_line import ProgressLine
 from gpt2_rlhf.rows.conversations import Conversation, conversations
 from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
 from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, has_other_markers, pair
+
+_ROWS_AT_ONCE = 2000
 
 HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 
@@ -78,10 +82,12 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     usable: list[tuple[Split, Pair]] = []
     other_markers: set[str] = set()
     files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
+    line = ProgressLine("data: rows read")
     for raw in rows:
+        line.add()
         row = _usable(raw, special_tokens)
         if isinstance(row, Pair):
-            file = raw.name.rpartition(":")[0]
+            file = sys.intern(raw.name.rpartition(":")[0])
             if files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) == file:
                 usable.append((raw.split, row))
                 if has_other_markers(raw.values):
@@ -89,6 +95,8 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
                 continue
             row = COPY
         (test if raw.split == "test" else train).drop(row, raw.name)
+    line.end()
+    del files
     usable.sort(key=lambda found: found[0] == "unsplit")  # rows of training and test files come first
     conversation_of = conversations(row.prompt for _, row in usable)
     unsplit = {row.prompt for split, row in usable if split == "unsplit"}
@@ -102,10 +110,10 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     for row in pairs[False]:
         if conversation_of[row.prompt] in in_test:
             train.drop(LEAKED if row.prompt in test_prompts else SAME_CONVERSATION, row.row)
-    _fit(test, pairs[True], conversation_of, data, count_tokens)
+    _fit("test", test, pairs[True], conversation_of, data, count_tokens)
     cut_test_prompts = {measured.pair.prompt for measured in test.kept}
     unseen = [row for row in pairs[False] if conversation_of[row.prompt] not in in_test]
-    _fit(train, unseen, conversation_of, data, count_tokens, cut_test_prompts)
+    _fit("train", train, unseen, conversation_of, data, count_tokens, cut_test_prompts)
     for name, side in (("train", train), ("test", test)):
         side.other_markers = [kept.pair.row for kept in side.kept if kept.pair.row in other_markers]
         if not side.kept:
@@ -141,6 +149,7 @@ def _held_out(found: set[Conversation]) -> set[Conversation]:
 
 
 def _fit(
+    name: str,
     side: Side,
     pairs: Sequence[Pair],
     conversation_of: Mapping[str, Conversation],
@@ -149,18 +158,32 @@ def _fit(
     other_prompts: Set[str] = frozenset(),
 ) -> None:
     """Keep the pairs within the limits, with prompts cut where needed; none whose cut prompt is in `other_prompts`."""
-    chosen_tokens = count_tokens([row.chosen for row in pairs])
-    rejected_tokens = count_tokens([row.rejected for row in pairs])
-    fits = fit_prompts([row.prompt for row in pairs], data.max_prompt_tokens, count_tokens)
-    for row, chosen, rejected, fit in zip(pairs, chosen_tokens, rejected_tokens, fits, strict=True):
-        if max(chosen, rejected) > data.max_answer_tokens:
-            side.drop(ANSWER_TOO_LONG, row.row)
-        elif fit is None:
-            side.drop(PROMPT_TOO_LONG, row.row)
-        elif fit[0] in other_prompts:
-            side.drop(LEAKED_ONCE_CUT, row.row)
-        else:
-            prompt, prompt_tokens = fit
-            side.turns_cut += prompt != row.prompt
-            fitted = replace(row, prompt=prompt)
-            side.kept.append(Measured(fitted, conversation_of[row.prompt], prompt_tokens, chosen, rejected))
+    line = ProgressLine(f"data: {name} rows", len(pairs))
+    for start in range(0, len(pairs), _ROWS_AT_ONCE):
+        some = pairs[start : start + _ROWS_AT_ONCE]
+        # what the first text that is too long decides about a row, the others need not be counted for
+        chosen = _counted_within(data.max_answer_tokens, {n: row.chosen for n, row in enumerate(some)}, count_tokens)
+        rejected = _counted_within(data.max_answer_tokens, {n: some[n].rejected for n in chosen}, count_tokens)
+        prompts = fit_prompts([some[n].prompt for n in rejected], data.max_prompt_tokens, count_tokens)
+        fits = dict(zip(rejected, prompts, strict=True))
+        for number, row in enumerate(some):
+            if number not in fits:
+                side.drop(ANSWER_TOO_LONG, row.row)
+            elif (fit := fits[number]) is None:
+                side.drop(PROMPT_TOO_LONG, row.row)
+            elif fit[0] in other_prompts:
+                side.drop(LEAKED_ONCE_CUT, row.row)
+            else:
+                is_cut = fit[0] != row.prompt
+                side.turns_cut += is_cut
+                fitted = replace(row, prompt=fit[0]) if is_cut else row
+                conversation = conversation_of[row.prompt]
+                side.kept.append(Measured(fitted, conversation, fit[1], chosen[number], rejected[number]))
+        line.add(len(some))
+    line.end()
+
+
+def _counted_within(limit_tokens: int, texts: Mapping[int, str], count_tokens: CountTokens) -> dict[int, int]:
+    """Return the number of tokens of each text that is within the limit."""
+    counts = zip(texts, count_tokens(list(texts.values())), strict=True)
+    return {number: tokens for number, tokens in counts if tokens <= limit_tokens}

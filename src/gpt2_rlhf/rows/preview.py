@@ -13,25 +13,25 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.models import tokens
 
-_ROWS_SHOWN = 2
+ROWS_SHOWN = 2  # of each table
 _CHARACTERS_SHOWN = 400
 
 
 def preview(tokenizer: PreTrainedTokenizerBase, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return the first rows of the sft, reward and ppo tables as text; line breaks are shown as \\n."""
     lines: list[str] = []
-    for row in tables["sft"][:_ROWS_SHOWN]:
-        lines += _sft_lines(tokenizer, row)
-    for row in tables["reward"][:_ROWS_SHOWN]:
-        lines += _reward_lines(tokenizer, row)
-    for row in tables["ppo"][:_ROWS_SHOWN]:
-        ids = tokens.encode_ppo(tokenizer, row)["input_ids"]
+    sft, reward, ppo = (tables[name][:ROWS_SHOWN] for name in ("sft", "reward", "ppo"))
+    for row, encoded in zip(sft, tokens.encode_sft(tokenizer, sft), strict=True):
+        lines += _sft_lines(tokenizer, row, encoded)
+    for row, encoded in zip(reward, tokens.encode_reward(tokenizer, reward), strict=True):
+        lines += _reward_lines(tokenizer, row, encoded)
+    for row, encoded in zip(ppo, tokens.encode_ppo(tokenizer, ppo), strict=True):
+        ids = encoded["input_ids"]
         lines += [_title("ppo", row, f"{len(ids)} tokens, PPO samples the answer"), _line("prompt", tokenizer, ids), ""]
     return "\n".join(map(printable, lines)).rstrip("\n")
 
 
-def _sft_lines(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[str]:
-    encoded = tokens.encode_sft(tokenizer, row)
+def _sft_lines(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], encoded: tokens.Columns) -> list[str]:
     labelled = zip(encoded["input_ids"], encoded["labels"], strict=True)
     runs = [
         (is_trained, [token for token, _ in run])
@@ -42,8 +42,7 @@ def _sft_lines(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> li
     return [title, *(_line("trained" if is_trained else "context", tokenizer, ids) for is_trained, ids in runs), ""]
 
 
-def _reward_lines(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[str]:
-    encoded = tokens.encode_reward(tokenizer, row)
+def _reward_lines(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], encoded: tokens.Columns) -> list[str]:
     chosen, rejected = encoded["chosen_ids"], encoded["rejected_ids"]
     shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), len(chosen))
     return [

@@ -1,15 +1,20 @@
 """Write and read the tables of rows that the data stage makes for the other stages, as parquet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset, concatenate_datasets
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.launch.progress_line import ProgressLine
+from gpt2_rlhf.models.tokens import Columns
 from gpt2_rlhf.rows.transcripts import Pair
+
+_ROWS_AT_ONCE = 1000
 
 _SCHEMA = pa.schema(
     [(field.name, pa.float64() if field.name == "chosen_probability" else pa.string()) for field in fields(Pair)]
@@ -23,13 +28,42 @@ def write(directory: Path, tables: Mapping[str, Sequence[Pair]]) -> None:
         pq.write_table(pa.table(columns, schema=_SCHEMA), directory / f"{name}.parquet")
 
 
-def load(directory: Path, split: str) -> list[dict[str, Any]]:
+def load(directory: Path, name: str, most: int | None = None) -> list[dict[str, Any]]:
     """Read the rows of a table (sft, reward, judge, ppo or test) with the fields of transcripts.Pair.
+
+    most: read no more than the first rows of the table; its order was drawn, so they are a sample of all subsets.
 
     Raises:
         UserError: the directory has no such table.
     """
-    path = directory / f"{split}.parquet"
+    with _open(directory, name) as file:
+        return file.read().slice(0, most).to_pylist()
+
+
+def token_columns(directory: Path, name: str, encode: Callable[[list[dict[str, Any]]], list[Columns]]) -> Dataset:
+    """Return the token columns of a table for a trainer; its texts are in memory a thousand rows at a time.
+
+    Raises:
+        UserError: the directory has no such table.
+    """
+    with _open(directory, name) as file:
+        line = ProgressLine(f"{name}: rows to tokens", file.metadata.num_rows)
+        parts = []
+        for batch in file.iter_batches(_ROWS_AT_ONCE):
+            parts.append(Dataset.from_list(encode(batch.to_pylist())))
+            line.add(batch.num_rows)
+        line.end()
+    return concatenate_datasets(parts)
+
+
+def size(directory: Path, name: str) -> int:
+    """Return the number of rows of a table."""
+    with _open(directory, name) as file:
+        return file.metadata.num_rows
+
+
+def _open(directory: Path, name: str) -> pq.ParquetFile:
+    path = directory / f"{name}.parquet"
     if not path.exists():
         raise UserError(f"data: there is no {path}; run `make data` with the same overrides")
-    return pq.read_table(path).to_pylist()
+    return pq.ParquetFile(path)

@@ -195,8 +195,10 @@ def _with_turns(text: str, is_prompt: bool) -> str:
     """
     if text.lstrip().startswith(HUMAN.lstrip()):
         text = f"\n\n{text.lstrip()}"
+    if text.endswith(ASSISTANT) if is_prompt else ASSISTANT in text:
+        return text
     first = _FIRST_MARKER.search(text)
-    if first is None or (text.endswith(ASSISTANT) if is_prompt else ASSISTANT in text):
+    if first is None:
         return text
     space, end = (r"\s{1,9}", r"\Z") if is_prompt else (r"\s{0,3}\n\s{0,5}", "")
     opening, turns = text[: first.start()].strip(), text[first.end() :]

@@ -61,6 +61,7 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
     """
     base = {"model": inputs.base_model, "random": settings.model.random}
     trained = {"seed": settings.seed, "processes": processes, "launcher": inputs.launcher}
+    measured = {"heldout_pairs": settings.evaluate.pairs}
     judges = ("judge",) if settings.data.has_judge else ()
     needs: dict[str, tuple[str, ...]] = {
         "data": (),
@@ -72,9 +73,9 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
     }
     own: dict[str, dict[str, Any]] = {
         "data": {"data": _split_settings(settings), "source": inputs.rows, **base},
-        "sft": {"sft": _hashed(settings.sft), **base, **trained},
-        "reward": {"reward": _hashed(settings.reward), **trained},
-        "judge": {"reward": _hashed(settings.reward), **trained, "seed": settings.seed + 1},
+        "sft": {"sft": _hashed(settings.sft), **base, **measured, **trained},
+        "reward": {"reward": _hashed(settings.reward), **measured, **trained},
+        "judge": {"reward": _hashed(settings.reward), **measured, **trained, "seed": settings.seed + 1},
         "ppo": {
             "ppo": _ppo_settings(settings),
             "utility": inputs.utility if settings.ppo.heldout.best_by == "utility" else None,
