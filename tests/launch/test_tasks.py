@@ -54,6 +54,24 @@ def test_ctrl_c_is_announced_and_ends_in_130(tmp_path: Path, capfd: pytest.Captu
     assert stopped == "sft stopped by SIGINT; run the same command again to go on\n"
 
 
+def test_a_signal_that_arrives_while_a_process_is_started_reaches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start = tasks._start
+
+    def start_and_send(task: Task, at_once: int) -> object:
+        running = start(task, at_once)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return running
+
+    monkeypatch.setattr(tasks, "_start", start_and_send)
+    started = time.monotonic()
+    code, printed = run(lambda: time.sleep(60), tmp_path, capfd)
+    assert code == 143
+    assert printed.startswith("\nSIGTERM: stopping sft, after a checkpoint")
+    assert time.monotonic() - started < 30
+
+
 def test_a_signal_that_comes_from_the_terminal_and_from_the_parent_is_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

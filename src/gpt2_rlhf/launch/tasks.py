@@ -78,7 +78,8 @@ def run_all(
                 if ready and len(running) < at_once:
                     waiting.remove(task)
                     on_start(task)
-                    running.append(_start(task, at_once))
+                    with _signals_blocked():  # until the child has its own handlers, and `forward` knows it
+                        running.append(_start(task, at_once))
             if not running:
                 break
             wait([process.sentinel for one in running for process in one.processes if process.is_alive()], _POLL_S)
@@ -168,13 +169,18 @@ def _start(task: Task, at_once: int) -> _Running:
         context.Process(target=child.work, args=(task.name, task.directory, place, task.action), name=task.name)
         for place in places
     ]
-    signal.pthread_sigmask(signal.SIG_BLOCK, child.SIGNALS)  # until they have their own handlers
+    for process in started:
+        process.start()
+    return _Running(task, started)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, child.SIGNALS)
     try:
-        for process in started:
-            process.start()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, child.SIGNALS)
-    return _Running(task, started)
 
 
 @contextlib.contextmanager
