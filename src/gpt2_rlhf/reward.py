@@ -52,7 +52,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     work = Stopwatch()
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(**training.arguments(stage, settings.reward.args), max_length=None),
+        args=training.config(RewardConfig, stage, settings.reward.args),
         train_dataset=train_rows,
         eval_dataset=Dataset.from_list(tokens.encode_reward(tokenizer, test_rows)),
         processing_class=padding,
@@ -60,10 +60,10 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         callbacks=training.callbacks(stage),
     )
     with work.running():
-        training.train(trainer, stage)
-    if not trainer.is_world_process_zero():
+        trained = training.trained_model(trainer, stage)
+    if trained is None:
         return Outcome({}, work.seconds)
-    loading.save(trainer.model, tokenizer, stage.model_dir)
+    loading.save(trained, tokenizer, stage.model_dir)
     saved = loading.load_reward(str(stage.model_dir), tokens.pad_id(padding))
     with work.running():
         report = model_reports.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, stage.seed)

@@ -53,7 +53,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     set_seed(stage.seed)
     trainer = SFTTrainer(
         model=base,
-        args=SFTConfig(**training.arguments(stage, settings.sft.args), max_length=None),
+        args=training.config(SFTConfig, stage, settings.sft.args),
         train_dataset=train_rows,
         eval_dataset=Dataset.from_list(tokens.encode_sft(tokenizer, test_rows)),
         processing_class=copy.deepcopy(tokenizer),  # TRL writes to the one it gets
@@ -61,10 +61,10 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         callbacks=training.callbacks(stage),
     )
     with work.running():
-        training.train(trainer, stage)
-    if not trainer.is_world_process_zero():
+        trained = training.trained_model(trainer, stage)
+    if trained is None:
         return Outcome({}, work.seconds)
-    loading.save(trainer.model, tokenizer, stage.model_dir)
+    loading.save(trained, tokenizer, stage.model_dir)
     # read back from disk, so that the model that the next stage gets is the one measured
     saved = loading.load_policy(str(stage.model_dir))
     with work.running():

@@ -95,22 +95,33 @@ def test_a_stage_alone_needs_no_room_for_the_answers_of_later_stages() -> None:
         preflight.check_lengths(settings, 512, "ppo")
 
 
-@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM"])
 def test_an_engine_that_ppo_cannot_train_with_is_refused_before_sft(tmp_path: Path, engine: str) -> None:
     file = tmp_path / "accelerate.yaml"
     file.write_text(f"compute_environment: LOCAL_MACHINE\ndistributed_type: {engine}\n")
     settings = compose.load(["launch=accelerate", f"launch.accelerate_config={file}"]).settings
     preflight.check(settings, "reward")
-    with pytest.raises(UserError, match=f"{engine}: PPO trains data parallel only"):
+    with pytest.raises(UserError, match=f"{engine}: PPO does not train with it; launch=fsdp"):
         preflight.check(settings, "ppo")
 
 
 def test_an_engine_of_the_command_that_started_this_process_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = compose.load([]).settings
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    preflight.check(settings, "reward")
-    with pytest.raises(UserError, match="accelerate launch: FSDP: PPO trains data parallel only"):
-        preflight.check(settings)
+    preflight.check(settings, "data")
+    with pytest.raises(UserError, match=r"accelerate launch: FSDP: .* shard with launch\.sharded=true"):
+        preflight.check(settings, "sft")
+
+
+def test_sharding_needs_several_processes_and_no_loss_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    preflight.check(compose.load(["launch=fsdp", "ppo.args.fp16=true"]).settings, "reward")
+    with pytest.raises(UserError, match=r"ppo\.args\.fp16: true: .* set ppo\.args\.bf16=true"):
+        preflight.check(compose.load(["launch=fsdp", "ppo.args.fp16=true"]).settings)
+    with pytest.raises(UserError, match=r"launch\.sharded: true, but one process trains"):
+        preflight.check(compose.load(["launch=fsdp", "launch.processes=1"]).settings)
+    monkeypatch.setenv("WORLD_SIZE", "1")  # as a launcher tells
+    with pytest.raises(UserError, match=r"launch\.sharded: true, but one process trains"):
+        preflight.check(compose.load(["launch=fsdp"]).settings)
 
 
 @pytest.mark.parametrize("text", [None, "", "- a list", "{", "num_processes: 2"])

@@ -37,8 +37,16 @@ def test_every_argument_ppo_uses_is_one_that_ppo_config_has_and_a_user_may_set()
         ("ppo", {"optim": "galore_adamw_layerwise"}, "ppo.args.optim: galore_adamw_layerwise: it updates in the"),
         ("ppo", {"optim": "schedule_free_radam"}, "ppo.args.optim: schedule_free_radam: PPO does not switch"),
         ("sft", {"dataloader_persistent_workers": True}, "no workers; set sft.args.dataloader_num_workers"),
-        ("ppo", {"fsdp": "full_shard"}, "ppo.args.fsdp: cannot be set here: several processes train"),
-        ("reward", {"deepspeed": "file.json"}, "reward.args.deepspeed: cannot be set here: several processes train"),
+        (
+            "ppo",
+            {"fsdp": "full_shard"},
+            "ppo.args.fsdp: cannot be set here: set launch.processes=",
+        ),
+        (
+            "reward",
+            {"deepspeed": "file.json"},
+            "reward.args.deepspeed: cannot be set here: set launch.processes=",
+        ),
     ],
 )
 def test_what_would_fail_late_or_train_wrongly_is_refused(stage: str, args: dict[str, object], message: str) -> None:

@@ -79,6 +79,11 @@ def test_more_processes_change_what_is_trained_and_not_the_data() -> None:
     assert changed(processes=2) == {"sft", "reward", "judge", "ppo", "evaluate"}
 
 
+def test_sharding_changes_what_is_trained_and_not_the_data() -> None:
+    before, after = (plan("launch.processes=2", f"launch.sharded={is_on}") for is_on in ("false", "true"))
+    assert {name for name in before if before[name] == after[name]} == {"data"}
+
+
 def test_the_judge_has_another_seed_than_the_reward_model_and_without_a_share_there_is_none() -> None:
     stages = pipeline.plan(compose.load([])).plans[0]
     assert (stages["reward"].seed, stages["judge"].seed) == (0, 1)

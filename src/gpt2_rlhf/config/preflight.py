@@ -5,7 +5,7 @@ is not refused for the settings of later stages.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import TABLES, Launch, Settings
+from gpt2_rlhf.config.settings import TABLES, Settings
 
 _STAGES = ("data", "sft", "reward", "judge", "ppo", "evaluate")
 
@@ -88,7 +88,7 @@ def check(settings: Settings, last: str = "evaluate") -> None:
             is_used = key.split(".")[0] not in later or key in _OF_ALL_STAGES
             if is_used and value is not None and not is_valid(value):
                 raise UserError(f"{key}: {value}; expected {expected}")
-    for fault in _launch_faults(settings.launch, trains_ppo="ppo" not in later):
+    for fault in _launch_faults(settings, later):
         raise UserError(fault)
     for fault in _contradictions(settings) if "ppo" not in later else ():
         raise UserError(fault)
@@ -98,8 +98,11 @@ def _later(last: str) -> tuple[str, ...]:
     return _STAGES[_STAGES.index(last) + 1 :]
 
 
-def _launch_faults(launch: Launch, trains_ppo: bool) -> Iterator[str]:
-    """Find what the launcher's own config file or environment sets that PPO cannot train with."""
+def _launch_faults(settings: Settings, later: Sequence[str]) -> Iterator[str]:
+    """Find what launch, the launcher's own config file or its environment sets that no stage could train with."""
+    launch = settings.launch
+    if launch.sharded:
+        yield from _sharding_faults(settings, later)
     key, engine = f"launch.accelerate_config: {launch.accelerate_config}", None
     if launch.accelerate_config is not None:
         try:
@@ -114,8 +117,19 @@ def _launch_faults(launch: Launch, trains_ppo: bool) -> Iterator[str]:
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
             key, engine = "accelerate launch", name
-    if trains_ppo and engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        yield f"{key}: {engine}: PPO trains data parallel only; choose MULTI_GPU or MULTI_CPU, or launch=processes"
+    if engine == "FSDP" and "sft" not in later:
+        yield f"{key}: FSDP: its models could not be saved; choose MULTI_GPU, and shard with launch.sharded=true"
+    if engine in ("DEEPSPEED", "MEGATRON_LM") and "ppo" not in later:
+        yield f"{key}: {engine}: PPO does not train with it; launch=fsdp trains models that one device does not hold"
+
+
+def _sharding_faults(settings: Settings, later: Sequence[str]) -> Iterator[str]:
+    processes = int(os.environ.get("WORLD_SIZE", settings.launch.processes))
+    if processes == 1:
+        yield "launch.sharded: true, but one process trains, which has nothing to share; set launch.processes=2 or more"
+    for name, stage in (("sft", settings.sft), ("reward", settings.reward), ("ppo", settings.ppo)):
+        if name not in later and stage.args.get("fp16"):
+            yield f"{name}.args.fp16: true: its loss scale does not go with launch.sharded; set {name}.args.bf16=true"
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:

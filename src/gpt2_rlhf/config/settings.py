@@ -159,6 +159,7 @@ class Launch:
     processes: int
     threads: int | None  # of the CPU for each process; stages run side by side on the other cores. null: all cores
     accelerate_config: str | None
+    sharded: bool  # each process holds a share of weights, gradients and optimizer (FSDP2), not all of them
 
 
 @dataclass(frozen=True)

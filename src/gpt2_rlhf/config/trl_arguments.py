@@ -35,7 +35,7 @@ _NAMES_BY_REASON = {
         "packing", "packing_strategy", "padding_free", "eval_packing",
     ),
     "the pipeline trains with the model's own forward pass": ("use_liger_kernel", "liger_kernel_config"),
-    "several processes train data parallel; set launch.processes=<number>": ("fsdp", "fsdp_config", "deepspeed"),
+    "set launch.processes=<number>, or launch=fsdp to shard the model over them": ("fsdp", "fsdp_config", "deepspeed"),
     "no override can give the object that it needs": ("parallelism_config",),
     "the loss is on the answer only": ("completion_only_loss", "assistant_only_loss"),
     "all stages share one tokenizer and its EOS": (

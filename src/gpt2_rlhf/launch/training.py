@@ -21,7 +21,7 @@ from transformers.training_args import OptimizerNames
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.launch import world
+from gpt2_rlhf.launch import sharding, world
 from gpt2_rlhf.launch.progress import Progress, StopOnSignal
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.stage import Stage, newest_whole_checkpoint
@@ -33,7 +33,7 @@ def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
     Without an accelerator training is in float32 whatever was chosen, so that settings for a GPU also run on a CPU.
     """
     no_accelerator = _no_accelerator()
-    defaults = {
+    defaults: dict[str, Any] = {
         "dataloader_pin_memory": not no_accelerator,  # torch warns if there is no device to pin for
         "ddp_find_unused_parameters": False,  # every weight is used; a search for others costs time and warns
         "use_cpu": no_accelerator,  # otherwise several processes on CPUs would each train alone
@@ -44,6 +44,8 @@ def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "data_seed": stage.seed,
         "disable_tqdm": True,
     }
+    if stage.inputs.get("sharded"):
+        defaults |= sharding.arguments()
     if stage.name != "ppo" and chosen.get("save_total_limit") == 1:
         own["save_total_limit"] = 2  # transformers deletes the old checkpoint before the new one is flushed to the disk
     # activations that are on the CPU already cannot be moved there; PPOConfig has no such field
@@ -124,6 +126,26 @@ class SealCheckpoints(TrainerCallback):
             torch.distributed.barrier()
         if state.is_world_process_zero:
             digests.seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+
+def config(kind: Callable[..., Any], stage: Stage, chosen: Mapping[str, Any]) -> Any:
+    """Return the TRL config of SFT or a reward model, which train on the rows as they are; its trainer comes next."""
+    made = kind(**arguments(stage, chosen), max_length=None)
+    if made.fsdp:
+        sharding.allow_on_cpu()
+    return made
+
+
+def trained_model(trainer: Trainer, stage: Stage) -> torch.nn.Module | None:
+    """Train as `train` does, and return the model; only the first process has it."""
+    model = trainer.model
+    assert model is not None  # transformers types a trainer's model as optional
+    whole = sharding.whole_copy(model, torch.device("cpu")) if trainer.is_fsdp_enabled else None
+    train(trainer, stage)
+    if whole is not None:
+        sharding.gather(model, whole)
+        model = whole
+    return model if trainer.is_world_process_zero() else None
 
 
 def train(trainer: Trainer, stage: Stage) -> None:

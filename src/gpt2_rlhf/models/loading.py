@@ -153,9 +153,8 @@ def merged(model: torch.nn.Module) -> PreTrainedModel:
     return model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[return-value]  # a trainer's model is typed as any module
 
 
-def save(model: torch.nn.Module | None, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Save a trainer's model, its adapter merged, together with the tokenizer."""
-    assert model is not None  # transformers types a trainer's model as optional
     merged(model).save_pretrained(directory)
     for weights in directory.glob("*.safetensors"):  # safetensors lets only the owner read its files
         weights.chmod((directory / "config.json").stat().st_mode)

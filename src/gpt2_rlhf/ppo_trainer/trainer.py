@@ -104,7 +104,7 @@ class PPOTrainer(TrlPPOTrainer):
                 callbacks=callbacks,
                 peft_config=peft_config,
             )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or args.fsdp:
             raise UserError("ppo: DeepSpeed and FSDP are not supported; launch with plain data parallelism")
         for part in (self.value_model, self.reward_model, self.policy_model, self.ref_model):
             if part is not None:

@@ -62,6 +62,8 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
     base = {"model": inputs.base_model, "random": settings.model.random}
     trained = {"seed": settings.seed, "processes": processes, "launcher": inputs.launcher}
     measured = {"heldout_pairs": settings.evaluate.pairs}
+    if settings.launch.sharded:  # rounds differently; a key that is there only then keeps the names of other stages
+        trained["sharded"] = True
     judges = ("judge",) if settings.data.has_judge else ()
     needs: dict[str, tuple[str, ...]] = {
         "data": (),

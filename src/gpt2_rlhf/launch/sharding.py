@@ -1,0 +1,78 @@
+"""Shard a training stage's weights, gradients and optimizer over its processes (FSDP2 by Accelerate), and gather them.
+
+Accelerate shards in place: afterwards no process has the whole model, and its modules compute only where all processes
+call them together. So a whole copy without memory is made before. It is filled where the whole model is needed: for
+rollouts, to measure, to save.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def arguments() -> dict[str, Any]:
+    """Return fields of a TRL config: each process writes its share of a checkpoint, and no gradient is kept whole.
+
+    Without `sync_each_batch` every device would hold the whole gradient until the last microbatch of a step.
+    """
+    return {
+        "fsdp": True,
+        "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"},
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+    }
+
+
+def allow_on_cpu() -> None:
+    """Let the next Accelerator shard over processes without GPUs, as torch can over gloo.
+
+    Accelerate 1.15 ignores FSDP where the kind of processes is MULTI_CPU (state.py, AcceleratorState), and elsewhere
+    treats that kind as it does MULTI_GPU. Call it when the TRL config exists, which determines the kind.
+    """
+    if PartialState().distributed_type == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def whole_copy(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return a copy of a model that is not sharded yet, on a device, with weights that take no memory (`free`)."""
+    copied: dict[int, Any] = {}  # as deepcopy keeps it: by the id of the original, so that tied weights stay tied
+    for weight in model.parameters():
+        empty = nn.Parameter(torch.empty_like(weight, device=device), requires_grad=False)
+        empty.untyped_storage().resize_(0)
+        copied[id(weight)] = empty
+    return copy.deepcopy(model, copied).to(device)
+
+
+def free(whole: nn.Module) -> None:
+    """Give back the memory of a whole copy's weights."""
+    for weight in whole.parameters():
+        weight.untyped_storage().resize_(0)
+
+
+@torch.no_grad()
+def gather(sharded: nn.Module, whole: nn.Module) -> None:
+    """Fill a whole copy with the weights of the sharded model; all processes call it together."""
+    for shard, weight in _pairs(sharded, whole):
+        full = shard.full_tensor() if isinstance(shard, DTensor) else shard
+        weight.untyped_storage().resize_(full.numel() * full.element_size())
+        weight.copy_(full)
+
+
+@torch.no_grad()
+def scatter(whole: nn.Module, sharded: nn.Module) -> None:
+    """Copy each process's share of the whole copy, which is the same in all of them, into the sharded model."""
+    for shard, weight in _pairs(sharded, whole):
+        if isinstance(shard, DTensor):
+            mine = distribute_tensor(weight.to(shard.device), shard.device_mesh, shard.placements, src_data_rank=None)
+            shard.copy_(mine)
+        else:
+            shard.copy_(weight)
+
+
+def _pairs(sharded: nn.Module, whole: nn.Module) -> Any:
+    """Return each weight of the sharded model with that of its whole copy, which was made of the same modules."""
+    return zip(sharded.parameters(), whole.parameters(), strict=True)
