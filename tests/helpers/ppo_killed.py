@@ -24,8 +24,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from helpers import ppo_tiny as tiny
 
-UPDATES, KILLS = 14, 5
-KINDS = ("full", "lora", "two processes")
+UPDATES = 14
+KINDS = {"full": 5, "lora": 5, "two processes": 5, "two processes with shares": 2}  # and how often each is killed
 
 
 class Tell(TrainerCallback):
@@ -46,7 +46,8 @@ def train(kind: str, directory: Path) -> None:
     gc.collect = lambda *_: 0  # TRL collects garbage twice an update, 0.3 s to 0.1 s of training
     args = tiny.arguments(
         directory / "checkpoints",
-        gradient_accumulation_steps=1 if kind == "two processes" else 2,  # 4 rollouts per update in each kind
+        gradient_accumulation_steps=1 if "processes" in kind else 2,  # 4 rollouts per update in each kind
+        fsdp="shares" in kind,
         total_episodes=4 * UPDATES,
         save_strategy="steps",
         save_steps=2,
@@ -76,7 +77,7 @@ def start(kind: str, directory: Path) -> int:
     os.setsid()
     status = 1
     try:
-        if kind == "two processes":
+        if "processes" in kind:
             config = LaunchConfig(
                 min_nodes=1,
                 max_nodes=1,
@@ -124,7 +125,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def compare(kind: str, directory: Path, chance: random.Random) -> dict[str, Any]:
     straight, killed = directory / "straight", directory / "killed"
     finish(start(kind, straight))
-    updates = sorted(chance.sample(range(1, UPDATES), KILLS))
+    updates = sorted(chance.sample(range(1, UPDATES), KINDS[kind]))
     resumed_from = []
     for update in updates:
         child = start(kind, killed)

@@ -36,16 +36,19 @@ def torchrun(mode: str, directory: Path) -> tuple[int, list[dict[str, Any]]]:
     return done.returncode, [json.loads(file.read_text()) for file in files]
 
 
-def arguments(directory: Path) -> Any:
+def arguments(directory: Path, **changes: Any) -> Any:
     # 12 prompts, 4 rollouts per update over 2 processes: 3 updates in a pass; checkpoints inside a pass
     return tiny.arguments(
         directory,
-        gradient_accumulation_steps=1,
-        total_episodes=20,
-        save_strategy="steps",
-        save_steps=2,
-        eval_strategy="steps",
-        eval_steps=2,
+        **{
+            "gradient_accumulation_steps": 1,
+            "total_episodes": 20,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            **changes,
+        },
     )
 
 
@@ -100,6 +103,30 @@ def whole(directory: Path) -> dict[str, Any]:
     }
 
 
+def sharded(directory: Path) -> dict[str, Any]:
+    """Train 3 updates data parallel and with shares; return what both logged, how they differ, what a process holds."""
+    found: dict[str, Any] = {}
+    for name, parts in {"full": {}, "lora": {"peft_config": lora()}}.items():
+        runs: list[Any] = []
+        for way in ("whole", "shares"):
+            folder = directory / name / way
+            args = arguments(folder, gradient_accumulation_steps=2, total_episodes=24, fsdp=way == "shares")
+            runs.append(tiny.ours(args, watch=tiny.watch(folder / "heldout"), **parts))
+            runs[-1].train()
+        whole, shares = (
+            torch.cat([one.flatten() for model in (run.policy_model, run.value_model) for one in model.parameters()])
+            for run in runs
+        )
+        found[name] = {
+            "logged": [run.state.log_history for run in runs],
+            "difference": float((shares - whole).norm() / whole.norm()),
+            "digest": tiny.trained_digest(runs[1]),
+            "numbers": len(whole),
+            "held": sum(one.to_local().numel() for one in runs[1].model.parameters()),
+        }
+    return found
+
+
 def killed(directory: Path) -> None:
     """Kill this process while it writes the second checkpoint."""
     write = checkpoints.write_model
@@ -130,9 +157,10 @@ def steps(directory: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    result = {"steps": steps, "stock": stock, "whole": whole, "killed": killed, "resumed": resumed}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
+    modes = {
+        "steps": steps, "stock": stock, "whole": whole, "sharded": sharded, "killed": killed, "resumed": resumed,
+    }  # fmt: skip
+    result = modes[sys.argv[1]](Path(sys.argv[2]))
     Path(sys.argv[2], f"{sys.argv[1]}-{os.environ['RANK']}.json").write_text(json.dumps(result))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "ppo_killed.py"
 
 
 @pytest.mark.slow
-def test_runs_killed_at_five_random_updates_end_with_the_same_weights_as_uninterrupted_ones(tmp_path: Path) -> None:
+def test_runs_killed_at_random_updates_end_with_the_same_weights_as_uninterrupted_ones(tmp_path: Path) -> None:
     paths = [str(SCRIPT.parents[2] / "src"), str(SCRIPT.parents[1])]
     done = subprocess.run(
         [sys.executable, SCRIPT, tmp_path, "20261124"],
@@ -22,9 +22,9 @@ def test_runs_killed_at_five_random_updates_end_with_the_same_weights_as_uninter
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-    assert [one["kind"] for one in found] == ["full", "lora", "two processes"]
+    assert [one["kind"] for one in found] == ["full", "lora", "two processes", "two processes with shares"]
     for one in found:
-        assert len(one["killed_at"]) == 5
+        assert len(one["killed_at"]) == (2 if "shares" in one["kind"] else 5)
         assert len(set(one["resumed_from"])) > 1, one  # it resumed, and did not start from 0 each time
         assert one["killed"] == one["straight"], one
-    assert len({one["straight"] for one in found}) == 3
+    assert len({one["straight"] for one in found[:3]}) == 3

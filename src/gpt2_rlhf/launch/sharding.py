@@ -39,12 +39,13 @@ def allow_on_cpu() -> None:
 
 def whole_copy(model: nn.Module, device: torch.device) -> nn.Module:
     """Return a copy of a model that is not sharded yet, on a device, with weights that take no memory (`free`)."""
-    copied: dict[int, Any] = {}  # as deepcopy keeps it: by the id of the original, so that tied weights stay tied
+    # as deepcopy keeps them, by the id of the original: so tied weights stay tied
+    copied: dict[int, Any] = {id(buffer): buffer.to(device, copy=True) for buffer in model.buffers()}
     for weight in model.parameters():
         empty = nn.Parameter(torch.empty_like(weight, device=device), requires_grad=False)
         empty.untyped_storage().resize_(0)
         copied[id(weight)] = empty
-    return copy.deepcopy(model, copied).to(device)
+    return copy.deepcopy(model, copied)
 
 
 def free(whole: nn.Module) -> None:

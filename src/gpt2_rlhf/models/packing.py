@@ -188,6 +188,14 @@ def _packs(model: Any, columns: int) -> bool:
     return fault is None
 
 
+def packs_as(model: nn.Module, other: nn.Module) -> None:
+    """Take over what was found of another model of the same weights; a sharded one cannot be compared by one process.
+
+    Each of its forward passes is one of all processes, whose rows have different numbers of columns.
+    """
+    _found[model] = _found[other]
+
+
 @functools.cache
 def _say(line: str) -> None:
     print(f"  {line}", flush=True)

@@ -49,7 +49,8 @@ What a script may notice after the change of import:
   not be published by accident; save yours with `tokenizer.save_pretrained`. Nothing is pushed during training.
 - `eval_dataset` is used for samples only, as in TRL (D22): `num_sample_generations` and `generate_completions()`.
 - `data_collator` must be None or DataCollatorWithPadding: prompts are read from `input_ids`.
-- DeepSpeed, FSDP, `ref_adapter_name` and gradient checkpointing are not supported; the last is ignored, as in TRL.
+- `PPOConfig(fsdp=True)` shares policy and critic between the processes (FSDP2). DeepSpeed, `ref_adapter_name` and
+  gradient checkpointing are not supported; the last is ignored, as in TRL.
 - Reward and value model must have a `score` head, and all models a limit of positions in their config and attention
   that goes through transformers' AttentionInterface. GPT-2 and Llama were tried. A policy whose log-probabilities are
   not those with which it samples is refused before the first update.

@@ -28,7 +28,6 @@ from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import write_json
 
 _STATE = "trainer_state.json"
-_OPTIMIZER = "optimizer.pt"
 _SCHEDULER = "scheduler.pt"
 _PPO = "ppo.json"  # what trainer_state.json has no field for
 _VALUE_MODEL = "value_model"
@@ -41,6 +40,7 @@ class Parts:
 
     policy: PreTrainedModel | PeftModel
     value_model: PreTrainedModel
+    optimizer_file: str  # each process has its own if the optimizer is sharded
     optimizer: Any  # Accelerate's wrappers of torch's optimizer and scheduler have no common type with them
     scheduler: Any
     scaler: Any  # of the loss, in fp16, else None
@@ -71,10 +71,9 @@ def written_whole(run_dir: Path, step: int, accelerator: Accelerator, is_writer:
 
 
 def write(parts: Parts, own: Mapping[str, Any], folder: Path) -> None:
-    """Write all but the random generators to an existing folder; `own` goes to `ppo.json`."""
+    """Write all but random generators and optimizer to an existing folder; `own` goes to `ppo.json`."""
     write_model(parts.policy, folder)
     write_model(parts.value_model, folder / _VALUE_MODEL)
-    torch.save(parts.optimizer.state_dict(), folder / _OPTIMIZER)
     torch.save(parts.scheduler.state_dict(), folder / _SCHEDULER)
     write_json(folder / _PPO, {**own, "scaler": parts.scaler and parts.scaler.state_dict()})
     stateful: Any = parts.state.stateful_callbacks
@@ -82,6 +81,11 @@ def write(parts: Parts, own: Mapping[str, Any], folder: Path) -> None:
         if isinstance(callback, ExportableState):
             stateful[type(callback).__name__] = callback.state()
     parts.state.save_to_json(str(folder / _STATE))
+
+
+def write_optimizer(parts: Parts, folder: Path) -> None:
+    """Write the optimizer's state, or this process's share of it."""
+    torch.save(parts.optimizer.state_dict(), folder / parts.optimizer_file)
 
 
 def check(checkpoint: Path, batch_size: int, processes: int) -> None:
@@ -125,7 +129,7 @@ def load(parts: Parts, checkpoint: Path) -> dict[str, Any]:
     """Restore all but the random generators, and return what `write` got as `own`."""
     load_policy(parts.policy, checkpoint)
     _load_weights(parts.value_model, checkpoint / _VALUE_MODEL)
-    parts.optimizer.load_state_dict(torch.load(checkpoint / _OPTIMIZER, "cpu", weights_only=True))
+    parts.optimizer.load_state_dict(torch.load(checkpoint / parts.optimizer_file, "cpu", weights_only=True))
     parts.scheduler.load_state_dict(torch.load(checkpoint / _SCHEDULER, "cpu", weights_only=True))
     state, saved = parts.state, _read_state(checkpoint)
     state.global_step, state.episode, state.epoch = saved.global_step, saved.episode, saved.epoch

@@ -67,6 +67,13 @@ def prepare(
     _ = args.device  # starts the process group, so that the number of processes is known
     processes = PartialState().num_processes
     _check_parts(parts, scores_by_function)
+    if args.fsdp and processes == 1:
+        raise UserError("ppo.args.fsdp: True: one process trains, which has nothing to share; start several")
+    if args.fsdp and parts["eval_dataset"] is not None:
+        raise UserError(
+            "PPOTrainer: eval_dataset with fsdp: TRL would draw samples from weights that the processes share; "
+            "leave one of the two out (watch measures the policy on held-out prompts)"
+        )
     check(args, len(parts["train_dataset"]), processes)
     _check_tokenizer(tokenizer)
     prompts = [

@@ -57,11 +57,12 @@ class PolicyAndValue(nn.Module):
         self.policy = policy
         self.value_model = value_model
         self.config = policy.config  # trackers log it
+        self._no_split_modules = {*policy._no_split_modules, *value_model._no_split_modules}  # FSDP shards by these
 
     def forward(self, rows: Rows, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probabilities and entropies in nats, and values; each (rows, answer)."""
         logprobs, entropies = answer_logprobs(self.policy, rows, temperature)
-        return logprobs, entropies, answer_values(self.value_model, rows)
+        return logprobs, entropies, answer_values(self.value_model, rows).clone()  # FSDP warns of views
 
 
 def language_model(model: nn.Module) -> Any:

@@ -31,6 +31,7 @@ from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import PpoKl
+from gpt2_rlhf.launch import sharding
 from gpt2_rlhf.models import packing, tokens
 from gpt2_rlhf.ppo_trainer import checkpoints, checks, forward, gates, losses, reward_scores, rollouts, updates
 from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Clock, Means, explained_variance
@@ -104,12 +105,16 @@ class PPOTrainer(TrlPPOTrainer):
                 callbacks=callbacks,
                 peft_config=peft_config,
             )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or args.fsdp:
-            raise UserError("ppo: DeepSpeed and FSDP are not supported; launch with plain data parallelism")
-        for part in (self.value_model, self.reward_model, self.policy_model, self.ref_model):
+        if self.is_deepspeed_enabled or (self.is_fsdp_enabled and not args.fsdp):
+            raise UserError("ppo: DeepSpeed and accelerate's FSDP are not supported; shard with PPOConfig(fsdp=True)")
+        if self._whole is not None:
+            sharding.gather(self.model, self._whole)
+            self.policy_model, self.value_model = self._whole.policy, self._whole.value_model
+        for part in (self.reward_model, self.ref_model):
             if part is not None:
-                packing.use_fused_activations(part)
-                part.eval()  # TRL switches dropout modules off, but OPT calls dropout as a function
+                _prepare(part)
+                if self._whole is not None and self.accelerator.device.type != "cpu":
+                    part.to(torch.bfloat16)  # it is frozen, and whole on each device
         self.accelerator.gradient_accumulation_steps = 1  # the loop divides by the microbatches of a mini-batch
 
         assert args.output_dir is not None
@@ -144,6 +149,12 @@ class PPOTrainer(TrlPPOTrainer):
         last update have a learning rate above 0.
         """
         self.model = forward.PolicyAndValue(self.policy_model, self.value_model)
+        _prepare(self.model)
+        self._whole: Any = None
+        if self.args.fsdp:
+            self._whole = sharding.whole_copy(self.model, self.accelerator.device)
+            # else FSDP would round the results to the precision in which it gathers weights; `learn` uses autocast
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         warms_up = self.lr_scheduler is None and self.args.get_warmup_steps(num_training_steps) > 0
         super().create_optimizer_and_scheduler(num_training_steps + warms_up)
         if warms_up:
@@ -204,6 +215,8 @@ class PPOTrainer(TrlPPOTrainer):
             checkpoints.check(checkpoint, self.episodes_per_update, self.accelerator.num_processes)
             own = checkpoints.load(self._checkpoint_parts(), checkpoint)
             self.kl_coef, self.forced = own["kl_coef"], own["forced"]
+            if self._whole is not None:
+                sharding.scatter(self._whole, self.model)
         self.control = self.callback_handler.on_train_begin(self.args, state, self.control)
         # after on_train_begin, where trackers may draw random numbers
         set_seed(self.local_seed)
@@ -236,7 +249,10 @@ class PPOTrainer(TrlPPOTrainer):
         with clock.phase("update"):
             batch = updates.prepare(rollout, self.accelerator, args, kl_coef, self._shaping, means)
             order = self._generator(_ORDER)
-            norms = updates.learn(batch, self._policy_and_value, self.optimizer, self.accelerator, args, order, means)
+            with self._shares_only():
+                norms = updates.learn(
+                    batch, self._policy_and_value, self.optimizer, self.accelerator, args, order, means
+                )
         self.lr_scheduler.step()  # type: ignore[union-attr]  # typed as optional
         found = means.over_processes(self.accelerator)
         if self._kl.target_nats is not None:
@@ -259,6 +275,19 @@ class PPOTrainer(TrlPPOTrainer):
             "lr": learning_rate,
             **clock.metrics(text_tokens, self.episodes_per_update),
         }
+
+    @contextmanager
+    def _shares_only(self) -> Iterator[None]:
+        """Within the block, only the shares of policy and critic take memory; after it their copies are whole again."""
+        if self._whole is None:
+            yield
+            return
+        for name in ("policy", "value_model"):
+            shares, whole = getattr(self.model, name), getattr(self._whole, name)
+            packing.packs_as(forward.language_model(shares), forward.language_model(whole))
+        sharding.free(self._whole)
+        yield
+        sharding.gather(self.model, self._whole)
 
     def _generator(self, purpose: int) -> np.random.Generator:
         """Return a generator that depends on seed, update and purpose only, so that a resumed run draws the same."""
@@ -296,6 +325,8 @@ class PPOTrainer(TrlPPOTrainer):
         step, is_writer = self.state.global_step, self.args.should_save
         with checkpoints.written_whole(self.run_dir, step, self.accelerator, is_writer) as folder:
             self._save_rng_state(str(folder))
+            if is_writer or self._whole is not None:
+                checkpoints.write_optimizer(self._checkpoint_parts(), folder)
             if is_writer:
                 own = {"kl_coef": self.kl_coef, "forced": self.forced}
                 checkpoints.write(self._checkpoint_parts(), own, folder)
@@ -310,6 +341,7 @@ class PPOTrainer(TrlPPOTrainer):
             policy=cast(PreTrainedModel, self.policy_model),
             value_model=self.value_model,
             optimizer=self.optimizer,
+            optimizer_file="optimizer.pt" if self._whole is None else f"optimizer_{self.accelerator.process_index}.pt",
             scheduler=self.lr_scheduler,
             scaler=self.accelerator.scaler,
             state=self.state,
@@ -317,14 +349,23 @@ class PPOTrainer(TrlPPOTrainer):
         )
 
 
+def _prepare(model: Any) -> None:
+    packing.use_fused_activations(model)
+    model.eval()  # TRL switches dropout modules off, but OPT calls dropout as a function
+
+
 @contextmanager
 def _around_trls_constructor(args: PPOConfig) -> Iterator[None]:
-    """Within the block, TRL's constructor uses the seed and the precision of the arguments, and does not warn."""
+    """Within the block, TRL's constructor uses seed, precision and sharding of the arguments, and does not warn."""
     set_seed(args.seed)  # adapters draw their weights from the global generator
     AcceleratorState._reset_state()  # an earlier trainer in this process may have had another precision
-    # TRL builds its Accelerator without a precision, which therefore comes from the environment
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-    with patch_environment(accelerate_mixed_precision=precision), warnings.catch_warnings():
+    # TRL builds its Accelerator without arguments, which therefore come from the environment
+    environment = {"accelerate_mixed_precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "no"}
+    if args.fsdp:
+        sharding.allow_on_cpu()
+        environment |= {"accelerate_use_fsdp": "true", "fsdp_version": "2"}
+        environment["fsdp_auto_wrap_policy"] = "TRANSFORMER_BASED_WRAP"
+    with patch_environment(**environment), warnings.catch_warnings():
         # TRL's wrapper reads a deprecated attribute of the policy (ppo_trainer.py, PolicyAndValueWrapper)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield

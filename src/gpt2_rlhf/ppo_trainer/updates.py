@@ -85,9 +85,14 @@ def learn(
         share = minibatch.chunk(accelerator.num_processes)[accelerator.process_index]
         microbatches = share.split(args.per_device_train_batch_size)
         for microbatch in microbatches:
-            # DDP averages the gradients of all processes, at the last microbatch of a step only
-            with nullcontext() if microbatch is microbatches[-1] else accelerator.no_sync(model):
-                policy_loss, value_loss = _summed_losses(model, batch[microbatch], args, means)
+            # DDP averages the gradients of all processes, at the last microbatch of a step only; FSDP would keep them
+            # whole until then
+            is_averaged = microbatch is microbatches[-1] or accelerator.is_fsdp2
+            with nullcontext() if is_averaged else accelerator.no_sync(model):
+                part = batch[microbatch]
+                with accelerator.autocast():
+                    forwarded = model(part.rows, args.temperature)
+                policy_loss, value_loss = _summed_losses(forwarded, part, args, means)
                 loss = policy_loss / token_count + args.vf_coef * value_loss / value_count
                 accelerator.backward(loss * accelerator.num_processes)
         norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
@@ -114,10 +119,15 @@ def _of_all_processes(batch: Batch, accelerator: Accelerator) -> Batch:
     return Batch(rows, rows.is_token, losses.value_mask(rows.is_token), *map(gathered, numbers))
 
 
-def _summed_losses(model: torch.nn.Module, batch: Batch, args: PPOConfig, means: Means) -> tuple[Tensor, Tensor]:
-    """Return a microbatch's sums of policy and of value losses, and add its metrics to `means`."""
+def _summed_losses(
+    forwarded: tuple[Tensor, Tensor, Tensor], batch: Batch, args: PPOConfig, means: Means
+) -> tuple[Tensor, Tensor]:
+    """Return a microbatch's sums of policy and of value losses, and add its metrics to `means`.
+
+    forwarded: what forward.PolicyAndValue returns for the microbatch.
+    """
     is_token, has_value = batch.is_token, batch.has_value
-    logprobs, entropies, values = model(batch.rows, args.temperature)
+    logprobs, entropies, values = forwarded
     policy_losses, ratio, policy_clipped = losses.policy_losses(
         logprobs, batch.logprobs, batch.advantages, args.cliprange
     )
