@@ -6,13 +6,17 @@ rollouts, to measure, to save.
 """
 
 import copy
+import os
 from typing import Any
 
+import psutil
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import TrainingArguments
 
 
 def arguments() -> dict[str, Any]:
@@ -27,6 +31,18 @@ def arguments() -> dict[str, Any]:
     }
 
 
+def prepare(config: TrainingArguments) -> None:
+    """Make the trainer that is built next with this TRL config shard on a CPU too, and sum up gradients in float32.
+
+    With bf16, Accelerate would also round the loss and the gradients that are summed over the processes to bf16.
+    """
+    if config.fsdp:
+        allow_on_cpu()
+        if config.bf16:
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            config.fsdp_plugin_args["mixed_precision_policy"] = policy
+
+
 def allow_on_cpu() -> None:
     """Let the next Accelerator shard over processes without GPUs, as torch can over gloo.
 
@@ -35,6 +51,17 @@ def allow_on_cpu() -> None:
     """
     if PartialState().distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+# optimizers whose step is the same for each number alone, or for which torch shares what is not (tests compare them)
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+
+
+def free_bytes(processes: int) -> int:
+    """Return the memory that is free for one of the processes: of its GPU, or its part of this machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
 
 
 def whole_copy(model: nn.Module, device: torch.device) -> nn.Module:

@@ -80,12 +80,15 @@ def check(name: str, kind: Callable[..., TrainingArguments], given: Mapping[str,
 
 def _check_optimizer(name: str, config: TrainingArguments) -> None:
     """Refuse an optimizer or a schedule that transformers would refuse only once the models are loaded."""
+    optim = OptimizerNames(config.optim).value
+    if config.fsdp and optim not in sharding.OPTIMIZERS:
+        expected = ", ".join(sharding.OPTIMIZERS)
+        raise UserError(f"{name}.args.optim: {optim}: its state cannot be shared (launch.sharded); expected {expected}")
     weight = torch.nn.Parameter(torch.zeros(1))
     try:
         Trainer.get_optimizer_cls_and_kwargs(config)
     except (ValueError, ImportError, NotImplementedError) as error:
         if "to pass a" not in str(error):  # LOMO and GaLore miss the model only, which is not loaded yet
-            optim = OptimizerNames(config.optim).value
             raise UserError(f"{name}.args.optim: {optim}: {' '.join(str(error).split())}") from error
     try:
         get_scheduler(
@@ -131,8 +134,7 @@ class SealCheckpoints(TrainerCallback):
 def config(kind: Callable[..., Any], stage: Stage, chosen: Mapping[str, Any]) -> Any:
     """Return the TRL config of SFT or a reward model, which train on the rows as they are; its trainer comes next."""
     made = kind(**arguments(stage, chosen), max_length=None)
-    if made.fsdp:
-        sharding.allow_on_cpu()
+    sharding.prepare(made)
     return made
 
 
