@@ -6,7 +6,9 @@ rollouts, to measure, to save.
 """
 
 import copy
+import ctypes
 import os
+import sys
 from typing import Any
 
 import psutil
@@ -17,6 +19,8 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
+
+_M_MMAP_THRESHOLD = -3  # mallopt(3): larger blocks are given back to the system when they are freed
 
 
 def arguments() -> dict[str, Any]:
@@ -51,6 +55,9 @@ def allow_on_cpu() -> None:
     """
     if PartialState().distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        if sys.platform == "linux":
+            # else glibc keeps what is freed, and a process with a share grows larger than one with the whole model
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 # optimizers whose step is the same for each number alone, or for which torch shares what is not (tests compare them)
