@@ -79,7 +79,7 @@ def test_the_models_handed_on_are_whole_and_their_checkpoints_are_shares(
     run: tuple[Path, dict[str, Any]],
 ) -> None:
     directory, _ = run
-    policy = AutoModelForCausalLM.from_pretrained(directory / "sft sharded" / "model")
+    policy: Any = AutoModelForCausalLM.from_pretrained(directory / "sft sharded" / "model")
     assert policy.lm_head.weight is policy.transformer.wte.weight
     scorer = AutoModelForSequenceClassification.from_pretrained(directory / "reward sharded" / "model")
     for name, model in (("sft", policy), ("reward", scorer)):

@@ -43,8 +43,8 @@ def prepare(config: TrainingArguments) -> None:
     if config.fsdp:
         allow_on_cpu()
         if config.bf16:
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-            config.fsdp_plugin_args["mixed_precision_policy"] = policy
+            plugin: Any = config.fsdp_plugin_args  # typed as optional
+            plugin["mixed_precision_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
 
 
 def allow_on_cpu() -> None:

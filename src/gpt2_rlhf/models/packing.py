@@ -188,11 +188,12 @@ def _packs(model: Any, columns: int) -> bool:
     return fault is None
 
 
-def packs_as(model: nn.Module, other: nn.Module) -> None:
-    """Take over what was found of another model of the same weights; a sharded one cannot be compared by one process.
+def packs_as(model: nn.Module, other: nn.Module, columns: int) -> None:
+    """Compare the passes of another model with the same weights, for up to this number of columns, in place of model's.
 
-    Each of its forward passes is one of all processes, whose rows have different numbers of columns.
+    A sharded model must not be compared in one process alone: each of its forward passes is one of all processes.
     """
+    _packs(other, columns)
     _found[model] = _found[other]
 
 

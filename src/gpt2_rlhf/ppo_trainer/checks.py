@@ -105,6 +105,10 @@ def _check_parts(parts: Mapping[str, Any], scores_by_function: bool) -> None:
     for name in ("train_dataset", "value_model"):
         if parts[name] is None:
             raise UserError(f"PPOTrainer: {name} is None; it is required (a value model may be a second reward model)")
+    if parts["reward_model"] is parts["value_model"]:
+        raise UserError(
+            "PPOTrainer: reward_model and value_model are one model, which training changes; pass two copies"
+        )
     if parts["reward_model"] is None and not scores_by_function:
         raise UserError("PPOTrainer: reward_model is None; pass a reward model, or a score_function")
     collator, samples = parts["data_collator"], parts["eval_dataset"]

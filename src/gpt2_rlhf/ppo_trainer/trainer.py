@@ -110,11 +110,12 @@ class PPOTrainer(TrlPPOTrainer):
         if self._whole is not None:
             sharding.gather(self.model, self._whole)
             self.policy_model, self.value_model = self._whole.policy, self._whole.value_model
-        for part in (self.reward_model, self.ref_model):
+        frozen: tuple[Any, Any] = (reward_model, self.ref_model)
+        for part in frozen:
             if part is not None:
                 _prepare(part)
                 if self._whole is not None and self.accelerator.device.type != "cpu":
-                    part.to(torch.bfloat16)  # it is frozen, and whole on each device
+                    part.to(torch.bfloat16)  # it is whole on each device
         self.accelerator.gradient_accumulation_steps = 1  # the loop divides by the microbatches of a mini-batch
 
         assert args.output_dir is not None
@@ -154,7 +155,8 @@ class PPOTrainer(TrlPPOTrainer):
         if self.args.fsdp:
             self._whole = sharding.whole_copy(self.model, self.accelerator.device)
             # else FSDP would round the results to the precision in which it gathers weights; `learn` uses autocast
-            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
+            plugin: Any = self.accelerator.state.fsdp_plugin  # typed as optional
+            plugin.mixed_precision_policy = None
         warms_up = self.lr_scheduler is None and self.args.get_warmup_steps(num_training_steps) > 0
         super().create_optimizer_and_scheduler(num_training_steps + warms_up)
         if warms_up:
@@ -284,7 +286,8 @@ class PPOTrainer(TrlPPOTrainer):
             return
         for name in ("policy", "value_model"):
             shares, whole = getattr(self.model, name), getattr(self._whole, name)
-            packing.packs_as(forward.language_model(shares), forward.language_model(whole))
+            columns = max(map(len, self.batches.prompts)) + self.args.response_length
+            packing.packs_as(forward.language_model(shares), forward.language_model(whole), columns)
         sharding.free(self._whole)
         yield
         sharding.gather(self.model, self._whole)
