@@ -127,6 +127,15 @@ def test_a_window_is_compared_when_rows_exceed_it(rows: forward.Rows, monkeypatc
     assert not packing._packs(policy, 4)
 
 
+def test_a_model_whose_numbers_were_compared_with_those_of_a_whole_copy_is_not_compared_itself(
+    rows: forward.Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, whole = families.policy("mistral").eval(), families.policy("mistral").eval()
+    packing.packs_as(policy, whole, rows.token_ids.shape[1])
+    monkeypatch.setattr(packing, "_fault", lambda *_: pytest.fail("a sharded model would wait for other processes"))
+    forward.answer_logprobs(policy, rows, 1.0)
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "gpt_neox", "opt", "stablelm", "gptj"])
 def test_the_ratio_is_1_before_the_first_step(family: str, bf16: bool, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_a_script_in_the_usual_form_runs_with_one_import_changed(tmp_path, capsy
     [
         ({"value_model": None}, "PPOTrainer: value_model is None; it is required"),
         ({"reward_model": None}, "PPOTrainer: reward_model is None; pass a reward model, or a score_function"),
+        ({"reward_model": print, "value_model": print}, "reward_model and value_model are one model"),
         ({"data_collator": print}, "data_collator is a builtin_function_or_method, which would not be called"),
         ({"eval_dataset": [], "score_function": len}, "eval_dataset with score_function: .* leave one of the two out"),
         ({"eval_dataset": {"test": []}}, "eval_dataset has columns None; expected a Dataset with input_ids"),
