@@ -159,6 +159,7 @@ class Launch:
     processes: int
     threads: int | None  # of the CPU for each process; stages run side by side on the other cores. null: all cores
     accelerate_config: str | None
+    slurm: dict[str, Any] | None  # what each stage, as a job, asks the cluster for; null: stages run on this machine
 
 
 @dataclass(frozen=True)
