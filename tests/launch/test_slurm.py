@@ -97,7 +97,9 @@ def command(verb: str, output_dir: Path, *overrides: str) -> list[str]:
 
 
 def run(environment: Mapping[str, str], *arguments: str) -> str:
-    done = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -108,7 +110,7 @@ def start(environment: Mapping[str, str], *arguments: str) -> subprocess.Popen[s
     )
 
 
-def wait_for(condition: Any, seconds: float = 150) -> Any:
+def wait_for(condition: Any, seconds: float = 300) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline

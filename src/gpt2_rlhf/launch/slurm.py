@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,6 +263,8 @@ def work(task: Task, threads: int) -> None:
         )  # below those that systems give
     os.environ["OMP_NUM_THREADS"] = str(threads)
     before = _checkpoints(task)
+    for signum in world.STOPS:  # submitit's own handlers would ignore one that comes during the imports
+        signal.signal(signum, lambda number, _frame: sys.exit(128 + number))
     try:
         exit_with_one_line(task.action)
     except SystemExit as ended:
