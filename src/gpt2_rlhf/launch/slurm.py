@@ -132,8 +132,12 @@ def _wait(
 ) -> None:
     shown: dict[Path, str] = {}
     seen = dict.fromkeys(jobs, time.monotonic())
+    answered = True
     while len(codes) < len(tasks):
         states = _states()
+        if states is None and answered:
+            say("squeue fails, so this waits until Slurm answers again; jobs go on meanwhile")
+        answered = states is not None
         for task in [task for task in tasks if task.directory not in codes] if states is not None else ():
             found = states.get(jobs[task.directory])
             if found is not None and found.is_active:
