@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline sweep data sft reward judge ppo evaluate config status card publish clean prune clean-all lint test test-fast report-check bench
+.PHONY: help setup pipeline sweep data sft reward judge ppo evaluate config status card publish clean prune clean-all lint test test-fast test-cluster report-check bench
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -63,10 +63,13 @@ lint: $(STAMP)  ## run ruff and pyright
 	@$(BIN)/pyright
 
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-test: $(STAMP)  ## run all tests, one process per core, at most four
-	@$(PYTEST)
+test: $(STAMP)  ## run all tests but those of test-cluster, one process per core, at most four
+	@$(PYTEST) -m "not cluster"
 test-fast: $(STAMP)  ## run the tests that are not marked slow: under 90 s on two cores
 	@$(PYTEST) -m "not slow"
+
+test-cluster: $(STAMP)  ## run the tests of several nodes and of a real Slurm, whose packages .ci/run installs
+	@$(BIN)/python -m pytest -m cluster
 
 report-check: $(STAMP)  ## check the report in a headless Chromium, as wide as a phone and as a desktop
 	@PYTHONPATH=tests $(BIN)/python -m helpers.browser_check

@@ -16,6 +16,7 @@ from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.config.system_faults import exit_with_one_line
+from gpt2_rlhf.launch import slurm
 from gpt2_rlhf.store import clean, status
 
 USAGE = """usage: gpt2-rlhf {verb} [key=value ...]     (or: make {verb} [key=value ...])
@@ -100,7 +101,8 @@ def _status(overrides: Sequence[str]) -> None:
     for header in ("Stage", "State", "Why", "Directory"):
         table.add_column(header, overflow="fold")
     for stage in run.stages:
-        table.add_row(stage.name, *map(printable, (*status.status(stage, run.processes), str(stage.directory))))
+        state = slurm.status(stage.directory) or status.status(stage, run.processes)
+        table.add_row(stage.name, *map(printable, (*state, str(stage.directory))))
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
     with console.capture() as text:  # rich itself would exit without a word after a broken pipe
         console.print(table)

@@ -20,7 +20,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Launch, Settings
 from gpt2_rlhf.evidence import product, report, summary, terminal
 from gpt2_rlhf.evidence.card_training import settings_text
-from gpt2_rlhf.launch import child, relaunch, tasks, world
+from gpt2_rlhf.launch import child, relaunch, slurm, tasks, world
 from gpt2_rlhf.launch.build import build as build_stage
 from gpt2_rlhf.launch.tasks import Task
 from gpt2_rlhf.models import model_checks, model_files
@@ -87,6 +87,8 @@ def check(settings: Settings, last: str = LAST) -> None:
         UserError: the first fault found.
     """
     preflight.check(settings, last)
+    if settings.launch.slurm is not None:
+        slurm.check(settings.launch)
     config = model_checks.check(settings.model, last)
     positions = model_files.positions(config) - model_files.start_tokens(settings.model)
     preflight.check_lengths(settings, positions, last)
@@ -145,6 +147,11 @@ def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
         SystemExit: one failed; it has said why.
     """
     finished = [stage for stage in planned.stages if stage not in missing]
+    if planned.settings.launch.slurm is not None:
+        codes = build_by_slurm([planned], missing)
+        if any(codes.values()):
+            raise SystemExit(1)
+        return [stage for stage in missing if stage.directory in codes]
     with locks.held(list(missing) if world.rank() == 0 else []):
         if world.rank() == 0:
             _begin(missing)
@@ -196,6 +203,39 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
         chosen = [jobs[stage.directory] for stage in missing if stage.directory in wanted]
         codes |= _run(chosen, at_once, lambda: True)
     return {directory: child.reason(directory, code) for directory, code in (codes | refused).items() if code != 0}
+
+
+def build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Path, int]:
+    """Build what is missing of one or several runs as jobs, a shared stage once; return 0 by directory of those done.
+
+    Raises:
+        UserError: Slurm refuses a job.
+        SystemExit: Ctrl-C came; the jobs go on.
+    """
+    _begin(missing)
+    jobs = {stage.directory: Job(stage, one.label(stage), one.settings) for one in planned for stage in one.stages}
+    untrained = [stage for stage in missing if stage.name in _TRAINED]
+    submitted = []
+    for stage in missing:
+        job = jobs[stage.directory]
+        action = partial(_build_in_job, job, untrained if untrained[:1] == [stage] else [])
+        submitted.append(replace(_task(job, job.settings.launch.processes), action=action))
+    return slurm.run_all(
+        submitted,
+        planned[0].settings.launch,
+        is_done=lambda task: fault(jobs[task.directory].stage) is None,
+        on_start=lambda task: _show_values(jobs[task.directory]),
+        on_end=lambda task, code: None if code else _show_found(jobs[task.directory]),
+    )
+
+
+def _build_in_job(job: Job, to_check: Sequence[Stage]) -> None:
+    """Build one stage, as one of the processes of a job; the first checks the arguments of stages before."""
+    is_first = world.rank() == 0
+    with locks.held([job.stage] if is_first else []):
+        if is_first and to_check:
+            tasks.run(Task("check", job.stage.directory, partial(check_arguments, job.settings, to_check)))
+        tasks.run(_task(job, 1))
 
 
 def _begin(missing: Sequence[Stage]) -> None:

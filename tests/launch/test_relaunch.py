@@ -8,7 +8,7 @@ import pytest
 from gpt2_rlhf.config.settings import Launch
 from gpt2_rlhf.launch import relaunch
 
-LAUNCH = Launch(processes=2, threads=None, accelerate_config="ddp.yaml", sharded=False)
+LAUNCH = Launch(processes=2, threads=None, accelerate_config="ddp.yaml", sharded=False, slurm=None)
 
 
 def test_a_config_file_of_accelerate_replaces_the_command_by_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,4 +26,4 @@ def test_a_process_that_the_launcher_has_started_does_not_start_it_again(monkeyp
 
 
 def test_processes_without_a_config_file_need_no_launcher() -> None:
-    assert not relaunch.is_needed(Launch(processes=2, threads=None, accelerate_config=None, sharded=False))
+    assert not relaunch.is_needed(Launch(processes=2, threads=None, accelerate_config=None, sharded=False, slurm=None))

@@ -160,6 +160,7 @@ class Launch:
     threads: int | None  # of the CPU for each process; stages run side by side on the other cores. null: all cores
     accelerate_config: str | None
     sharded: bool  # each process holds a share of weights, gradients and optimizer (FSDP2), not all of them
+    slurm: dict[str, Any] | None  # what each stage, as a job, asks the cluster for; null: stages run on this machine
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from gpt2_rlhf.config.system_faults import AGAIN, in_one_line, say
 from gpt2_rlhf.launch import world
 
 LOST = 75  # exit code of a process that lost its connection to another
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # blocked by the parent until the child handles them
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -31,11 +30,11 @@ def work(name: str, log_dir: Path, place: world.Place, action: Callable[[], None
     the task ended, 1 for a defect, whose traceback is in `log_dir`.
     """
     die_with_parent()
-    for signum in SIGNALS:
+    for signum in world.STOPS:
         signal.signal(signum, _stop)
     sys.unraisablehook = _raise_again
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, world.STOPS)
         world.take(place)
         code = _guarded(name, log_dir, action)
         _ignore_signals()
@@ -78,7 +77,7 @@ def _guarded(name: str, log_dir: Path, action: Callable[[], None]) -> int:
 
 def reason(log_dir: Path, code: int) -> str:
     """Return in one line why a process ended with this code, as it wrote it in its log."""
-    ended = {128 + signum: f"stopped by {signal.Signals(signum).name}" for signum in (*SIGNALS, signal.SIGKILL)}
+    ended = {128 + signum: f"stopped by {signal.Signals(signum).name}" for signum in (*world.STOPS, signal.SIGKILL)}
     if code in ended:
         return ended[code]
     logs = sorted(log_dir.glob("error*.log"), key=lambda path: path.stat().st_mtime)  # the first to fail is the cause
@@ -135,5 +134,5 @@ def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
 
 
 def _ignore_signals() -> None:
-    for signum in SIGNALS:
+    for signum in world.STOPS:
         signal.signal(signum, signal.SIG_IGN)

@@ -26,7 +26,7 @@ _LINE_EVERY_S = 10.0  # in a log file; the line of a terminal is rewritten at ea
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM arrived; a checkpoint has been written."""
+    """A signal to stop arrived; a checkpoint has been written."""
 
     def __init__(self, signum: int, checkpoint: str | None):
         self.signum, self.checkpoint = signum, checkpoint
@@ -83,15 +83,15 @@ class Progress(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Save a checkpoint at the end of the step after Ctrl-C or SIGTERM, then raise Interrupted."""
+    """Save a checkpoint at the end of the step after Ctrl-C, SIGTERM or Slurm's signal, then raise Interrupted."""
 
     def __init__(self) -> None:
         self._signum: int | None = None
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Replace the handlers of both signals while training lasts."""
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        """Replace the handlers of the signals while training lasts."""
+        self._before = {s: signal.signal(s, self._note) for s in world.STOPS}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Request a checkpoint if any of the processes received a signal, since all of them save together."""

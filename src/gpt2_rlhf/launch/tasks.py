@@ -176,11 +176,11 @@ def _start(task: Task, at_once: int) -> _Running:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    signal.pthread_sigmask(signal.SIG_BLOCK, child.SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, world.STOPS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, child.SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, world.STOPS)
 
 
 @contextlib.contextmanager
@@ -196,7 +196,7 @@ def _signals_passed_to(running: Sequence[_Running]) -> Iterator[list[int]]:
         for one in list(running):
             one.send(signal.SIGKILL if kills else signum)
 
-    before = {signum: signal.signal(signum, forward) for signum in child.SIGNALS}
+    before = {signum: signal.signal(signum, forward) for signum in world.STOPS}
     try:
         yield received
     finally:

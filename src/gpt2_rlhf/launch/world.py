@@ -7,6 +7,7 @@ which is at MASTER_ADDR:MASTER_PORT as long as the launcher on the first node ru
 import math
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.system_faults import AGAIN
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # the last is Slurm's, before a job's time ends
 _POLL_S = 0.2
 _MEETING = timedelta(minutes=5)  # until each process has come to where all must be
 _FAILED = "failed"

@@ -1,0 +1,217 @@
+"""Stages as jobs of a real Slurm of one node (helpers/slurm.py), and what is refused before a job is submitted."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.launch import slurm
+from helpers import slurm as real
+from helpers.small_run import SMALL
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STAGES = ("sft", "reward", "judge", "ppo")
+# as many updates as SLOW_S makes last longer than a job's minute; a function of one's own, since it can sleep
+SLOW_REWARD = '''import os, time
+def score(prompts, answers):
+    """Shorter answers are better."""
+    time.sleep(float(os.environ.get("SLOW_S", "0")))
+    return [-len(answer) / 100 for answer in answers]
+'''
+OWN = ("ppo.reward.function=slow_reward:score", "ppo.args.total_episodes=640", "ppo.args.eval_steps=20")
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Make a machine look as one that can submit; tests of the real Slurm need no such thing."""
+    if request.node.get_closest_marker("cluster") is None:
+        monkeypatch.setattr(slurm, "find_spec", lambda name: ModuleSpec(name, None))
+        monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+
+
+def check(*overrides: str) -> None:
+    slurm.check(compose.load(["launch=slurm", *overrides]).settings.launch)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("launch.slurm.time=soon", 'launch.slurm.time: soon; expected minutes, or a text such as "04:00:00"'),
+        ("launch.slurm.time=0", "launch.slurm.time: 0; expected minutes"),
+        ("launch.slurm.nodes=0", "launch.slurm.nodes: 0; expected a whole number above 0"),
+        ("launch.slurm.nodes=2", "launch.slurm.nodes: 2 does not divide launch.processes, 1"),
+        ("launch.slurm.mem_gb=much", "launch.slurm.mem_gb: much; expected a number above 0 or null"),
+        ("launch.slurm.parameters=high", "launch.slurm.parameters: high; expected options of sbatch"),
+    ],
+)
+def test_a_setting_that_no_job_could_use_is_refused_before_a_job_is_submitted(override: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check(override)
+    assert str(refused.value).startswith(said)
+
+
+def test_settings_of_a_job_are_accepted() -> None:
+    check("launch.processes=8", "launch.slurm.nodes=2", "launch.slurm.time=1-00:00:00", "launch.slurm.partition=gpu")
+
+
+@pytest.mark.parametrize(
+    ("time_limit", "minutes"),
+    [(90, 90), ("90", 90), ("90:30", 91), ("04:00:00", 240), ("1-12", 36 * 60), ("2-01:30:00", 49 * 60 + 30)],
+)
+def test_a_time_limit_means_what_sbatch_takes_it_for(time_limit: Any, minutes: int) -> None:
+    assert slurm._minutes(time_limit) == minutes
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "sbatch" else name)
+    with pytest.raises(UserError, match="launch=slurm: sbatch is not found here; start it where Slurm's commands are"):
+        check()
+    monkeypatch.setattr(slurm, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="launch=slurm: submitit is not installed; run pip install "):
+        check()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "slow_reward.py").write_text(SLOW_REWARD)
+    with real.cluster(folder / "cluster") as found:
+        paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        yield {**found, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def command(verb: str, output_dir: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "gpt2_rlhf", verb, f"output_dir={output_dir}", *SMALL, *OWN, *overrides]
+
+
+def run(environment: Mapping[str, str], *arguments: str) -> str:
+    done = subprocess.run(
+        arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def start(environment: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(condition: Any, seconds: float = 300) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    return list(output_dir.glob("stages/ppo-*/checkpoints/checkpoint-*/files.json"))
+
+
+def job_ids(output_dir: Path) -> dict[str, str]:
+    return {
+        path.name.partition("-")[0]: json.loads(path.read_text())["job"] for path in output_dir.glob("stages/*.job")
+    }
+
+
+def weights(output_dir: Path) -> dict[str, str]:
+    records = [json.loads((output_dir / "latest" / stage / "manifest.json").read_text()) for stage in STAGES]
+    return {record["stage"]: record["weights_sha256"]["model.safetensors"] for record in records}
+
+
+@pytest.fixture(scope="module")
+def straight(environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of two processes on this machine that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    run(environment, *command("ppo", folder, "launch.processes=2"))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_jobs_left_cancelled_and_requeued_end_with_the_weights_of_a_run_on_this_machine(
+    environment: Mapping[str, str], straight: Path, tmp_path: Path
+) -> None:
+    here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2")
+    first = start(environment, *here)
+    wait_for(lambda: len(job_ids(tmp_path)) == 5)
+    ids = job_ids(tmp_path)
+    assert re.search(r"\| ppo +\| queued +\| job \d+ pending", run(environment, *command("status", *sum_up(here))))
+    wait_for(lambda: list(tmp_path.glob("stages/data-*/manifest.json")))
+    first.send_signal(signal.SIGINT)
+    printed = first.communicate(timeout=60)[0]
+    assert first.returncode == 130, printed
+    assert re.search(r"the jobs go on: `make status` .* `scancel [\d ]+` cancels them\n", printed)
+
+    second = start(environment, *here)  # waits for the jobs of the first
+    wait_for(lambda: checkpoints(tmp_path))
+    assert job_ids(tmp_path) == ids
+    run(environment, "scontrol", "requeue", ids["ppo"])
+    wait_for(lambda: "Requeue" in run(environment, "scontrol", "show", "job", ids["ppo"]))
+    wait_for(lambda: "RUNNING" in run(environment, "squeue", "--noheader", "--jobs", ids["ppo"], "--format=%T"))
+    time.sleep(3)
+    run(environment, "scancel", ids["ppo"])
+    printed = second.communicate(timeout=120)[0]
+    assert second.returncode == 1
+    assert re.search(rf"error: ppo: job {ids['ppo']} cancelled.* \(log: .*_log\.out\)\n", printed), printed
+
+    run(environment, *here)
+    assert weights(tmp_path) == weights(straight)
+    assert job_ids(tmp_path) == {**ids, "ppo": job_ids(tmp_path)["ppo"]}
+
+
+def sum_up(here: list[str]) -> tuple[Any, ...]:
+    """The output folder and the overrides of a command, for another verb."""
+    return Path(here[4].partition("=")[2]), *here[5 + len(SMALL) + len(OWN) :]
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
+    environment: Mapping[str, str], straight: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(straight / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("ppo-*"))
+    limits = ("launch.slurm.time=1", "launch.slurm.signal_delay_s=1")
+    here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", *limits)
+    run({**environment, "SLOW_S": "3.5"}, *here)
+    (log,) = tmp_path.glob("jobs/ppo-*/*_log.out")
+    assert "resuming from" in log.read_text()
+    assert weights(tmp_path) == weights(straight)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
+    environment: Mapping[str, str], straight: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(straight / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("reward-*"))
+    here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "reward.args.optim=adamw_bnb_8bit")
+    failed = start(environment, *here)
+    printed = failed.communicate(timeout=200)[0]
+    assert failed.returncode == 1
+    assert re.search(r"error: reward: job \d+ failed: reward\.args\.optim: adamw_bnb_8bit: .* \(log: .*\)\n", printed)
+    assert re.search(r"error: ppo: job \d+ cancelled: a stage that it needs failed.*\n", printed)
+    assert printed.count("Traceback") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_what_slurm_itself_refuses_is_one_line(environment: Mapping[str, str], tmp_path: Path) -> None:
+    here = command("data", tmp_path, "launch=slurm", "launch.slurm.partition=none")
+    done = subprocess.run(here, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: launch\.slurm: Slurm refuses the job of data: .*invalid partition.*\n", done.stderr)
