@@ -184,12 +184,11 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
         refuse_forced(one, missing)
     if not missing:
         return {}
-    jobs = {stage.directory: Job(stage, one.label(stage), one.settings) for one in planned for stage in one.stages}
-    for place, one in enumerate(planned, start=1) if len(planned) > 1 else ():
-        for stage in one.stages:
-            if sum(stage in other.stages for other in planned) == 1:
-                jobs[stage.directory] = Job(stage, f"point {place} {one.label(stage)}", one.settings)
     refused: dict[Path, int] = {}
+    if planned[0].settings.launch.slurm is not None:
+        codes = build_by_slurm(planned, missing)
+        return {directory: child.reason(directory, code) for directory, code in codes.items() if code != 0}
+    jobs = _jobs(planned)
     with locks.held(missing):
         _begin(missing)
         codes = _run([jobs[stage.directory] for stage in missing if stage.name == "data"], at_once, lambda: True)
@@ -213,12 +212,16 @@ def build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Pat
         SystemExit: Ctrl-C came; the jobs go on.
     """
     _begin(missing)
-    jobs = {stage.directory: Job(stage, one.label(stage), one.settings) for one in planned for stage in one.stages}
-    untrained = [stage for stage in missing if stage.name in _TRAINED]
+    jobs = _jobs(planned)
+    checked: dict[Path, list[Job]] = {}  # by the job that checks them first
+    for one in planned:
+        untrained = [stage for stage in one.stages if stage in missing and stage.name in _TRAINED]
+        if (first := next((stage for stage in untrained if stage.directory not in checked), None)) is not None:
+            checked[first.directory] = [Job(stage, one.label(stage), one.settings) for stage in untrained]
     submitted = []
     for stage in missing:
         job = jobs[stage.directory]
-        action = partial(_build_in_job, job, untrained if untrained[:1] == [stage] else [])
+        action = partial(_build_in_job, job, checked.get(stage.directory, []))
         submitted.append(replace(_task(job, job.settings.launch.processes), action=action))
     return slurm.run_all(
         submitted,
@@ -229,12 +232,23 @@ def build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Pat
     )
 
 
-def _build_in_job(job: Job, to_check: Sequence[Stage]) -> None:
+def _jobs(planned: Sequence[Run]) -> dict[Path, Job]:
+    """Return the stages of all runs by directory; one of several runs has the number of its point in its name."""
+    jobs = {stage.directory: Job(stage, one.label(stage), one.settings) for one in planned for stage in one.stages}
+    for place, one in enumerate(planned, start=1) if len(planned) > 1 else ():
+        for stage in one.stages:
+            if sum(stage in other.stages for other in planned) == 1:
+                jobs[stage.directory] = Job(stage, f"point {place} {one.label(stage)}", one.settings)
+    return jobs
+
+
+def _build_in_job(job: Job, to_check: Sequence[Job]) -> None:
     """Build one stage, as one of the processes of a job; the first checks the arguments of stages before."""
     is_first = world.rank() == 0
     with locks.held([job.stage] if is_first else []):
         if is_first and to_check:
-            tasks.run(Task("check", job.stage.directory, partial(check_arguments, job.settings, to_check)))
+            stages = [one.stage for one in to_check]
+            tasks.run(Task("check", job.stage.directory, partial(check_arguments, to_check[0].settings, stages)))
         tasks.run(_task(job, 1))
 
 

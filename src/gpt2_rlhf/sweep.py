@@ -66,7 +66,7 @@ def _plan(point: Point) -> Run:
 
 def _build(expanded: Sequence[Point], planned: Sequence[Run], parallel: int) -> dict[Path, str]:
     """Build the points, `parallel` stages at once; return why stages failed or points were refused, by directory."""
-    if parallel > 1:
+    if parallel > 1 or planned[0].settings.launch.slurm is not None:  # Slurm decides what runs at once
         return pipeline.build_all(planned, parallel)
     faults: dict[Path, str] = {}
     for number, (point, one) in enumerate(zip(expanded, planned, strict=True), start=1):
