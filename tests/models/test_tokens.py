@@ -162,7 +162,7 @@ def test_texts_encoded_together_get_the_tokens_that_each_gets_alone(pattern: str
     rows = [{"prompt": f"\n\nHuman: {text}\n\nAssistant:", "chosen": text, "rejected": text[::-1]} for text in texts]
     assert len(rows) > 2 * tokens._TEXTS_AT_ONCE  # several threads share them
     plain = [[tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in row] for row in rows]
-    start = tokenizer.convert_tokens_to_ids(["<s>"] if pattern and pattern.startswith("<s>") else [])
+    start: Any = tokenizer.convert_tokens_to_ids(["<s>"] if pattern and pattern.startswith("<s>") else [])
     eos = tokens.eos_id(tokenizer)
     assert tokens.encode_ppo(tokenizer, rows) == [{"input_ids": [*start, *prompt]} for prompt, _, _ in plain]
     assert tokens.encode_reward(tokenizer, rows) == [

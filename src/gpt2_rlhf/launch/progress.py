@@ -6,7 +6,6 @@ in it once, also after a resume.
 """
 
 import json
-import shutil
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.launch import world
+from gpt2_rlhf.launch.progress_line import rewrite
 from gpt2_rlhf.store.files import replacing
 
 _LINE_EVERY_S = 10.0  # in a log file; the line of a terminal is rewritten at each log
@@ -72,9 +72,8 @@ class Progress(TrainerCallback):
         if done > 0:
             line += f"  eta {(now - self._started) / done * (state.max_steps - state.global_step):.0f} s"
         line += "".join(f"  {label} {value:z.3g}" for label, value in self._figures.items())
-        if self._rewrites_line:  # a line that wraps cannot be rewritten in place
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:width]:<{width}}", end="", flush=True)
+        if self._rewrites_line:
+            rewrite(line)
         elif now - self._printed >= _LINE_EVERY_S and state.global_step < state.max_steps:
             print(line, flush=True)
             self._printed, self._waiting = now, ""

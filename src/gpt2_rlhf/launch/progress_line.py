@@ -10,7 +10,7 @@ _FIRST_AFTER_S, _LINE_EVERY_S = 2.0, 4.0  # shorter work shows nothing
 
 
 def rewrite(line: str) -> None:
-    """Replace the terminal's last line; a line that wraps could not be replaced."""
+    """Replace the terminal's last line; it is cut to the width, since a line that wraps cannot be replaced."""
     width = shutil.get_terminal_size().columns - 1
     print(f"\r{line[:width]:<{width}}", end="", flush=True)
 
