@@ -18,7 +18,7 @@ from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
 from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, has_other_markers, pair
 
-_ROWS_AT_ONCE = 2000
+_ROWS_AT_ONCE = 500  # few enough for a progress line every five seconds on a busy machine
 
 HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 
