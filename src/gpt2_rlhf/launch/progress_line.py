@@ -6,7 +6,7 @@ import time
 
 from gpt2_rlhf.launch import world
 
-_FIRST_AFTER_S, _LINE_EVERY_S = 2.0, 4.0  # shorter work shows nothing
+_FIRST_AFTER_S, _LINE_EVERY_S = 1.0, 4.0  # shorter work shows nothing
 
 
 def rewrite(line: str) -> None:
@@ -19,7 +19,7 @@ class ProgressLine:
     """Counts what is done of `total`; None: how many there are is not known, so there is no ETA."""
 
     def __init__(self, what: str, total: int | None = None):
-        self._what, self._total, self._done = what, total, 0
+        self._what, self._total, self._done, self._shown = what, total, 0, False
         self._started = time.monotonic()
         self._due = self._started + _FIRST_AFTER_S if world.rank() == 0 else float("inf")
         self._rewrites_line = sys.stdout.isatty() and not world.is_side_by_side()
@@ -30,6 +30,7 @@ class ProgressLine:
         now = time.monotonic()
         if now < self._due:
             return
+        self._shown = True
         self._due = now + (_LINE_EVERY_S if not self._rewrites_line else 0.2)
         line = f"  {self._what} {self._done}"
         if self._total is not None:
@@ -40,7 +41,9 @@ class ProgressLine:
             print(line, flush=True)
 
     def end(self) -> None:
-        """Clear the line on a terminal, for what is printed next."""
+        """Clear the line on a terminal, for what is printed next; a log gets the last count."""
         if self._rewrites_line:
             rewrite("")
             print("\r", end="", flush=True)
+        elif self._shown:
+            print(f"  {self._what} {self._done}", flush=True)
