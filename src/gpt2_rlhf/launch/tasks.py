@@ -104,7 +104,7 @@ class _Running:
     """The processes of a task that was started."""
 
     task: Task
-    processes: list[BaseProcess]
+    processes: Sequence[BaseProcess]
     killed: set[int | None] = field(default_factory=set)  # process ids; no cause of a failure
     deadline: float | None = None
 
