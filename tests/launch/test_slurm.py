@@ -185,11 +185,20 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(straight / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("ppo-*"))
-    limits = ("launch.slurm.time=1", "launch.slurm.signal_delay_s=1")
-    here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", *limits)
-    run({**environment, "SLOW_S": "3.5"}, *here)
-    (log,) = tmp_path.glob("jobs/ppo-*/*_log.out")
+    here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "launch.slurm.signal_delay_s=5")
+    started = start({**environment, "SLOW_S": "3"}, *here)
+    wait_for(lambda: checkpoints(tmp_path))
+    job = job_ids(tmp_path)["ppo"]
+    clock = {**environment, "SLURM_TIME_FORMAT": "%s"}
+    seconds = time.time() - float(run(clock, "squeue", "--noheader", "--jobs", job, "--format=%S"))
+    limit_min = (int(seconds) + 20) // 60 + 1  # not sooner, since a job has to come to its first checkpoint
+    run(environment, "scontrol", "update", f"JobId={job}", f"TimeLimit={limit_min}")
+    printed = started.communicate(timeout=400)[0]
+    assert started.returncode == 0, printed
+    (log,) = tmp_path.glob("jobs/ppo-*/*_0_log.out")
+    assert "ppo stopped by SIGUSR2 after writing checkpoint-" in log.read_text()
     assert "resuming from" in log.read_text()
+    assert "Restarts=1" in run(environment, "scontrol", "show", "job", job)
     assert weights(tmp_path) == weights(straight)
 
 

@@ -287,3 +287,29 @@ def test_a_process_that_only_noticed_the_loss_of_another_is_not_the_one_named(
     with pytest.raises(SystemExit, match="137"):
         tasks.run(Task("sft", tmp_path, action, processes=2))
     assert capfd.readouterr().err.startswith("error: sft in process 2 of 2 was killed")
+
+
+@pytest.mark.parametrize(("ranks", "line"), [((0, 1), "error: no\n"), ((1,), "error: sft in process 2 of 2: no\n")])
+def test_a_fault_that_several_processes_find_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], ranks: tuple[int, ...], line: str
+) -> None:
+    def action() -> None:
+        if world.rank() in ranks:
+            raise UserError("no")
+
+    with pytest.raises(SystemExit, match="2"):
+        tasks.run(Task("sft", tmp_path, action, processes=2))
+    assert capfd.readouterr().err == line
+
+
+def test_a_defect_in_another_process_than_the_first_is_named_with_its_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def action() -> None:
+        if world.rank() == 1:
+            raise TypeError("of ours")
+
+    with pytest.raises(SystemExit, match="1"):
+        tasks.run(Task("sft", tmp_path, action, processes=2))
+    details = f"details in {tmp_path / 'error-2.log'}"
+    assert capfd.readouterr().err == f"error: sft in process 2 of 2: TypeError: of ours ({details})\n"

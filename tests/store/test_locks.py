@@ -103,3 +103,22 @@ def _hold_until_killed(part: Stage, ready: object) -> None:
     with locks.held([part]):
         ready.set()  # type: ignore[attr-defined]
         signal.pause()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("server:/home /disk nfs4 rw,vers=4.2,local_lock=none 0 0", None),
+        ("server:/home /disk nfs rw,vers=3,local_lock=flock 0 0", "nfs local_lock=flock"),
+        ("server:/home /disk nfs rw,nolock,vers=3 0 0", "nfs nolock"),
+        ("mds@tcp:/scratch /disk lustre rw,localflock 0 0", "lustre localflock"),
+        ("mds@tcp:/scratch /disk lustre rw,flock 0 0", None),
+        ("server:/home /diskette nfs rw,nolock 0 0", None),
+    ],
+)
+def test_a_disk_whose_locks_other_nodes_do_not_see_is_known_by_its_mount_option(
+    tmp_path: Path, line: str, expected: str | None
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\n{line}\n")
+    assert locks._local_only(Path("/disk/outputs/stages/sft-0"), mounts) == expected

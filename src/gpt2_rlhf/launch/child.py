@@ -56,7 +56,7 @@ def _guarded(name: str, log_dir: Path, action: Callable[[], None]) -> int:
         sys.stdout.flush()
     except UserError as error:
         _keep(f"{error}\n", log_dir)
-        say(f"error: {error}")
+        _say_first(f"error: {error}")
         return 2
     except Interrupted as stop:
         if world.speaks():
@@ -64,15 +64,21 @@ def _guarded(name: str, log_dir: Path, action: Callable[[], None]) -> int:
         return 128 + stop.signum
     except Exception as error:
         if (line := in_one_line(error, log_dir)) is not None:
-            _keep(f"{line}\n", log_dir)
-            say(f"error: {name}: {line}")
+            _keep(f"{name}: {line}\n", log_dir)
+            _say_first(f"error: {name}: {line}")
             return 2
         details = _log(error, log_dir)
         if world.size(1) > 1 and (isinstance(error, DistError) or "gloo" in str(error)):
             return LOST
-        say(f"error: {name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]} ({details})")
+        _say_first(f"error: {name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]} ({details})")
         return 1
     return 0
+
+
+def _say_first(line: str) -> None:
+    """Print the line if this is the first process; of a fault that only others find, `tasks` prints their log."""
+    if world.rank() == 0:
+        say(line)
 
 
 def reason(log_dir: Path, code: int) -> str:
@@ -81,8 +87,15 @@ def reason(log_dir: Path, code: int) -> str:
     if code in ended:
         return ended[code]
     logs = sorted(log_dir.glob("error*.log"), key=lambda path: path.stat().st_mtime)  # the first to fail is the cause
-    lines = [path.read_text(encoding="utf-8").strip().splitlines()[-1:] for path in logs]
-    return next((line for found in lines for line in found), f"exit code {code}")
+    return next(filter(None, map(last_line, logs)), f"exit code {code}")
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log, which says why, or nothing if there is none."""
+    try:
+        return (log.read_text(encoding="utf-8").strip().splitlines() or [""])[-1]
+    except OSError:
+        return ""
 
 
 def _log(error: Exception, log_dir: Path) -> str:

@@ -29,6 +29,7 @@ from gpt2_rlhf.store.files import write_json
 _POLL_S = 2.0
 _PATIENCE_S = 60.0  # for a job that squeue does not know yet, or a result that a network disk does not show yet
 _ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED", "STOPPED", "RESIZING")
+_STOPPED = tuple(128 + signum for signum in world.STOPS)
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "partition": ("a name or null", lambda value: value is None or isinstance(value, str)),
@@ -130,29 +131,32 @@ def _wait(
     on_start: Callable[[Task], None],
     on_end: Callable[[Task, int], None],
 ) -> None:
-    shown: dict[Path, str] = {}
+    shown: dict[Path, str] = {}  # the newest state that was printed
     seen = dict.fromkeys(jobs, time.monotonic())
-    answered = True
+    answers = True
     while len(codes) < len(tasks):
         states = _states()
-        if states is None and answered:
+        if states is None and answers:
             say("squeue fails, so this waits until Slurm answers again; jobs go on meanwhile")
-        answered = states is not None
-        for task in [task for task in tasks if task.directory not in codes] if states is not None else ():
-            found = states.get(jobs[task.directory])
+        answers = states is not None
+        for task in tasks:
+            directory = task.directory
+            if states is None or directory in codes:
+                continue
+            found = states.get(jobs[directory])
             if found is not None and found.is_active:
-                seen[task.directory] = time.monotonic()
-                if found.state == "RUNNING" and "running" not in shown.get(task.directory, ""):
-                    on_start(task)
-                if shown.get(task.directory, "pending") != found.state.lower():
+                seen[directory] = time.monotonic()
+                if found.state != shown.get(directory, "PENDING"):
+                    if found.state == "RUNNING":
+                        on_start(task)
                     print(f"{task.name}: {found}", flush=True)
-                shown[task.directory] = found.state.lower()
+                shown[directory] = found.state
             elif is_done(task):
-                codes[task.directory] = 0
+                codes[directory] = 0
                 on_end(task, 0)
-            elif time.monotonic() - seen[task.directory] > (_PATIENCE_S if _may_come(found) else 0):
-                codes[task.directory] = 1
-                say(f"error: {task.name}: {_why(task, jobs[task.directory], found)}")
+            elif time.monotonic() - seen[directory] > (_PATIENCE_S if _may_come(found) else 0):
+                codes[directory] = 1
+                say(f"error: {task.name}: {_why(task, jobs[directory], found)}")
                 on_end(task, 1)
         time.sleep(_POLL_S)
 
@@ -235,6 +239,7 @@ def _submit(task: Task, launch: Launch, needs: Sequence[str]) -> None:
         cpus_per_task=chosen["cpus_per_task"],
         signal_delay_s=chosen["signal_delay_s"],
         stderr_to_stdout=True,
+        srun_args=["--kill-on-bad-exit=1"],  # or the others would wait for one that failed
         additional_parameters={
             "requeue": True,
             "kill-on-invalid-dep": "yes",
@@ -280,7 +285,8 @@ def work(task: Task, threads: int) -> None:
                 )
                 raise SystemExit(2) from ended
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-            time.sleep(_PATIENCE_S)  # Slurm ends the processes of a job that it requeues
+        if ended.code == 128 + signal.SIGUSR2 or (world.rank() > 0 and ended.code in _STOPPED):
+            time.sleep(_PATIENCE_S)  # Slurm ends this process; if it ended first, srun would kill the first process
         raise
 
 

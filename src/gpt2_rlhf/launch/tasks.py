@@ -104,7 +104,7 @@ class _Running:
     """The processes of a task that was started."""
 
     task: Task
-    processes: list[BaseProcess]
+    processes: Sequence[BaseProcess]
     killed: set[int | None] = field(default_factory=set)  # process ids; no cause of a failure
     deadline: float | None = None
 
@@ -133,13 +133,14 @@ class _Running:
         causes = [(rank, code) for rank, code in ended if code and self.processes[rank].pid not in self.killed]
         rank, code = min(causes, key=lambda one: one[1] == child.LOST, default=(0, 0))
         which = f" in process {rank + 1} of {count}" if count > 1 else world.which()
-        # of several nodes, each says so at once, since its launcher may end it without a word
-        says_at_once = bool(world.node()) and world.speaks()
-        if code == child.LOST and (says_at_once or not received):
-            code = code if says_at_once else _after_the_launcher(received)
-            if code == child.LOST:
-                log = child.log_path(self.task.directory, rank if count > 1 else world.rank())
-                say(f"error: {name}{which} lost the connection to another (details in {log}); {AGAIN}")
+        log = child.log_path(self.task.directory, rank if count > 1 else world.rank())
+        is_unsaid = code == child.LOST or (code in (1, 2) and log != child.log_path(self.task.directory, 0))
+        if is_unsaid and count == 1 and not (world.node() and world.speaks()):
+            code = _after_the_launcher(code, received)  # of several nodes, each says it at once: it may get no time to
+        if code == child.LOST:
+            say(f"error: {name}{which} lost the connection to another (details in {log}); {AGAIN}")
+        elif is_unsaid and code in (1, 2):
+            say(f"error: {name}{which}: {child.last_line(log)}{f' (details in {log})' if code == 1 else ''}")
         elif code == -signal.SIGKILL and received.count(signal.SIGINT) > 1:
             say(f"{name} stopped at once; {AGAIN}")
             code = -signal.SIGINT
@@ -151,14 +152,14 @@ class _Running:
         return 128 - code if code < 0 else code
 
 
-def _after_the_launcher(received: Sequence[int]) -> int:
+def _after_the_launcher(code: int, received: Sequence[int]) -> int:
     """Give a launcher time to end this process, since the process that ended is to be named, not those that noticed."""
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         if received:
             return 128 + received[0]
         time.sleep(_POLL_S)
-    return child.LOST
+    return code
 
 
 def _start(task: Task, at_once: int) -> _Running:

@@ -154,8 +154,10 @@ def train(trainer: Trainer, stage: Stage) -> None:
     """Train to the end, from the newest whole checkpoint if there is one; damaged ones are set aside."""
     trainer.remove_callback(PrinterCallback)  # transformers adds it if its own progress bar is off
     first = trainer.is_world_process_zero()
-    found = [newest_whole_checkpoint(stage, trainer.accelerator.num_processes) if first else None]
-    checkpoint, damaged = broadcast_object_list(found)[0]
+    # a network disk may show another process other checkpoints
+    found: list[Any] = [newest_whole_checkpoint(stage, trainer.accelerator.num_processes) if first else None]
+    broadcast_object_list(found)
+    checkpoint, damaged = found[0]
     if first:
         for path, wrong in damaged.items():
             print(f"  {path.name}: {wrong}; it is kept as {digests.set_aside(path).name}", flush=True)

@@ -184,7 +184,7 @@ def in_own_group(key: str, action: Callable[[], None]) -> None:
     Raises:
         UserError: another process did not come.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, not re-exported
 
     server = None
     if rank() == 0:
@@ -218,7 +218,7 @@ def _ended(other: str) -> UserError:
 @cache
 def _store() -> Any:
     """Connect to the launcher's store once; a forked process goes on with the connection while its parent waits."""
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, not re-exported
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     opens = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # a launcher without a store

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.system_faults import say
 from gpt2_rlhf.store.stage import Stage
 
 
@@ -23,6 +24,9 @@ def held(stages: list[Stage]) -> Iterator[None]:
     Raises:
         UserError: another run holds one, which it names, or the folder cannot be written or locked.
     """
+    if stages and (option := _local_only(stages[0].directory)) is not None:
+        folder = stages[0].directory.parent
+        say(f"{folder}: mounted with {option}, so locks hold on one node only; start one command at a time")
     with ExitStack() as stack:
         for stage in stages:
             while not stack.enter_context(_locked(stage)):
@@ -45,6 +49,17 @@ def is_held(stage: Stage) -> bool:
 def lock_path(stage: Stage) -> Path:
     """Return the lock file beside the stage's directory; neither need exist."""
     return stage.directory.with_name(f"{stage.directory.name}.lock")
+
+
+def _local_only(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
+    """Return the mount option because of which other nodes do not see locks on the disk of a path, or None."""
+    if not mounts.is_file():
+        return None
+    found = [line.split()[1:4] for line in mounts.read_text(encoding="utf-8").splitlines()]
+    here = [(place, kind, options) for place, kind, options in found if path.absolute().is_relative_to(place)]
+    _, kind, options = max(here, key=lambda one: len(one[0]), default=("", "", ""))
+    untrusted = {"nolock", "local_lock=all", "local_lock=flock"} if kind.startswith("nfs") else {"localflock"}
+    return next((f"{kind} {option}" for option in options.split(",") if option in untrusted), None)
 
 
 @contextmanager
