@@ -122,7 +122,7 @@ def test_a_checkpoint_with_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "value_model" / "model.safetensors").write_text("whale")
     words = "not a whole checkpoint: the content of value_model/model.safetensors has changed; give another folder"
     with pytest.raises(UserError, match=words):
-        checkpoints.check(tmp_path, batch_size=4, processes=1)
+        checkpoints.check(tmp_path, 4, 1, "optimizer.pt")
 
 
 @pytest.mark.usefixtures("small_overheads")

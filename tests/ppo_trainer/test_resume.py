@@ -233,7 +233,9 @@ def test_a_checkpoint_of_other_batches_or_processes_is_refused(tmp_path):
     with pytest.raises(UserError, match="4 episodes per update on 1 processes, this run has 2 on 1"):
         tiny.ours(arguments(tmp_path, gradient_accumulation_steps=1)).train(str(checkpoint))
     with pytest.raises(UserError, match="4 episodes per update on 1 processes, this run has 4 on 2"):
-        checkpoints.check(checkpoint, batch_size=4, processes=2)
+        checkpoints.check(checkpoint, 4, 2, "optimizer.pt")
+    with pytest.raises(UserError, match=r"has no optimizer_0\.pt; resume with the same args\.fsdp"):
+        checkpoints.check(checkpoint, 4, 1, "optimizer_0.pt")
 
 
 @pytest.mark.slow

@@ -88,11 +88,12 @@ def write_optimizer(parts: Parts, folder: Path) -> None:
     torch.save(parts.optimizer.state_dict(), folder / parts.optimizer_file)
 
 
-def check(checkpoint: Path, batch_size: int, processes: int) -> None:
+def check(checkpoint: Path, batch_size: int, processes: int, optimizer_file: str) -> None:
     """Refuse a folder that this run cannot resume from.
 
     Raises:
-        UserError: not a whole checkpoint, or one of a run with another batch size or number of processes.
+        UserError: not a whole checkpoint, or one of a run with another batch size or number of processes, or one whose
+            optimizer was sharded where this one's is not, or the other way round.
     """
     if (fault := digests.seal_fault(checkpoint)) is not None:
         raise UserError(
@@ -106,6 +107,8 @@ def check(checkpoint: Path, batch_size: int, processes: int) -> None:
             f"ppo: {checkpoint} was saved with {saved_batch} episodes per update on {saved_processes} processes, this "
             f"run has {batch_size} on {processes}; resume with the same arguments and processes, or start without it"
         )
+    if not (checkpoint / optimizer_file).is_file():
+        raise UserError(f"ppo: {checkpoint} has no {optimizer_file}; resume with the same args.fsdp, or start anew")
 
 
 def load_best(policy: PreTrainedModel | PeftModel, run_dir: Path, update: int) -> None:

@@ -214,8 +214,10 @@ class PPOTrainer(TrlPPOTrainer):
         state.num_train_epochs = math.ceil(episodes / self.train_dataset_len)
         state.compute_steps(self.args, state.max_steps)
         if checkpoint is not None:
-            checkpoints.check(checkpoint, self.episodes_per_update, self.accelerator.num_processes)
-            own = checkpoints.load(self._checkpoint_parts(), checkpoint)
+            parts = self._checkpoint_parts()
+            processes = self.accelerator.num_processes
+            checkpoints.check(checkpoint, self.episodes_per_update, processes, parts.optimizer_file)
+            own = checkpoints.load(parts, checkpoint)
             self.kl_coef, self.forced = own["kl_coef"], own["forced"]
             if self._whole is not None:
                 sharding.scatter(self._whole, self.model)
