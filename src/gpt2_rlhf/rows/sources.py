@@ -63,6 +63,15 @@ def read(data: Data) -> Iterator[RawRow]:
             yield RawRow(values, file.subset, file.split, f"{file.name}:{number}")
 
 
+def is_here(data: Data) -> bool:
+    """Whether the rows can be read without a download.
+
+    Raises:
+        UserError: as `check`.
+    """
+    return _is_embedded(data) or _located(data)[0] is not None
+
+
 def not_read(data: Data) -> list[str]:
     """Return the names of the source's data files that `read` leaves out.
 
