@@ -177,7 +177,8 @@ class Settings:
 
     seed: int
     output_dir: str
-    force: bool  # train PPO although a gate before it fails
+    force: bool  # train PPO although a gate before it fails, and stages that may not fit in memory
+    dry_run: bool  # print what each stage would take; build and write nothing
     model: Model
     data: Data
     sft: Training

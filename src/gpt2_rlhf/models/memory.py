@@ -6,14 +6,10 @@ Numbers of activations were counted with torch's hooks for saved tensors on ten 
 """
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from gpt2_rlhf.config import ppo_sizes
-from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Peft, Settings
 from gpt2_rlhf.models.shape import LOGITS_AT_ONCE, Shape
 
@@ -55,8 +51,8 @@ class Memory:
         return sum(dataclasses.astuple(self))
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {_text(size)}" for name, size in dataclasses.asdict(self).items() if size > 0)
-        return f"{_text(self.total)} ({parts})"
+        parts = ", ".join(f"{name} {in_words(size)}" for name, size in dataclasses.asdict(self).items() if size > 0)
+        return f"{in_words(self.total)} ({parts})"
 
 
 def peak(
@@ -101,9 +97,7 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
     fitted = ppo_sizes.fit(ppo, rows.rows, processes)
     policy, critic = shape.trained(ppo.peft, shape.weights), shape.reward_weights
     frozen = (0 if ppo.peft.r > 0 else shape.weights) + critic * (1 + settings.data.has_judge)
-    weights, gradients, optimizer = _kept(
-        ppo.peft, shape.weights + critic, policy, policy + critic, args, processes
-    )
+    weights, gradients, optimizer = _kept(ppo.peft, shape.weights + critic, policy, policy + critic, args, processes)
     kept = (weights + frozen, gradients, optimizer)
     answer = args["response_length"]
     learning = dataclasses.replace(rows, answer=answer)
@@ -151,5 +145,6 @@ def _memory(weights: float, gradients: float, optimizer: float, activations: flo
     return Memory(*(_NUMBER * numbers for numbers in (weights, gradients, optimizer, activations, logits)))
 
 
-def _text(size: float) -> str:
+def in_words(size: float) -> str:
+    """Return a number of bytes as text."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -47,11 +47,9 @@ class Shape:
         if peft.r == 0:
             return weights
         chosen = peft.target_modules if isinstance(peft.target_modules, list) else _LORA_DEFAULTS
-        return sum(
-            peft.r * sum(size)
-            for name, size in self.tensors.items()
-            if len(size) == 2 and _is_in_layer(name) and (peft.target_modules == "all-linear" or _module(name) in chosen)
-        )
+        takes_all = "all-linear" in (peft.target_modules, *chosen)
+        matrices = {name: size for name, size in self.tensors.items() if len(size) == 2 and _is_in_layer(name)}
+        return sum(peft.r * sum(size) for name, size in matrices.items() if takes_all or _module(name) in chosen)
 
 
 def of(model: Model) -> Shape:

@@ -1,5 +1,6 @@
 """Lengths of the rows of each table in tokens, from a few of them: what memory and time are estimated from."""
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,27 +38,31 @@ def expected(data: Data, tokenizer: Tokenizer) -> tuple[dict[str, Lengths], floa
 
     Nothing is downloaded for it: of rows that are not here, lengths follow from the limits, and the seconds are None.
     """
-    if not sources.is_here(data):
-        limits = (_OF_LIMITS * data.max_prompt_tokens, _OF_LIMITS * data.max_answer_tokens)
-        whole = Lengths(0, *limits, longest=data.max_prompt_tokens + data.max_answer_tokens, spread=sum(limits) / 2)
-        return _divided(data, whole, data.train_pairs or 0, data.test_pairs or 0), None
     started = time.perf_counter()
-    whole = _lengths(0, list(_first_rows(data, tokenizer)), tokenizer)
+    texts = list(_first_rows(data, tokenizer)) if sources.is_here(data) else []
+    if texts:
+        whole = _lengths(0, texts, tokenizer)
+    else:
+        prompt, answer = _OF_LIMITS * data.max_prompt_tokens, _OF_LIMITS * data.max_answer_tokens
+        whole = Lengths(
+            0, prompt, answer, data.max_prompt_tokens + data.max_answer_tokens, spread=(prompt + answer) / 2
+        )
     seconds = (time.perf_counter() - started) / _READ
-    if data.path is None and data.name == "embedded":
+    if not texts or sources.is_embedded(data):
         train, test = data.train_pairs or 0, data.test_pairs or 0
     else:
         splits = Counter(row.split for row in sources.read(data))
         train = splits["train"] + round((1 - HELD_OUT_SHARE) * splits["unsplit"])
         test = splits.total() - train
     rows = train + test
-    train, test = (min(count, limit or count) for count, limit in ((train, data.train_pairs), (test, data.test_pairs)))
-    return _divided(data, whole, train, test), seconds * rows
+    train, test = min(train, data.train_pairs or train), min(test, data.test_pairs or test)
+    return _divided(data, whole, train, test), seconds * rows if texts else None
 
 
 def _first_rows(data: Data, tokenizer: Tokenizer) -> Iterator[Texts]:
     """Yield the usable ones of the first rows, with their prompts cut to the limit as tokens, not as turns."""
-    for raw in islice(sources.read(data), _READ):
+    few = dataclasses.replace(data, train_pairs=_READ, test_pairs=1) if sources.is_embedded(data) else data
+    for raw in islice(sources.read(few), _READ):
         try:
             row = pair(raw.values, raw.subset, raw.name)
         except Unusable:
@@ -72,7 +77,9 @@ def _divided(data: Data, whole: Lengths, train: int, test: int) -> dict[str, Len
     """Return the lengths of each table, which are those of `whole`."""
     shares = data.shares if data.disjoint else dict.fromkeys(TABLES, 1.0)
     rows = {name: round(share * train) for name, share in shares.items()} | {"test": test}
-    return {name: Lengths(count, whole.prompt, whole.answer, whole.longest, whole.spread) for name, count in rows.items()}
+    return {
+        name: Lengths(count, whole.prompt, whole.answer, whole.longest, whole.spread) for name, count in rows.items()
+    }
 
 
 def _lengths(rows: int, texts: Sequence[Texts], tokenizer: Tokenizer) -> Lengths:
