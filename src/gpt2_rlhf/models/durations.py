@@ -24,13 +24,14 @@ def updates(name: str, settings: Settings, tables: Mapping[str, Lengths], proces
 
 
 class Durations:
-    """Seconds of each stage on this machine; all processes of a stage share its cores."""
+    """Seconds of each stage on this machine. On a CPU all processes share the cores; each has a GPU of its own."""
 
     def __init__(self, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int) -> None:
         self._settings, self._shape, self._tables, self._processes = settings, shape, tables, processes
         gate = 1.5 if shape.is_gated else 1  # three matrices in place of two
         half = any(part.args.get(kind) for part in (settings.sft, settings.reward) for kind in ("bf16", "fp16"))
         self.machine = Machine(shape.width, int(gate * shape.inner), shape.heads, half)
+        self._sharing = processes if self.machine.device.type == "cpu" else 1
 
     def seconds(self, name: str) -> float:
         """Return the estimate for a stage other than data."""
@@ -42,7 +43,7 @@ class Durations:
         args = _training(name, self._settings).args
         texts = args["per_device_train_batch_size"] * (1 if is_sft else 2)
         answers = round(texts * rows.answer) if is_sft else 0
-        micro_steps = args["gradient_accumulation_steps"] * self._processes
+        micro_steps = args["gradient_accumulation_steps"] * self._sharing
         again = 4 / 3 if args.get("activation_checkpointing") else 1
         learn = again * self._layers(self.machine.learn(texts, _length(rows))) + 3 * self._logits(answers)
         measured = 2 * self._read(test, test.rows, with_logits=is_sft)  # before and after, or both answers
@@ -52,15 +53,16 @@ class Durations:
     def _ppo(self) -> float:
         settings, args, rows = self._settings.ppo, self._settings.ppo.args, self._tables["ppo"]
         sizes = ppo_sizes.fit(settings, rows.rows, self._processes)
-        episodes, at_once = sizes.episodes_per_update, int(args["local_rollout_forward_batch_size"])
+        episodes = sizes.episodes_per_update // self._processes * self._sharing
+        at_once = min(int(args["local_rollout_forward_batch_size"]), episodes)
         answer = min(float(args["response_length"]), rows.answer * 1.5)  # a policy ends later than people do
         texts = sizes.per_device_train_batch_size
         columns = round(rows.prompt + answer)
         learn = 2 * self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(round(texts * answer))
-        steps = args["num_ppo_epochs"] * sizes.num_mini_batches * self._processes
+        steps = args["num_ppo_epochs"] * sizes.num_mini_batches * self._sharing
         update = (
             self._sample(rows, episodes, at_once, args["response_length"])
-            + 3 * self._layers(self.machine.read(min(at_once, episodes), columns)) * episodes / min(at_once, episodes)
+            + 3 * self._layers(self.machine.read(at_once, columns)) * episodes / at_once
             + self._logits(round(episodes * answer))
             + args["num_ppo_epochs"] * learn * episodes / texts
             + steps * self._step(2 * self._shape.weights)

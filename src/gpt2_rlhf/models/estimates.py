@@ -92,7 +92,7 @@ def free_bytes() -> tuple[int | None, bool]:
 def device() -> str:
     """Return what trains, with its free memory."""
     free, on_gpu = free_bytes()
-    name = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if on_gpu else f"CPU (threads: {torch.get_num_threads()})"
     return name if free is None else f"{name}, {in_words(free)} of memory free"
 
 

@@ -9,6 +9,7 @@ from gpt2_rlhf.config.settings import Model, Peft
 from gpt2_rlhf.models import model_checks, model_files
 
 LOGITS_AT_ONCE = 2**26  # 256 MiB of float32; with GPT-2's vocabulary 8 rows of 160 tokens
+_HEADS = ("lm_head.", "embed_out.")
 _LORA_DEFAULTS = ("c_attn", "q_proj", "v_proj", "query_key_value")  # of PEFT, for GPT-2, Llama and GPT-NeoX
 
 
@@ -40,7 +41,7 @@ class Shape:
     @property
     def reward_weights(self) -> int:
         """Number of weights of a reward model, which has a score in place of the output layer."""
-        return self.weights - sum(math.prod(size) for name, size in self.tensors.items() if "lm_head" in name)
+        return self.weights - sum(math.prod(size) for name, size in self.tensors.items() if name.startswith(_HEADS))
 
     def trained(self, peft: Peft, weights: int) -> int:
         """Return how many weights are trained: all `weights`, or about those of an adapter."""
@@ -60,17 +61,19 @@ def of(model: Model) -> Shape:
     else:
         config = model_files.read_json(model_files.folder(model.name, model) / "config.json")
         is_tied = config.get("tie_word_embeddings")  # a file may hold both
-        tensors = {name: size for name, size in _in_files(model) if not (is_tied and "lm_head" in name)}
-    width, heads = _first(config, "n_embd", "hidden_size"), _first(config, "n_head", "num_attention_heads")
+        tensors = {name: size for name, size in _in_files(model) if not (is_tied and name.startswith(_HEADS))}
+    vocabulary = _first(config, "vocab_size")
+    width = _first(config, "n_embd", "hidden_size", "d_model")
+    heads = _first(config, "n_head", "num_attention_heads", "num_heads", "n_heads") or max(1, width // 64)
     of_head = config.get("head_dim") or width // heads
     return Shape(
         tensors=tensors,
-        layers=_first(config, "n_layer", "num_hidden_layers"),
+        layers=_first(config, "n_layer", "num_hidden_layers", "num_layers", "n_layers") or 1,
         width=width,
-        inner=_first({**config, "none": 4 * width}, "n_inner", "intermediate_size", "ffn_dim", "none"),
+        inner=_first(config, "n_inner", "intermediate_size", "ffn_dim") or 4 * width,
         heads=heads,
         cache_width=2 * of_head * (config.get("num_key_value_heads") or heads),
-        vocabulary=_first(config, "vocab_size"),
+        vocabulary=vocabulary,
         is_gated=any("gate" in name for name in tensors),
         has_dropout=bool(config.get("attn_pdrop") or config.get("attention_dropout")),
         packs=config["model_type"] == "gpt2",
@@ -78,14 +81,14 @@ def of(model: Model) -> Shape:
 
 
 def _first(config: dict[str, Any], *names: str) -> int:
-    """Return the first of these that is set; families name the same size differently."""
-    return next(int(config[name]) for name in names if config.get(name))
+    """Return the first of these that is set, or 0; families name the same size differently."""
+    return next((int(config[name]) for name in names if config.get(name)), 0)
 
 
 def _in_files(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
     for path in sorted(model_files.folder(model.name, model).glob("model*.safetensors")):
         for name, tensor in model_checks.header(path).items():
-            if len(tensor["shape"]) <= 2:  # old files also hold masks, which have more dimensions
+            if len(tensor["shape"]) < 4:  # old files also hold masks
                 yield name, tuple(tensor["shape"])
 
 
