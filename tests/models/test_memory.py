@@ -12,27 +12,24 @@ from transformers import AutoConfig, AutoModel, GPT2Config
 
 from gpt2_rlhf import sft
 from gpt2_rlhf.config import compose
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import with_value
 from gpt2_rlhf.embedded import generator
 from gpt2_rlhf.models import memory, model_files, packing, shape
 from gpt2_rlhf.models.memory import Lengths
 from gpt2_rlhf.rows import lengths, tables
 from gpt2_rlhf.rows.transcripts import pair
 from gpt2_rlhf.store.stage import Stage
+from helpers.overrides import changed
 
 SHAPE = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
+TINY = with_value(compose.load([]).settings, "model.random", SHAPE)
 ROWS = Lengths(rows=80, prompt=20.0, answer=10.0, longest=50, spread=0.0)
 TABLES = dict.fromkeys(("sft", "reward", "judge", "ppo", "test"), ROWS)
 
 
-def settings(*overrides: str) -> Settings:
-    sizes = ", ".join(f"{name}: {size}" for name, size in SHAPE.items())
-    return compose.load(["model=gpt2_random", f"model.random={{{sizes}}}", *overrides]).settings
-
-
 def peak(name: str, *overrides: str, processes: int = 1, on_gpu: bool = False) -> memory.Memory:
     measuring = ("evaluate.batch_size=1", "ppo.args.local_rollout_forward_batch_size=1")  # less than learning needs
-    chosen = settings(*measuring, *overrides)
+    chosen = changed(TINY, *measuring, *overrides)
     return memory.peak(name, chosen, shape.of(chosen.model), TABLES, processes, on_gpu)
 
 
@@ -65,15 +62,14 @@ def test_activations_of_llama_are_what_torch_keeps_for_padded_rows(tmp_path: Pat
     special = {"vocab_size": 1536, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
     config = AutoConfig.for_model("llama", **sizes, **special, num_key_value_heads=2)
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    chosen = compose.load(
-        [f"model.name={tmp_path}", "reward.args.per_device_train_batch_size=4", "evaluate.batch_size=1"]
-    ).settings
+    batches = ("reward.args.per_device_train_batch_size=4", "evaluate.batch_size=1")
+    chosen = changed(TINY, "model.random=null", f"model.name={tmp_path}", *batches)
     found = memory.peak("reward", chosen, shape.of(chosen.model), TABLES, 1, on_gpu=False)
     assert found.activations == pytest.approx(saved_bytes(config, rows=8, columns=50), rel=0.15)
 
 
 def test_weights_gradients_and_optimizer_state_of_sft_and_ppo() -> None:
-    weights_bytes = 4 * shape.of(settings().model).weights
+    weights_bytes = 4 * shape.of(TINY.model).weights
     found = peak("sft")
     assert (found.weights, found.gradients, found.optimizer) == (weights_bytes, weights_bytes, 2 * weights_bytes)
     found = peak("ppo", "data.shares.judge=0")  # policy and critic learn; reference and reward model do not

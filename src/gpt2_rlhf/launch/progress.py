@@ -73,7 +73,7 @@ class Progress(TrainerCallback):
         done = state.global_step - self._first_step
         if done > 0:
             eta_s = (now - self._started) / done * (state.max_steps - state.global_step)
-            line += f"  eta {in_words(eta_s)}"
+            line += f"  eta {eta_s:.0f} s"
             if self._expected is not None and self._expected.later_s > 0:
                 line += f", whole run {in_words(self._expected.rest_s(now - self._created, eta_s))}"
         line += "".join(f"  {label} {value:z.3g}" for label, value in self._figures.items())

@@ -1,6 +1,5 @@
 """What each stage will take, before it starts: updates, memory and time; what does not fit in memory is refused."""
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import Settings, with_value
 from gpt2_rlhf.models import memory, shape
 from gpt2_rlhf.models.durations import Durations, updates
 from gpt2_rlhf.models.memory import Lengths, Memory, in_words
@@ -111,7 +110,7 @@ def _remedies(
         for change in changes:  # the first with which it fits, or the last
             changed = settings
             for key, value in change.items():
-                changed = _with(changed, key, value)
+                changed = with_value(changed, key, value)
             text, size = " ".join(f"{key}={str(value).lower()}" for key, value in change.items()), needed(changed)
             if size <= free:
                 break
@@ -148,11 +147,3 @@ def _changes(name: str, settings: Settings, on_gpu: bool) -> Iterator[list[dict[
 
 def _halves(number: int) -> list[int]:
     return [number // 2**power for power in range(1, number.bit_length())] or [number]
-
-
-def _with(node: Any, key: str, value: Any) -> Any:
-    """Return settings, or a part of them, with another value under a dotted key."""
-    name, _, rest = key.partition(".")
-    old = node.get(name) if isinstance(node, dict) else getattr(node, name)
-    new = {name: _with(old, rest, value) if rest else value}
-    return {**node, **new} if isinstance(node, dict) else dataclasses.replace(node, **new)

@@ -86,7 +86,7 @@ def _supervised(
     elif is_sft:
         logits = 3 * texts * rows.longest * shape.vocabulary
     yield _memory(*kept, activations, logits)
-    measured = settings.evaluate.batch_size
+    measured = min(settings.evaluate.batch_size, test.rows)
     read = min(LOGITS_AT_ONCE, measured * test.longest * shape.vocabulary) if is_sft else 0
     weights, _, optimizer = kept
     yield _memory(weights + whole, 0, optimizer, _passing(shape) * measured * test.longest, 1.5 * read)
