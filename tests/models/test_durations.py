@@ -24,6 +24,9 @@ class Stopped:
     def __init__(self, width: int, inner: int, heads: int, half: bool) -> None:
         self.device, self.weights = torch.device("cpu"), 1
 
+    def call(self) -> float:
+        return float(self.part == "call")
+
     def learn(self, rows: int, columns: int) -> float:
         return float(self.part == "learn")
 
@@ -43,8 +46,6 @@ class Stopped:
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durations, "Machine", Stopped)
-    monkeypatch.setattr(durations, "_START_S", 0.0)
-    monkeypatch.setattr(durations, "_STEP_S", 0.0)
 
 
 def seconds(name: str, part: str, *overrides: str, processes: int = 1) -> float:
@@ -76,6 +77,14 @@ def test_passes_of_sft_and_the_reward_model() -> None:
     assert seconds("sft", "read", steps) == 2 * LAYERS  # all test rows at once, before and after
     assert seconds("sft", "read", steps, "evaluate.batch_size=2") == 2 * 3 * LAYERS
     assert seconds("reward", "logits", "reward.args.max_steps=4") == 0
+
+
+def test_starting_a_stage_and_a_step_take_time_of_their_own() -> None:
+    start = seconds("reward", "call", "reward.args.max_steps=0", "reward.args.num_train_epochs=0")
+    assert start > 0
+    steps = [seconds("reward", "call", f"reward.args.max_steps={count}") - start for count in (1, 3)]
+    assert steps[1] == 3 * steps[0] > 0
+    assert seconds("sft", "step", "sft.args.max_steps=4") == 4 * shape.of(TINY.model).weights
 
 
 def test_passes_of_ppo() -> None:

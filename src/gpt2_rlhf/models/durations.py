@@ -8,8 +8,9 @@ from gpt2_rlhf.models.memory import Lengths
 from gpt2_rlhf.models.shape import Shape
 from gpt2_rlhf.models.speed import Machine
 
-_START_S = 2.0  # of a stage: starting its process, loading, building the trainer, saving
-_STEP_S = 0.02  # of a step: what the trainer does around it
+# Small operations that take as long as, on one core (4 us each):
+_START = 400_000  # a stage's start and end: its process, loading, building the trainer, saving
+_STEP = 5_000  # what the trainer does around a step
 
 
 def updates(name: str, settings: Settings, tables: Mapping[str, Lengths], processes: int) -> int:
@@ -36,7 +37,7 @@ class Durations:
     def seconds(self, name: str) -> float:
         """Return the estimate for a stage other than data."""
         of = {"ppo": self._ppo, "evaluate": self._evaluate}.get(name)
-        return _START_S + (of() if of else self._supervised(name))
+        return _START * self.machine.call() + (of() if of else self._supervised(name))
 
     def _supervised(self, name: str) -> float:
         rows, test, is_sft = self._tables[name], self._tables["test"], name == "sft"
@@ -48,7 +49,7 @@ class Durations:
         learn = again * self._layers(self.machine.learn(texts, _length(rows))) + 3 * self._logits(answers)
         measured = 2 * self._read(test, test.rows, with_logits=is_sft)  # before and after, or both answers
         steps = updates(name, self._settings, self._tables, self._processes)
-        return steps * (micro_steps * learn + self._step(self._shape.weights) + _STEP_S) + measured
+        return steps * (micro_steps * learn + self._step(self._shape.weights)) + measured
 
     def _ppo(self) -> float:
         settings, args, rows = self._settings.ppo, self._settings.ppo.args, self._tables["ppo"]
@@ -66,7 +67,6 @@ class Durations:
             + self._logits(round(episodes * answer))
             + args["num_ppo_epochs"] * learn * episodes / texts
             + steps * self._step(2 * self._shape.weights)
-            + _STEP_S
         )
         count = updates("ppo", self._settings, self._tables, self._processes)
         found = count * update
@@ -104,7 +104,7 @@ class Durations:
         return self.machine.logits(tokens, self._shape.vocabulary, draws=False) if tokens else 0.0
 
     def _step(self, weights: int) -> float:
-        return self.machine.step() * weights / self.machine.weights
+        return self.machine.step() * weights / self.machine.weights + _STEP * self.machine.call()
 
 
 def _training(name: str, settings: Settings) -> Training:

@@ -14,7 +14,7 @@ from gpt2_rlhf.config.settings import Peft, Settings
 from gpt2_rlhf.models.shape import LOGITS_AT_ONCE, Shape
 
 _NUMBER = 4  # bytes of a float32
-_PROCESS = 550 * 2**20  # Python, torch, TRL and their kernels in a process that has trained; CUDA's context is as large
+_PROCESS = 490 * 2**20  # Python, torch, TRL and their kernels in a process that has trained; CUDA's context is as large
 _SFT_CHUNK = 256  # answer tokens of which TRL holds the logits at once
 _HALF = 0.6  # of the activations under autocast, which keeps residuals and norms in float32
 

@@ -27,6 +27,11 @@ class Machine:
         self.weights = sum(weight.numel() for weight in self._layer.values())
         self._timed: dict[tuple[object, ...], float] = {}
 
+    def call(self) -> float:
+        """Time one small operation on the CPU, as a measure of what Python costs."""
+        one = torch.ones(1)
+        return self._seconds(lambda: one + 1, "call")
+
     def learn(self, rows: int, columns: int) -> float:
         """Time passes with gradients over texts of `columns` tokens, each attending to itself."""
         part = _part(rows, 6 * columns * self.weights)
@@ -43,7 +48,7 @@ class Machine:
         token, one = self._numbers(rows, 1, self._width), self._numbers(1)
         keys = self._numbers(rows, self._heads, past, self._width // self._heads)
         with torch.no_grad():
-            calls = _CALLS * self._seconds(lambda: one + 1, "call")
+            calls = _CALLS * self._seconds(lambda: one + 1, "launch")
             return calls + self._seconds(lambda: self._one_layer(token, keys), "generate", rows, past)
 
     def logits(self, tokens: int, vocabulary: int, draws: bool) -> float:
