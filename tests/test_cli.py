@@ -83,6 +83,16 @@ def test_a_dry_run_of_one_stage_ends_with_it(
     assert [line.split()[0] for line in text.splitlines()] == ["stage", "data", "sft", "about", "device:"]
 
 
+def test_a_dry_run_of_a_sweep_shows_each_point_and_which_stages_it_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "_LONG_ENOUGH_S", 0.0)
+    text = printed(capsys, "sweep", f"output_dir={tmp_path / 'outputs'}", "dry_run=true", "ppo.args.kl_coef=0.05,0.1")
+    lines = [line.split() for line in text.splitlines() if line.startswith(tuple(cli.STAGES))]
+    assert [line[1] for line in lines] == ["missing"] * 6 + ["shared"] * 4 + ["missing"] * 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_of_a_model_too_large_for_the_memory_is_refused_after_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ the first process does the rest.
 import runpy
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,8 @@ def _build_and_show(overrides: Sequence[str], last: str) -> None:
     composed = compose.load(overrides)
     check(composed.settings, last)
     if composed.settings.dry_run:
-        show_plan(plan(composed, last))
+        if world.rank() == 0:
+            show_plan(plan(composed, last))
         return
     if relaunch.is_needed(composed.settings.launch):
         relaunch.relaunch(composed.settings.launch, "pipeline" if last == LAST else last, overrides)
@@ -123,8 +124,10 @@ def plan(composed: Composed, last: str = LAST) -> Run:
     return Run(settings, composed.overrides, composed.yaml, by_seed, processes)
 
 
-def show_plan(planned: Run) -> None:
+def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
     """Print the stages with what each would take; build and write nothing.
+
+    shared: stages that another point of a sweep builds first.
 
     Raises:
         UserError: a stage does not fit in memory.
@@ -139,8 +142,8 @@ def show_plan(planned: Run) -> None:
         if fault(data) is None
         else lengths.expected(settings.data, tokenizer)
     )
-    states = [status.status(stage, processes)[0] for stage in stages]
-    missing = [stage for stage, state in zip(stages, states, strict=True) if state != "done"]
+    states = ["shared" if stage in shared else status.status(stage, processes)[0] for stage in stages]
+    missing = [stage for stage, state in zip(stages, states, strict=True) if state not in ("done", "shared")]
     names = dict.fromkeys(stage.name for stage in stages if stage != data)
     found = estimates.of(list(names), settings, tables, processes)
     seconds = {"data": data_s, **{name: one.seconds for name, one in found.items()}}

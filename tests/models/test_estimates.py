@@ -12,7 +12,7 @@ from helpers.overrides import changed
 
 GPT2 = compose.load(["model=gpt2_random"]).settings
 ROWS = Lengths(rows=800, prompt=20.0, answer=10.0, longest=50, spread=0.0)
-TABLES = dict.fromkeys(("sft", "reward", "judge", "ppo", "test"), ROWS)
+TABLES: dict[str, Lengths] = dict.fromkeys(("sft", "reward", "judge", "ppo", "test"), ROWS)
 BATCH, ACCUMULATED = "sft.args.per_device_train_batch_size", "sft.args.gradient_accumulation_steps"
 
 

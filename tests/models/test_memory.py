@@ -24,7 +24,7 @@ from helpers.overrides import changed
 SHAPE = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
 TINY = with_value(compose.load([]).settings, "model.random", SHAPE)
 ROWS = Lengths(rows=80, prompt=20.0, answer=10.0, longest=50, spread=0.0)
-TABLES = dict.fromkeys(("sft", "reward", "judge", "ppo", "test"), ROWS)
+TABLES: dict[str, Lengths] = dict.fromkeys(("sft", "reward", "judge", "ppo", "test"), ROWS)
 
 
 def peak(name: str, *overrides: str, processes: int = 1, on_gpu: bool = False) -> memory.Memory:

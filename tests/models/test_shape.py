@@ -1,6 +1,7 @@
 import dataclasses
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import get_peft_model
@@ -32,7 +33,7 @@ def test_weights_in_files_are_counted_for_every_family(family: str, tmp_path: Pa
     found = shape.of(saved(model, tmp_path))
     assert found.weights == model.num_parameters()
     assert (found.layers, found.width) == (2, 32)
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     is_tied = head.weight is model.get_input_embeddings().weight
     assert found.reward_weights == found.weights - (0 if is_tied else sum(one.numel() for one in head.parameters()))
 

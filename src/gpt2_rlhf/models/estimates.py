@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -105,18 +106,17 @@ def _remedies(
         count = changed.launch.processes if settings.launch.processes > 1 else processes
         return memory.peak(name, changed, model, tables, count, on_gpu).total * (1 if on_gpu else count)
 
-    found: dict[str, float] = {}
+    found = []
     for changes in _changes(name, settings, on_gpu):
-        for change in changes:  # the first with which it fits, or the last
-            changed = settings
-            for key, value in change.items():
-                changed = with_value(changed, key, value)
-            text, size = " ".join(f"{key}={str(value).lower()}" for key, value in change.items()), needed(changed)
-            if size <= free:
-                break
-        found[text] = size
-    best = sorted((size, text) for text, size in found.items() if size < needed(settings))[:_SETTINGS_NAMED]
-    return ", ".join(f"{text} ({in_words(size)})" for size, text in best) or "choose a smaller model"
+        sizes = [(needed(_changed(settings, change)), change) for change in changes]
+        found.append(next((one for one in sizes if one[0] <= free), sizes[-1]))
+    best = sorted((one for one in found if one[0] < needed(settings)), key=lambda one: one[0])[:_SETTINGS_NAMED]
+    texts = [(" ".join(f"{key}={str(value).lower()}" for key, value in change.items()), size) for size, change in best]
+    return ", ".join(f"{text} ({in_words(size)})" for text, size in texts) or "choose a smaller model"
+
+
+def _changed(settings: Settings, change: Mapping[str, Any]) -> Settings:
+    return reduce(lambda changed, item: with_value(changed, *item), change.items(), settings)
 
 
 def _changes(name: str, settings: Settings, on_gpu: bool) -> Iterator[list[dict[str, Any]]]:

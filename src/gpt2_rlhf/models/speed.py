@@ -6,6 +6,7 @@ timed on fewer rows: its time is proportional to them.
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,12 +71,10 @@ class Machine:
         weights = [weight.detach() for weight in self._layer.values()]
         gradients, means, squares = ([torch.zeros_like(weight) for weight in weights] for _ in range(3))
         steps = [torch.ones((), device=self.device) for _ in weights]
+        adamw: Any = torch._fused_adamw_  # type: ignore[attr-defined]  # what torch.optim.AdamW(fused=True) calls
         options = {"lr": 0.0, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
-
-        def work() -> None:
-            torch._fused_adamw_(weights, gradients, means, squares, [], steps, amsgrad=False, maximize=False, **options)
-
-        return self._seconds(work, "step")
+        options |= {"amsgrad": False, "maximize": False}
+        return self._seconds(lambda: adamw(weights, gradients, means, squares, [], steps, **options), "step")
 
     def _numbers(self, *size: int) -> Tensor:
         return torch.full(size, 0.01, device=self.device)
