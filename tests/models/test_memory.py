@@ -79,11 +79,28 @@ def test_weights_gradients_and_optimizer_state_of_sft_and_ppo() -> None:
     assert peak("sft", processes=2).gradients == 2 * weights_bytes
 
 
+def test_shards_divide_what_is_trained_and_ppo_samples_with_a_whole_copy() -> None:
+    weights_bytes = 4 * shape.of(TINY.model).weights
+    found = peak("sft", "launch.sharded=true", processes=4)
+    assert (found.weights, found.gradients, found.optimizer) == tuple(weights_bytes * n / 4 for n in (1, 1, 2))
+    many = ("evaluate.batch_size=64", "ppo.args.response_length=40")
+    sampling = peak("ppo", "launch.sharded=true", "ppo.args.per_device_train_batch_size=1", *many, processes=4)
+    # a share of policy and critic, a whole copy of both, reference, reward model and judge
+    assert (sampling.weights, sampling.gradients) == (weights_bytes * (2 / 4 + 2 + 3), 0)
+
+
 def test_an_adapter_alone_has_gradients_and_accumulated_batches_cost_nothing() -> None:
     whole, adapter = peak("sft"), peak("sft", "sft.peft.r=2")
     assert adapter.gradients < whole.gradients / 20
     assert adapter.weights == whole.weights + adapter.gradients
     assert peak("sft", "sft.args.gradient_accumulation_steps=8") == whole
+
+
+def test_half_precision_on_a_gpu_keeps_fewer_bytes_and_a_copy_of_the_weights() -> None:
+    batch = "sft.args.per_device_train_batch_size=16"
+    full, half = (peak("sft", batch, f"sft.args.bf16={on}", on_gpu=True) for on in ("false", "true"))
+    assert half.activations == pytest.approx(0.6 * full.activations + full.weights / 2)
+    assert peak("sft", batch, "sft.args.bf16=true").activations == peak("sft", batch).activations  # on a CPU
 
 
 def test_checkpointed_activations_are_one_layer_and_the_inputs_of_all() -> None:

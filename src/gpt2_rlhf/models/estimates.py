@@ -141,6 +141,8 @@ def _changes(name: str, settings: Settings, on_gpu: bool) -> Iterator[list[dict[
         at_once = "local_rollout_forward_batch_size"
         yield [{f"ppo.args.{at_once}": fewer} for fewer in _halves(part.args[at_once])]
     yield [{"evaluate.batch_size": fewer} for fewer in _halves(settings.evaluate.batch_size)]
+    if settings.launch.processes > 1 and not settings.launch.sharded:
+        yield [{"launch.sharded": True}]
     if settings.launch.processes > 1 and not on_gpu:
         yield [{"launch.processes": fewer} for fewer in _halves(settings.launch.processes)]
 

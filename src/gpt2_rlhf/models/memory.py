@@ -74,10 +74,10 @@ def _supervised(
     chosen = settings.sft if is_sft else settings.reward
     whole = shape.weights if is_sft else shape.reward_weights
     trained = shape.trained(chosen.peft, whole)
-    kept = _kept(chosen.peft, whole, trained, trained, chosen.args, processes)
+    kept = _kept(settings, chosen.peft, whole, trained, trained, chosen.args, processes)
     texts = chosen.args["per_device_train_batch_size"] * (1 if is_sft else 2)
     tokens = rows.tokens(texts) if shape.packs else texts * rows.longest
-    activations = _saved(shape, chosen.args, on_gpu) * tokens
+    activations = _saved(shape, chosen.args, on_gpu) * tokens + _cast(chosen.args, on_gpu, whole)
     if shape.has_dropout and not on_gpu:  # three copies of the attention weights
         activations += 3 * shape.heads * shape.layers * tokens * (rows.prompt + rows.answer)
     logits = 0.0
@@ -97,12 +97,14 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
     fitted = ppo_sizes.fit(ppo, rows.rows, processes)
     policy, critic = shape.trained(ppo.peft, shape.weights), shape.reward_weights
     frozen = (0 if ppo.peft.r > 0 else shape.weights) + critic * (1 + settings.data.has_judge)
-    weights, gradients, optimizer = _kept(ppo.peft, shape.weights + critic, policy, policy + critic, args, processes)
+    trained = shape.weights + critic
+    weights, gradients, optimizer = _kept(settings, ppo.peft, trained, policy, policy + critic, args, processes)
     kept = (weights + frozen, gradients, optimizer)
+    sampling_with = kept[0] + (trained if settings.launch.sharded else 0)  # a whole copy
     answer = args["response_length"]
     learning = dataclasses.replace(rows, answer=answer)
     device_rows = fitted.per_device_train_batch_size
-    activations = 2 * _saved(shape, args, on_gpu) * learning.tokens(device_rows)
+    activations = 2 * _saved(shape, args, on_gpu) * learning.tokens(device_rows) + _cast(args, on_gpu, trained)
     yield _memory(*kept, activations, 2 * device_rows * answer * shape.vocabulary)
     for texts in (
         min(args["local_rollout_forward_batch_size"], fitted.episodes_per_update // processes),
@@ -110,19 +112,21 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
     ):
         cache = shape.cache_width * (shape.layers + 1) * texts * (rows.longest + answer)
         sampling = 4 * texts * shape.vocabulary
-        yield _memory(kept[0], 0, optimizer, cache, sampling)
+        yield _memory(sampling_with, 0, optimizer, cache, sampling)
         logits = min(LOGITS_AT_ONCE, 2 * texts * answer * shape.vocabulary)
-        yield _memory(kept[0], 0, optimizer, _passing(shape) * learning.tokens(texts), 2 * logits)
+        yield _memory(sampling_with, 0, optimizer, _passing(shape) * learning.tokens(texts), 2 * logits)
 
 
 def _kept(
-    peft: Peft, whole: int, of_policy: int, trained: int, args: Mapping[str, object], processes: int
-) -> tuple[int, int, float]:
-    """Return the numbers that stay from step to step: weights, gradients, optimizer state."""
+    settings: Settings, peft: Peft, whole: int, of_policy: int, trained: int, args: Mapping[str, object], processes: int
+) -> tuple[float, float, float]:
+    """Return the numbers of the trained models that stay from step to step: weights, gradients, optimizer state."""
     optim = str(args.get("optim", "adamw"))
     moments = (0.5 if "8bit" in optim else 2) if "adam" in optim else 0  # the other optimizers keep less
-    copies = 2 if processes > 1 else 1  # DistributedDataParallel's buckets
-    return whole + (of_policy if peft.r > 0 else 0), copies * trained, moments * trained
+    weights = whole + (of_policy if peft.r > 0 else 0)
+    if settings.launch.sharded:
+        return weights / processes, trained / processes, moments * trained / processes
+    return weights, trained * (2 if processes > 1 else 1), moments * trained  # twice: DistributedDataParallel's buckets
 
 
 def _saved(shape: Shape, args: Mapping[str, object], on_gpu: bool) -> float:
@@ -130,10 +134,19 @@ def _saved(shape: Shape, args: Mapping[str, object], on_gpu: bool) -> float:
     layer = 10 * shape.width + 4 * shape.inner if shape.is_gated else 8 * shape.width + 2 * shape.inner
     if shape.has_dropout:
         layer += 2 * shape.width
-    half = _HALF if on_gpu and (args.get("bf16") or args.get("fp16")) else 1
+    half = _HALF if _is_half(args, on_gpu) else 1
     if args.get("activation_checkpointing"):  # the inputs of all layers, and one layer computed again
         return shape.layers * shape.width + half * layer
     return half * shape.layers * layer
+
+
+def _cast(args: Mapping[str, object], on_gpu: bool, weights: int) -> float:
+    """Return what autocast's copies of the weights take, in float32 numbers."""
+    return weights / 2 if _is_half(args, on_gpu) else 0
+
+
+def _is_half(args: Mapping[str, object], on_gpu: bool) -> bool:
+    return on_gpu and bool(args.get("bf16") or args.get("fp16"))
 
 
 def _passing(shape: Shape) -> int:
