@@ -15,6 +15,7 @@ import pytest
 from gpt2_rlhf import cli, pipeline, publish
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.evidence import product, report, terminal
+from gpt2_rlhf.models import estimates, speed
 from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import write_manifest
 from helpers import card_run
@@ -54,6 +55,55 @@ def test_config_prints_every_value_that_is_set(capsys: pytest.CaptureFixture[str
     text = printed(capsys, "config", "seed=7")
     assert text == compose.load(["seed=7"]).yaml
     assert "seed: 7\n" in text
+
+
+def test_a_dry_run_says_what_each_stage_takes_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "_LONG_ENOUGH_S", 0.0)
+    text = printed(capsys, "pipeline", f"output_dir={tmp_path / 'outputs'}", "dry_run=true", "ppo.args.max_steps=3")
+    header, *stages, whole, end = text.splitlines()
+    assert header.split() == ["stage", "state", "rows", "updates", "memory", "time", "directory"]
+    cells = {line.split()[0]: line.split() for line in stages}
+    assert list(cells) == ["data", "sft", "reward", "judge", "ppo", "evaluate"]
+    assert all(line[1] == "missing" for line in cells.values())
+    assert cells["sft"][2:4] == ["1,000", "63"]  # a tenth of 10,000 rows, 16 a step
+    assert cells["ppo"][3] == "3"
+    assert cells["reward"][-1].startswith(f"{tmp_path}/outputs/stages/reward-")
+    assert whole.startswith("about ")
+    assert end.startswith("device: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_one_stage_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "_LONG_ENOUGH_S", 0.0)
+    text = printed(capsys, "sft", f"output_dir={tmp_path}", "dry_run=true")
+    assert [line.split()[0] for line in text.splitlines()] == ["stage", "data", "sft", "about", "device:"]
+
+
+def test_a_dry_run_of_a_sweep_shows_each_point_and_which_stages_it_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "_LONG_ENOUGH_S", 0.0)
+    text = printed(capsys, "sweep", f"output_dir={tmp_path / 'outputs'}", "dry_run=true", "ppo.args.kl_coef=0.05,0.1")
+    lines = [line.split() for line in text.splitlines() if line.startswith(tuple(cli.STAGES))]
+    assert [line[1] for line in lines] == ["missing"] * 6 + ["shared"] * 4 + ["missing"] * 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_a_model_too_large_for_the_memory_is_refused_after_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "_LONG_ENOUGH_S", 0.0)
+    monkeypatch.setattr(estimates, "free_bytes", lambda: (500_000_000, False))
+    with pytest.raises(SystemExit):
+        cli.main(["sft", f"output_dir={tmp_path}", "dry_run=true"])
+    printed = capsys.readouterr()
+    assert "\nsft " in printed.out
+    assert printed.err.startswith("error: sft needs about ")
+    assert printed.err.count("\n") == 1
 
 
 def test_a_text_that_the_terminal_cannot_encode_is_printed_with_escapes(monkeypatch: pytest.MonkeyPatch) -> None:

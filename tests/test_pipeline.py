@@ -117,6 +117,26 @@ def test_the_disk_space_that_is_required_before_training_is_what_training_takes_
     assert measured < room.peak_bytes(composed.settings, plan) < 1.7 * measured
 
 
+def test_the_memory_that_is_said_before_training_is_within_a_quarter_of_what_it_takes(finished: Path) -> None:
+    lines = (finished.parent / "out").read_text().splitlines()
+    for stage in TRAINED:
+        said_mb = next(int(line.split()[3]) for line in lines if line.startswith(f"{stage} needs about "))
+        measured_mib = json.loads((finished / "latest" / stage / "manifest.json").read_text())["peak_rss_mib"]
+        assert said_mb * 1e6 / 2**20 == pytest.approx(measured_mib, rel=0.25)
+    assert any(re.match(r"about \S+ (s|min): sft .*, reward .*, judge .*, ppo .*, evaluate ", line) for line in lines)
+
+
+def test_a_dry_run_of_a_finished_run_shows_it_done_and_changes_nothing(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    planning.run([f"output_dir={finished}", *SMALL, "dry_run=true"])
+    stages = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert [line[0] for line in stages] == ["data", *TRAINED, "evaluate"]
+    assert all(line[1] == "done" for line in stages)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
 def test_samples_are_one_line_per_prompt(finished: Path) -> None:
     lines = (finished / "latest" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["group"] for line in lines] == ["example"] * 2 + ["heldout"] * 16

@@ -7,7 +7,7 @@ the first process does the rest.
 import runpy
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,12 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Launch, Settings
 from gpt2_rlhf.evidence import product, report, summary, terminal
 from gpt2_rlhf.evidence.card_training import settings_text
-from gpt2_rlhf.launch import child, relaunch, slurm, tasks, world
+from gpt2_rlhf.launch import child, relaunch, slurm, tasks, whole_run, world
 from gpt2_rlhf.launch.build import build as build_stage
 from gpt2_rlhf.launch.tasks import Task
-from gpt2_rlhf.models import model_checks, model_files
+from gpt2_rlhf.models import memory, model_checks, model_files
 from gpt2_rlhf.rows import sources
-from gpt2_rlhf.store import clean, digests, locks
+from gpt2_rlhf.store import clean, digests, locks, status
 from gpt2_rlhf.store import run as runs
 from gpt2_rlhf.store.plan import Inputs, plans
 from gpt2_rlhf.store.run import Run
@@ -62,6 +62,10 @@ def _build_and_show(overrides: Sequence[str], last: str) -> None:
     started = time.perf_counter()
     composed = compose.load(overrides)
     check(composed.settings, last)
+    if composed.settings.dry_run:
+        if world.rank() == 0:
+            show_plan(plan(composed, last))
+        return
     if relaunch.is_needed(composed.settings.launch):
         relaunch.relaunch(composed.settings.launch, "pipeline" if last == LAST else last, overrides)
     planned = plan(composed, last)
@@ -118,6 +122,53 @@ def plan(composed: Composed, last: str = LAST) -> Run:
     processes = world.size(settings.launch.processes)
     by_seed = runs.up_to(plans(settings, inputs, processes), last)
     return Run(settings, composed.overrides, composed.yaml, by_seed, processes)
+
+
+def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
+    """Print the stages with what each would take; build and write nothing.
+
+    shared: stages that another point of a sweep builds first.
+
+    Raises:
+        UserError: a stage does not fit in memory.
+    """
+    from gpt2_rlhf.models import estimates  # torch takes a second to import
+    from gpt2_rlhf.rows import lengths  # and pyarrow as well
+
+    settings, stages, processes = planned.settings, planned.stages, planned.processes
+    data, tokenizer = planned.plans[0]["data"], model_files.load_tokenizer(settings.model)
+    tables, data_s = (
+        (lengths.of_tables(data.directory, tokenizer), None)
+        if fault(data) is None
+        else lengths.expected(settings.data, tokenizer)
+    )
+    states = ["shared" if stage in shared else status.status(stage, processes)[0] for stage in stages]
+    missing = [stage for stage, state in zip(stages, states, strict=True) if state not in ("done", "shared")]
+    names = dict.fromkeys(stage.name for stage in stages if stage != data)
+    found = estimates.of(list(names), settings, tables, processes)
+    seconds = {"data": data_s, **{name: one.seconds for name, one in found.items()}}
+    line = "{:<10}{:<10}{:>9}{:>9}{:>9}{:>9}   {}".format
+    print(line("stage", "state", "rows", "updates", "memory", "time", "directory"))
+    for stage, state in zip(stages, states, strict=True):
+        one = found.get(stage.name)
+        rows = sum(table.rows for table in tables.values()) if one is None else one.rows
+        steps, size = (None, None) if one is None else (one.updates, one.memory)
+        took = seconds[stage.name] if rows else None
+        cells = (
+            f"{rows:,}" if rows else "?",
+            "" if steps is None else f"{steps:,}" if rows else "?",
+            "" if size is None else memory.in_words(size.total),
+            "" if stage not in missing else "?" if took is None else whole_run.in_words(took),
+        )
+        print(line(stage.name, state, *cells, stage.directory))
+    if missing and all(seconds[stage.name] is not None for stage in missing):
+        known = {name: one_s for name, one_s in seconds.items() if one_s is not None}
+        whole_s = max(whole_run.ends(missing, known, _at_once(settings.launch)).values())
+        print(f"about {whole_run.in_words(whole_s)} in all")
+    print(f"device: {estimates.device()}; results: {planned.directory}; nothing was built or written")
+    estimates.require_memory(
+        {stage.name: found[stage.name] for stage in missing if stage != data}, settings, tables, processes
+    )
 
 
 def refuse_forced(planned: Run, missing: Sequence[Stage]) -> None:
@@ -259,8 +310,8 @@ def _begin(missing: Sequence[Stage]) -> None:
 
 
 def _check_task(planned: Run, stages: Sequence[Stage], log_dir: Path) -> Task | None:
-    untrained = [stage for stage in stages if stage.name in _TRAINED]
-    return Task("check", log_dir, partial(check_arguments, planned.settings, untrained)) if untrained else None
+    trains = any(stage.name in _TRAINED for stage in stages)
+    return Task("check", log_dir, partial(check_arguments, planned.settings, stages)) if trains else None
 
 
 def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
@@ -378,18 +429,33 @@ def _set_aside(missing: Sequence[Stage]) -> None:
 
 
 def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
-    """Have TRL check the arguments of all stages that will train; to be called in a process that may look for a GPU.
+    """Have TRL check the arguments of stages that will train, and print what the stages will take, if they fit.
+
+    To be called in a process that may look for a GPU.
 
     Raises:
-        UserError: names the stage and what is refused, or the disk that has too little room.
+        UserError: names the stage and what is refused, or the disk or the device that has too little room.
     """
     from gpt2_rlhf.launch import training  # as in _steps
-    from gpt2_rlhf.models import room
+    from gpt2_rlhf.models import estimates, room
+    from gpt2_rlhf.rows import lengths
 
     world.leave()
     steps = _steps()
-    room.require(settings, [(stage, steps[stage.name].check(settings, stage)) for stage in stages])
+    trained = [stage for stage in stages if stage.name in _TRAINED]
+    room.require(settings, [(stage, steps[stage.name].check(settings, stage)) for stage in trained])
     training.say_if_float32(settings)
+    processes, data = int(trained[0].inputs["processes"]), trained[0].needs["data"]
+    tables = lengths.of_tables(data.directory, model_files.load_tokenizer(settings.model))
+    found = estimates.of([stage.name for stage in stages], settings, tables, processes)
+    for name, one in found.items():
+        if one.memory is not None:
+            print(f"{name} needs about {one.memory}", flush=True)
+    estimates.require_memory(found, settings, tables, processes)
+    seconds = {name: one.seconds for name, one in found.items()}
+    whole = whole_run.in_words(whole_run.write(stages, seconds, _at_once(settings.launch)))
+    each = ", ".join(f"{name} {whole_run.in_words(one_s)}" for name, one_s in seconds.items())
+    print(f"about {whole}: {each}", flush=True)
 
 
 def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:

@@ -22,15 +22,16 @@ from transformers import (
     set_seed,
 )
 
+from gpt2_rlhf.config import ppo_sizes
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.functions import load_score_function, load_utility
+from gpt2_rlhf.config.ppo_sizes import Sizes
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import curves, measured
 from gpt2_rlhf.launch import sharding, training, world
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, tokens
-from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, Shaping, checkpoints, checks, gates, heldout, sizes
-from gpt2_rlhf.ppo_trainer.sizes import Sizes
+from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, Shaping, checkpoints, checks, gates, heldout
 from gpt2_rlhf.ppo_trainer.watch import Watch
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
@@ -51,7 +52,7 @@ def check(settings: Settings, stage: Stage) -> TrainingArguments:
         _require_room_for_whole_copies(settings, int(stage.inputs["processes"]))
     fitted = _sizes(settings, stage)
     checks.check(PPOConfig(**given), fitted.train_prompts, int(stage.inputs["processes"]))
-    if (line := sizes.change(settings.ppo, fitted, int(stage.inputs["processes"]))) is not None:
+    if (line := ppo_sizes.change(settings.ppo, fitted, int(stage.inputs["processes"]))) is not None:
         print(line, flush=True)
     return config
 
@@ -150,7 +151,7 @@ def _require_room_for_whole_copies(settings: Settings, processes: int) -> None:
 
 def _sizes(settings: Settings, stage: Stage) -> Sizes:
     prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
-    return sizes.fit(settings.ppo, prompts, int(stage.inputs["processes"]))
+    return ppo_sizes.fit(settings.ppo, prompts, int(stage.inputs["processes"]))
 
 
 def _judge(stage: Stage, pad_token_id: int) -> tuple[PreTrainedModel | None, str | None]:

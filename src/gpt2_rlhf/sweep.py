@@ -32,6 +32,11 @@ def run(overrides: Sequence[str]) -> None:
     expanded = points(overrides)
     planned = [_plan(point) for point in expanded]
     settings = planned[0].settings
+    if settings.dry_run:
+        for number, (point, one) in enumerate(zip(expanded, planned, strict=True), start=1):
+            print(f"\npoint {number} of {len(planned)}: {point.label}")
+            pipeline.show_plan(one, [stage for earlier in planned[: number - 1] for stage in earlier.stages])
+        return
     faults = _build(expanded, planned, settings.sweep.parallel)
     built = [
         Built(point.label, run, next((faults[place] for place in _places(run) if place in faults), None))

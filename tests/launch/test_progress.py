@@ -7,6 +7,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gpt2_rlhf.launch.progress import Interrupted, Progress, StopOnSignal
+from gpt2_rlhf.launch.whole_run import Expected
 
 
 def state(step: int, history: list[dict[str, float]] | None = None) -> TrainerState:
@@ -63,6 +64,19 @@ def test_the_eta_counts_from_the_step_of_the_resume(
     now[0] += 30.0  # 10 steps took 30 s, 10 are left
     log(progress, args, state(30), {"loss": 0.5})
     assert capsys.readouterr().out == "  sft 30/40  eta 30 s  loss 0.5\n"
+
+
+def test_the_time_to_the_end_of_the_run_follows_the_eta(
+    tmp_path: Path, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    progress = Progress("sft", tmp_path / "metrics.jsonl", Expected(own_s=30.0, later_s=25.0, built_s=0.0, took_s=0.0))
+    now[0] += 10.0  # loading
+    progress.on_train_begin(args, state(0), TrainerControl())
+    now[0] += 20.0  # 10 of 40 steps, so that 60 s are left: 90 s in place of 30, and 3 x 25 s follow
+    log(progress, args, state(10), {"loss": 0.5})
+    assert capsys.readouterr().out == "  sft 10/40  eta 60 s, whole run 2 min  loss 0.5\n"
 
 
 def test_an_evaluation_before_the_first_step_does_not_enter_the_eta(

@@ -3,7 +3,7 @@
 Defaults live in conf/ alone. A field here has none, so that a value that nobody set is an error.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 TABLES = ("sft", "reward", "judge", "ppo")  # what the training prompts are divided into, in this order
@@ -177,7 +177,8 @@ class Settings:
 
     seed: int
     output_dir: str
-    force: bool  # train PPO although a gate before it fails
+    force: bool  # train PPO although a gate before it fails, and stages that may not fit in memory
+    dry_run: bool  # print what each stage would take; build and write nothing
     model: Model
     data: Data
     sft: Training
@@ -188,3 +189,11 @@ class Settings:
     card: Card
     launch: Launch
     sweep: Sweep
+
+
+def with_value(node: Any, key: str, value: Any) -> Any:
+    """Return settings, or a part of them, with another value under a dotted key."""
+    name, _, rest = key.partition(".")
+    if isinstance(node, dict):
+        return {**node, name: with_value(node[name], rest, value) if rest else value}
+    return replace(node, **{name: with_value(getattr(node, name), rest, value) if rest else value})

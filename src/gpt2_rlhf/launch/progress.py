@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.launch import world
 from gpt2_rlhf.launch.progress_line import rewrite
+from gpt2_rlhf.launch.whole_run import Expected, in_words
 from gpt2_rlhf.store.files import replacing
 
 _LINE_EVERY_S = 10.0  # in a log file; the line of a terminal is rewritten at each log
@@ -34,10 +35,11 @@ class Interrupted(Exception):
 
 
 class Progress(TrainerCallback):
-    """Print a line with step, ETA and figures, and write each log as a line of metrics.jsonl."""
+    """Print a line with step, ETA of stage and run, and figures, and write each log as a line of metrics.jsonl."""
 
-    def __init__(self, name: str, metrics_file: Path):
-        self._name, self._metrics_file = name, metrics_file
+    def __init__(self, name: str, metrics_file: Path, expected: Expected | None = None):
+        self._name, self._metrics_file, self._expected = name, metrics_file, expected
+        self._created = time.monotonic()
         self._first_step, self._started, self._printed = 0, 0.0, -_LINE_EVERY_S
         self._waiting = ""  # the newest line if it is not printed: the step may log more, or it is too early
         self._figures: dict[str, float] = {}
@@ -70,7 +72,10 @@ class Progress(TrainerCallback):
         line = f"  {self._name} {state.global_step}/{state.max_steps}"
         done = state.global_step - self._first_step
         if done > 0:
-            line += f"  eta {(now - self._started) / done * (state.max_steps - state.global_step):.0f} s"
+            eta_s = (now - self._started) / done * (state.max_steps - state.global_step)
+            line += f"  eta {eta_s:.0f} s"
+            if self._expected is not None and self._expected.later_s > 0:
+                line += f", whole run {in_words(self._expected.rest_s(now - self._created, eta_s))}"
         line += "".join(f"  {label} {value:z.3g}" for label, value in self._figures.items())
         if self._rewrites_line:
             rewrite(line)

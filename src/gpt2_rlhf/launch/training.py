@@ -21,7 +21,7 @@ from transformers.training_args import OptimizerNames
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.launch import sharding, world
+from gpt2_rlhf.launch import sharding, whole_run, world
 from gpt2_rlhf.launch.progress import Progress, StopOnSignal
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.stage import Stage, newest_whole_checkpoint
@@ -117,7 +117,8 @@ def say_if_float32(settings: Settings) -> None:
 def callbacks(stage: Stage) -> list[TrainerCallback]:
     """Return the callbacks of a stage: progress and metrics, sealed checkpoints, then stopping on a signal."""
     sealing = [] if stage.name == "ppo" else [SealCheckpoints()]  # our PPO seals its own
-    return [Progress(world.task_name(stage.name), stage.directory / "metrics.jsonl"), *sealing, StopOnSignal()]
+    progress = Progress(world.task_name(stage.name), stage.directory / "metrics.jsonl", whole_run.read(stage))
+    return [progress, *sealing, StopOnSignal()]
 
 
 class SealCheckpoints(TrainerCallback):

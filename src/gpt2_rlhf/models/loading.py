@@ -5,13 +5,12 @@ a model's repository is never run.
 """
 
 import copy
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import (
     AutoConfig,
@@ -73,15 +72,6 @@ def check_lora(model: Model, peft: Peft, key: str, kind: Any = AutoModelForCausa
     """
     if peft.r > 0:
         lora(peft, _without_weights(model, kind), key)
-
-
-def trained_bytes(model: Model, peft: Peft | None = None, kind: Any = AutoModelForCausalLM) -> int:
-    """Return the size of the float32 weights that are trained: all of the model, or its adapter's."""
-    empty = _without_weights(model, kind)
-    adapter = None if peft is None else lora(peft, empty, "peft")
-    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # PEFT reads a deprecated attribute
-        trained = empty if adapter is None else get_peft_model(empty, adapter)
-    return sum(weight.numel() * 4 for weight in trained.parameters() if weight.requires_grad)
 
 
 def _without_weights(model: Model, kind: Any) -> PreTrainedModel:

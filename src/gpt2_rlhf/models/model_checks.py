@@ -90,7 +90,7 @@ def _check_weights(model: Model) -> None:
     name = model.name
     whole = model_files.find(name, "model.safetensors", model)
     if whole is not None:
-        _tensors(whole)
+        header(whole)
         return
     index = model_files.find(name, "model.safetensors.index.json", model)
     if index is None:
@@ -107,7 +107,7 @@ def _check_weights(model: Model) -> None:
         path = model_files.find(name, shard, model)
         if path is None:
             raise UserError(f"model.name: {name} has no {shard}, which {index.name} names; download the model again")
-        missing = {tensor for tensor, file in shard_of.items() if file == shard} - _tensors(path)
+        missing = {tensor for tensor, file in shard_of.items() if file == shard} - header(path).keys()
         if missing:
             raise UserError(f"model.name: {path} has no tensor {min(missing)}; download the model again")
 
@@ -123,21 +123,21 @@ def require_whole_weights(model: Model) -> None:
             require_undamaged("model", path)
 
 
-def _tensors(path: Path) -> set[str]:
-    """Return the names of the tensors in a file, which must be as long as its header says.
+def header(path: Path) -> dict[str, Any]:
+    """Return the type, shape and place of each tensor in a file, which must be as long as its header says.
 
     The header is 8 bytes of length, then JSON (github.com/huggingface/safetensors, Format).
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = file.read(size) if size < path.stat().st_size else b""
+        content = file.read(size) if size < path.stat().st_size else b""
     try:
-        offsets = {n: t["data_offsets"][1] for n, t in json.loads(header).items() if n != "__metadata__"}
-        end = max(offsets.values())
+        tensors = {name: tensor for name, tensor in json.loads(content).items() if name != "__metadata__"}
+        end = max(tensor["data_offsets"][1] for tensor in tensors.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         require_undamaged("model", path)
         raise UserError(f"model.name: {path} is not a safetensors file; download or save it again") from error
     if 8 + size + end != path.stat().st_size:
         require_undamaged("model", path)
         raise UserError(f"model.name: {path} is cut short or padded; download or save it again")
-    return set(offsets)
+    return tensors

@@ -7,17 +7,18 @@ of the stages before it are there too, and in PPO the checkpoint of the best pol
 import math
 from collections.abc import Sequence
 
-from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.config.system_faults import free_bytes, largest_file
-from gpt2_rlhf.models import loading
+from gpt2_rlhf.models import shape
 from gpt2_rlhf.store.stage import Stage, manifest
 
 Plan = Sequence[tuple[Stage, TrainingArguments]]  # the stages that train, in order, each with its TRL config
 
+_NUMBER = 4  # bytes of a float32
 _SMALL_BYTES = 10_000_000  # tokenizers, rows, samples, pictures and the report
 
 
@@ -46,7 +47,7 @@ def require(settings: Settings, plan: Plan) -> None:
 
 def peak_bytes(settings: Settings, plan: Plan) -> int:
     """Return about how many bytes these stages need at once, built one after the other."""
-    model_bytes, peak = loading.trained_bytes(settings.model), 0
+    model_bytes, peak = _NUMBER * shape.of(settings.model).weights, 0
     for before, (stage, config) in enumerate(plan):
         checkpoint_bytes = _trained_bytes(settings, stage) + _optimizer_bytes(settings, stage, config)
         saved, limit = _saves(stage, config), config.save_total_limit or math.inf
@@ -59,12 +60,12 @@ def peak_bytes(settings: Settings, plan: Plan) -> int:
 
 def _trained_bytes(settings: Settings, stage: Stage) -> int:
     """Return the size of the weights in a checkpoint: with LoRA those of the adapter; in PPO the critic's as well."""
-    if stage.name == "ppo":
-        critic = loading.trained_bytes(settings.model, kind=AutoModelForSequenceClassification)
-        return critic + loading.trained_bytes(settings.model, settings.ppo.peft)
+    model = shape.of(settings.model)
     if stage.name == "sft":
-        return loading.trained_bytes(settings.model, settings.sft.peft)
-    return loading.trained_bytes(settings.model, settings.reward.peft, AutoModelForSequenceClassification)
+        return _NUMBER * model.trained(settings.sft.peft, model.weights)
+    if stage.name == "ppo":
+        return _NUMBER * (model.reward_weights + model.trained(settings.ppo.peft, model.weights))
+    return _NUMBER * model.trained(settings.reward.peft, model.reward_weights)
 
 
 def _optimizer_bytes(settings: Settings, stage: Stage, config: TrainingArguments) -> int:

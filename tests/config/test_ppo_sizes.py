@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from gpt2_rlhf.config import compose
+from gpt2_rlhf.config import ppo_sizes as sizes
 from gpt2_rlhf.config.settings import Ppo
-from gpt2_rlhf.ppo_trainer import sizes
 
 DEMO = compose.load(["experiment=gpt2_hh_500"]).settings.ppo
 

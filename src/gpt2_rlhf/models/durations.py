@@ -1,0 +1,115 @@
+"""Estimate how long each stage takes, from its rows and updates and from parts of the model timed on this machine."""
+
+from collections.abc import Mapping
+
+from gpt2_rlhf.config import ppo_sizes
+from gpt2_rlhf.config.settings import Settings, Training
+from gpt2_rlhf.models.memory import Lengths
+from gpt2_rlhf.models.shape import Shape
+from gpt2_rlhf.models.speed import Machine
+
+# Small operations that take as long as, on one core (4 us each):
+_START = 400_000  # a stage's start and end: its process, loading, building the trainer, saving
+_STEP = 5_000  # what the trainer does around a step
+
+
+def updates(name: str, settings: Settings, tables: Mapping[str, Lengths], processes: int) -> int:
+    """Return the optimizer steps of SFT or a reward model, or PPO's updates."""
+    args, rows = _training(name, settings).args, tables[name].rows
+    if (args.get("max_steps") or 0) > 0:
+        return int(args["max_steps"])
+    if name == "ppo":
+        return -(-int(args["total_episodes"]) // ppo_sizes.fit(settings.ppo, rows, processes).episodes_per_update)
+    batch = args["per_device_train_batch_size"] * args["gradient_accumulation_steps"] * processes
+    return int(-(-rows // batch) * args["num_train_epochs"])
+
+
+class Durations:
+    """Seconds of each stage on this machine. On a CPU all processes share the cores; each has a GPU of its own."""
+
+    def __init__(self, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int) -> None:
+        self._settings, self._shape, self._tables, self._processes = settings, shape, tables, processes
+        gate = 1.5 if shape.is_gated else 1  # three matrices in place of two
+        half = any(part.args.get(kind) for part in (settings.sft, settings.reward) for kind in ("bf16", "fp16"))
+        self.machine = Machine(shape.width, int(gate * shape.inner), shape.heads, half)
+        self._sharing = processes if self.machine.device.type == "cpu" else 1
+
+    def seconds(self, name: str) -> float:
+        """Return the estimate for a stage other than data."""
+        of = {"ppo": self._ppo, "evaluate": self._evaluate}.get(name)
+        return _START * self.machine.call() + (of() if of else self._supervised(name))
+
+    def _supervised(self, name: str) -> float:
+        rows, test, is_sft = self._tables[name], self._tables["test"], name == "sft"
+        args = _training(name, self._settings).args
+        texts = args["per_device_train_batch_size"] * (1 if is_sft else 2)
+        answers = round(texts * rows.answer) if is_sft else 0
+        micro_steps = args["gradient_accumulation_steps"] * self._sharing
+        again = 4 / 3 if args.get("activation_checkpointing") else 1
+        learn = again * self._layers(self.machine.learn(texts, _length(rows))) + 3 * self._logits(answers)
+        measured = 2 * self._read(test, test.rows, with_logits=is_sft)  # before and after, or both answers
+        steps = updates(name, self._settings, self._tables, self._processes)
+        return steps * (micro_steps * learn + self._step(self._shape.weights)) + measured
+
+    def _ppo(self) -> float:
+        settings, args, rows = self._settings.ppo, self._settings.ppo.args, self._tables["ppo"]
+        sizes = ppo_sizes.fit(settings, rows.rows, self._processes)
+        episodes = sizes.episodes_per_update // self._processes * self._sharing
+        at_once = min(int(args["local_rollout_forward_batch_size"]), episodes)
+        answer = min(float(args["response_length"]), rows.answer * 1.5)  # a policy ends later than people do
+        texts = sizes.per_device_train_batch_size
+        columns = round(rows.prompt + answer)
+        learn = 2 * self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(round(texts * answer))
+        steps = args["num_ppo_epochs"] * sizes.num_mini_batches * self._sharing
+        update = (
+            self._sample(rows, episodes, at_once, args["response_length"])
+            + 3 * self._layers(self.machine.read(at_once, columns)) * episodes / at_once
+            + self._logits(round(episodes * answer))
+            + args["num_ppo_epochs"] * learn * episodes / texts
+            + steps * self._step(2 * self._shape.weights)
+        )
+        count = updates("ppo", self._settings, self._tables, self._processes)
+        found = count * update
+        if withheld := sizes.withheld_prompts:
+            measure = self._sample(rows, withheld, self._settings.evaluate.batch_size, args["response_length"])
+            measure += 4 * self._read(rows, withheld, with_logits=True)
+            found += (1 + -(-count // args["eval_steps"])) * measure
+        return found
+
+    def _evaluate(self) -> float:
+        settings, test = self._settings.evaluate, self._tables["test"]
+        prompts, draws = min(settings.prompts, test.rows), settings.best_of or 1
+        sampled = self._sample(test, prompts * (2 + draws), settings.batch_size, settings.max_new_tokens)
+        passes = 8 + (draws + 2) * (1 + self._settings.data.has_judge)  # log-probabilities, losses, scores
+        return sampled + passes * self._read(test, prompts, with_logits=True)
+
+    def _sample(self, rows: Lengths, texts: int, at_once: int, tokens: int) -> float:
+        at_once = min(at_once, texts)
+        past = round(rows.prompt + tokens / 2)
+        token = self._layers(self.machine.generate(at_once, past))
+        token += self.machine.logits(at_once, self._shape.vocabulary, draws=True)
+        first = self._layers(self.machine.read(at_once, max(1, round(rows.prompt))))
+        return texts / at_once * (tokens * token + first)
+
+    def _read(self, rows: Lengths, texts: int, with_logits: bool) -> float:
+        """Return the seconds of one pass over these texts."""
+        at_once = min(texts, self._settings.evaluate.batch_size)
+        layers = self._layers(self.machine.read(at_once, _length(rows))) * texts / at_once
+        return layers + self._logits(round(texts * rows.answer) if with_logits else 0)
+
+    def _layers(self, seconds: float) -> float:
+        return self._shape.layers * seconds
+
+    def _logits(self, tokens: int) -> float:
+        return self.machine.logits(tokens, self._shape.vocabulary, draws=False) if tokens else 0.0
+
+    def _step(self, weights: int) -> float:
+        return self.machine.step() * weights / self.machine.weights + _STEP * self.machine.call()
+
+
+def _training(name: str, settings: Settings) -> Training:
+    return {"sft": settings.sft, "ppo": settings.ppo}.get(name, settings.reward)  # type: ignore[return-value]
+
+
+def _length(rows: Lengths) -> int:
+    return round(rows.prompt + rows.answer)

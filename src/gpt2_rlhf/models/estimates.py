@@ -1,0 +1,151 @@
+"""What each stage will take, before it starts: updates, memory and time; what does not fit in memory is refused."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.settings import Settings, with_value
+from gpt2_rlhf.models import memory, shape
+from gpt2_rlhf.models.durations import Durations, updates
+from gpt2_rlhf.models.memory import Lengths, Memory, in_words
+
+TRAINED = ("sft", "reward", "judge", "ppo")
+_SETTINGS_NAMED = 3
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage will take; None where it does not apply. seconds: with all cores, or the device."""
+
+    rows: int
+    updates: int | None
+    memory: Memory | None
+    seconds: float
+
+
+def of(names: Sequence[str], settings: Settings, tables: Mapping[str, Lengths], processes: int) -> dict[str, Estimate]:
+    """Return the estimates of stages other than data; parts of the model are timed for it, on a GPU if there is one."""
+    if settings.launch.threads is not None:
+        torch.set_num_threads(settings.launch.threads)
+    model = shape.of(settings.model)
+    durations = Durations(settings, model, tables, processes)
+    on_gpu = durations.machine.device.type != "cpu"
+    return {
+        name: Estimate(
+            rows=tables[name if name in TRAINED else "test"].rows,
+            updates=updates(name, settings, tables, processes) if name in TRAINED else None,
+            memory=memory.peak(name, settings, model, tables, processes, on_gpu) if name in TRAINED else None,
+            seconds=durations.seconds(name),
+        )
+        for name in names
+    }
+
+
+def require_memory(
+    found: Mapping[str, Estimate], settings: Settings, tables: Mapping[str, Lengths], processes: int
+) -> None:
+    """Refuse stages that need more memory than the device has free; with force=true, print why and go on.
+
+    Raises:
+        UserError: names the stage, both figures, and the settings that would lower its figure most.
+    """
+    free, on_gpu = free_bytes()
+    here = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+    sharing = 1 if on_gpu else here  # each process has a GPU of its own
+    for name, estimate in found.items():
+        if estimate.memory is None or free is None or sharing * estimate.memory.total <= free:
+            continue
+        line = (
+            f"{name} needs about {in_words(sharing * estimate.memory.total)} of memory, but "
+            f"{'the GPU' if on_gpu else 'this machine'} has {in_words(free)} free"
+        )
+        if not settings.force:
+            remedies = _remedies(name, settings, tables, processes, on_gpu, free)
+            raise UserError(f"{line}; set what lowers it most: {remedies}; or try it with force=true")
+        print(line, flush=True)
+
+
+def free_bytes() -> tuple[int | None, bool]:
+    """Return the free bytes where models train, None if the system does not tell, and whether that is a GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0], True
+    try:
+        fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None, False
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no limit
+        return free, False
+    return min(free, limit - int(used["anon"])), False
+
+
+def device() -> str:
+    """Return what trains, with its free memory."""
+    free, on_gpu = free_bytes()
+    name = torch.cuda.get_device_name() if on_gpu else f"CPU (threads: {torch.get_num_threads()})"
+    return name if free is None else f"{name}, {in_words(free)} of memory free"
+
+
+def _remedies(
+    name: str, settings: Settings, tables: Mapping[str, Lengths], processes: int, on_gpu: bool, free: int
+) -> str:
+    """Return the changes of settings that lower the figure most, as overrides, each with the figure it gives."""
+    model = shape.of(settings.model)
+
+    def needed(changed: Settings) -> float:
+        count = changed.launch.processes if settings.launch.processes > 1 else processes
+        return memory.peak(name, changed, model, tables, count, on_gpu).total * (1 if on_gpu else count)
+
+    found = []
+    for changes in _changes(name, settings, on_gpu):
+        sizes = [(needed(_changed(settings, change)), change) for change in changes]
+        found.append(next((one for one in sizes if one[0] <= free), sizes[-1]))
+    best = sorted((one for one in found if one[0] < needed(settings)), key=lambda one: one[0])[:_SETTINGS_NAMED]
+    texts = [(" ".join(f"{key}={str(value).lower()}" for key, value in change.items()), size) for size, change in best]
+    return ", ".join(f"{text} ({in_words(size)})" for text, size in texts) or "choose a smaller model"
+
+
+def _changed(settings: Settings, change: Mapping[str, Any]) -> Settings:
+    return reduce(lambda changed, item: with_value(changed, *item), change.items(), settings)
+
+
+def _changes(name: str, settings: Settings, on_gpu: bool) -> Iterator[list[dict[str, Any]]]:
+    """Yield changes of one kind each, the smallest first; the rows of an optimizer step stay the same."""
+    stage = "reward" if name == "judge" else name
+    part: Any = getattr(settings, stage)
+    batch, accumulated = f"{stage}.args.per_device_train_batch_size", f"{stage}.args.gradient_accumulation_steps"
+    rows, steps = part.args["per_device_train_batch_size"], part.args["gradient_accumulation_steps"]
+    if rows > 1:
+        yield [{batch: fewer, accumulated: rows * steps // fewer} for fewer in _halves(rows)]
+    if part.peft.r == 0:
+        yield [{f"{stage}.peft.r": 8}]
+    if "adam" in part.args.get("optim", "adamw"):
+        yield [{f"{stage}.args.optim": "adafactor"}]
+    if on_gpu and not part.args.get("bf16"):
+        yield [{f"{stage}.args.bf16": True}]
+    if stage != "ppo" and not part.args["activation_checkpointing"]:
+        yield [{f"{stage}.args.activation_checkpointing": True}]
+    if stage == "ppo" and settings.data.has_judge:
+        yield [{"data.shares.judge": 0.0}]
+    if stage == "ppo":
+        at_once = "local_rollout_forward_batch_size"
+        yield [{f"ppo.args.{at_once}": fewer} for fewer in _halves(part.args[at_once])]
+    yield [{"evaluate.batch_size": fewer} for fewer in _halves(settings.evaluate.batch_size)]
+    if settings.launch.processes > 1 and not settings.launch.sharded:
+        yield [{"launch.sharded": True}]
+    if settings.launch.processes > 1 and not on_gpu:
+        yield [{"launch.processes": fewer} for fewer in _halves(settings.launch.processes)]
+
+
+def _halves(number: int) -> list[int]:
+    return [number // 2**power for power in range(1, number.bit_length())] or [number]

@@ -1,0 +1,163 @@
+"""Estimate the memory of each training stage before it starts: sizes of the model times sizes of its batches.
+
+The most is there either while the model learns, or while it is measured beside the trained one. Counted are float32
+weights, gradients, the optimizer's state, what the backward pass needs of each layer, logits, and the process itself.
+Numbers of activations were counted with torch's hooks for saved tensors on ten families.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from gpt2_rlhf.config import ppo_sizes
+from gpt2_rlhf.config.settings import Peft, Settings
+from gpt2_rlhf.models.shape import LOGITS_AT_ONCE, Shape
+
+_NUMBER = 4  # bytes of a float32
+_PROCESS = 490 * 2**20  # Python, torch, TRL and their kernels in a process that has trained; CUDA's context is as large
+_SFT_CHUNK = 256  # answer tokens of which TRL holds the logits at once
+_HALF = 0.6  # of the activations under autocast, which keeps residuals and norms in float32
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The rows of one table, in tokens: prompt and answer with EOS, mean of both answers; `spread` is of their sum."""
+
+    rows: int
+    prompt: float
+    answer: float
+    longest: int
+    spread: float
+
+    def tokens(self, rows: int) -> float:
+        """Return the tokens of a batch that few batches exceed."""
+        return rows * (self.prompt + self.answer) + 2 * self.spread * rows**0.5
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one process of a stage needs at its peak, by what needs them."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    process: float = _PROCESS
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return sum(dataclasses.astuple(self))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {in_words(size)}" for name, size in dataclasses.asdict(self).items() if size > 0)
+        return f"{in_words(self.total)} ({parts})"
+
+
+def peak(
+    name: str, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int, on_gpu: bool
+) -> Memory:
+    """Return the memory of a training stage in one of `processes`."""
+    phases = (
+        _ppo(settings, shape, tables["ppo"], processes, on_gpu)
+        if name == "ppo"
+        else _supervised(name, settings, shape, tables, processes, on_gpu)
+    )
+    return max(phases, key=lambda phase: phase.total)
+
+
+def _supervised(
+    name: str, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int, on_gpu: bool
+) -> Iterator[Memory]:
+    is_sft, rows, test = name == "sft", tables[name], tables["test"]
+    chosen = settings.sft if is_sft else settings.reward
+    whole = shape.weights if is_sft else shape.reward_weights
+    trained = shape.trained(chosen.peft, whole)
+    kept = _kept(settings, chosen.peft, whole, trained, trained, chosen.args, processes)
+    texts = chosen.args["per_device_train_batch_size"] * (1 if is_sft else 2)
+    tokens = rows.tokens(texts) if shape.packs else texts * rows.longest
+    activations = _saved(shape, chosen.args, on_gpu) * tokens + _cast(chosen.args, on_gpu, whole)
+    if shape.has_dropout and not on_gpu:  # three copies of the attention weights
+        activations += 3 * shape.heads * shape.layers * tokens * (rows.prompt + rows.answer)
+    logits = 0.0
+    if is_sft and chosen.args.get("loss_type") in (None, "chunked_nll"):
+        logits = 5 * _SFT_CHUNK * shape.vocabulary
+    elif is_sft:
+        logits = 3 * texts * rows.longest * shape.vocabulary
+    yield _memory(*kept, activations, logits)
+    measured = min(settings.evaluate.batch_size, test.rows)
+    read = min(LOGITS_AT_ONCE, measured * test.longest * shape.vocabulary) if is_sft else 0
+    weights, _, optimizer = kept
+    yield _memory(weights + whole, 0, optimizer, _passing(shape) * measured * test.longest, 1.5 * read)
+
+
+def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu: bool) -> Iterator[Memory]:
+    ppo, args = settings.ppo, settings.ppo.args
+    fitted = ppo_sizes.fit(ppo, rows.rows, processes)
+    policy, critic = shape.trained(ppo.peft, shape.weights), shape.reward_weights
+    frozen = (0 if ppo.peft.r > 0 else shape.weights) + critic * (1 + settings.data.has_judge)
+    trained = shape.weights + critic
+    weights, gradients, optimizer = _kept(settings, ppo.peft, trained, policy, policy + critic, args, processes)
+    kept = (weights + frozen, gradients, optimizer)
+    sampling_with = kept[0] + (trained if settings.launch.sharded else 0)  # a whole copy
+    answer = args["response_length"]
+    learning = dataclasses.replace(rows, answer=answer)
+    device_rows = fitted.per_device_train_batch_size
+    activations = 2 * _saved(shape, args, on_gpu) * learning.tokens(device_rows) + _cast(args, on_gpu, trained)
+    yield _memory(*kept, activations, 2 * device_rows * answer * shape.vocabulary)
+    for texts in (
+        min(args["local_rollout_forward_batch_size"], fitted.episodes_per_update // processes),
+        min(settings.evaluate.batch_size, fitted.withheld_prompts),
+    ):
+        cache = shape.cache_width * (shape.layers + 1) * texts * (rows.longest + answer)
+        sampling = 4 * texts * shape.vocabulary
+        yield _memory(sampling_with, 0, optimizer, cache, sampling)
+        logits = min(LOGITS_AT_ONCE, 2 * texts * answer * shape.vocabulary)
+        yield _memory(sampling_with, 0, optimizer, _passing(shape) * learning.tokens(texts), 2 * logits)
+
+
+def _kept(
+    settings: Settings, peft: Peft, whole: int, of_policy: int, trained: int, args: Mapping[str, object], processes: int
+) -> tuple[float, float, float]:
+    """Return the numbers of the trained models that stay from step to step: weights, gradients, optimizer state."""
+    optim = str(args.get("optim", "adamw"))
+    moments = (0.5 if "8bit" in optim else 2) if "adam" in optim else 0  # the other optimizers keep less
+    weights = whole + (of_policy if peft.r > 0 else 0)
+    if settings.launch.sharded:
+        return weights / processes, trained / processes, moments * trained / processes
+    return weights, trained * (2 if processes > 1 else 1), moments * trained  # twice: DistributedDataParallel's buckets
+
+
+def _saved(shape: Shape, args: Mapping[str, object], on_gpu: bool) -> float:
+    """Return how many numbers a token leaves for the backward pass, in all layers."""
+    layer = 10 * shape.width + 4 * shape.inner if shape.is_gated else 8 * shape.width + 2 * shape.inner
+    if shape.has_dropout:
+        layer += 2 * shape.width
+    half = _HALF if _is_half(args, on_gpu) else 1
+    if args.get("activation_checkpointing"):  # the inputs of all layers, and one layer computed again
+        return shape.layers * shape.width + half * layer
+    return half * shape.layers * layer
+
+
+def _cast(args: Mapping[str, object], on_gpu: bool, weights: int) -> float:
+    """Return what autocast's copies of the weights take, in float32 numbers."""
+    return weights / 2 if _is_half(args, on_gpu) else 0
+
+
+def _is_half(args: Mapping[str, object], on_gpu: bool) -> bool:
+    return on_gpu and bool(args.get("bf16") or args.get("fp16"))
+
+
+def _passing(shape: Shape) -> int:
+    """Return how many numbers a token needs at once in a pass without gradients."""
+    return 6 * shape.width + 2 * shape.inner
+
+
+def _memory(weights: float, gradients: float, optimizer: float, activations: float, logits: float) -> Memory:
+    return Memory(*(_NUMBER * numbers for numbers in (weights, gradients, optimizer, activations, logits)))
+
+
+def in_words(size: float) -> str:
+    """Return a number of bytes as text."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

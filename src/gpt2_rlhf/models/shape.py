@@ -1,0 +1,116 @@
+"""Read a model's sizes from its config and the headers of its weights: without torch, and no weights are loaded."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gpt2_rlhf.config.settings import Model, Peft
+from gpt2_rlhf.models import model_checks, model_files
+
+LOGITS_AT_ONCE = 2**26  # 256 MiB of float32; with GPT-2's vocabulary 8 rows of 160 tokens
+_HEADS = ("lm_head.", "embed_out.")
+_LORA_DEFAULTS = ("c_attn", "q_proj", "v_proj", "query_key_value")  # of PEFT, for GPT-2, Llama and GPT-NeoX
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A causal language model: its weights by name, tied ones once, and what decides the size of its activations."""
+
+    tensors: dict[str, tuple[int, ...]]
+    layers: int
+    width: int
+    inner: int  # of the feed-forward layer
+    heads: int
+    cache_width: int  # numbers that the key-value cache holds per token and layer
+    vocabulary: int
+    is_gated: bool  # the feed-forward layer has three matrices, as Llama's
+    has_dropout: bool  # of attention
+    packs: bool  # SFT and the reward model train without padding
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of the language model."""
+        return sum(map(math.prod, self.tensors.values()))
+
+    @property
+    def layer_weights(self) -> int:
+        """Mean number of weights of a layer."""
+        return sum(math.prod(size) for name, size in self.tensors.items() if _is_in_layer(name)) // self.layers
+
+    @property
+    def reward_weights(self) -> int:
+        """Number of weights of a reward model, which has a score in place of the output layer."""
+        return self.weights - sum(math.prod(size) for name, size in self.tensors.items() if name.startswith(_HEADS))
+
+    def trained(self, peft: Peft, weights: int) -> int:
+        """Return how many weights are trained: all `weights`, or about those of an adapter."""
+        if peft.r == 0:
+            return weights
+        chosen = peft.target_modules if isinstance(peft.target_modules, list) else _LORA_DEFAULTS
+        takes_all = "all-linear" in (peft.target_modules, *chosen)
+        matrices = {name: size for name, size in self.tensors.items() if len(size) == 2 and _is_in_layer(name)}
+        return sum(peft.r * sum(size) for name, size in matrices.items() if takes_all or _module(name) in chosen)
+
+
+def of(model: Model) -> Shape:
+    """Return the shape of the base model; its files have been checked."""
+    if model.random is not None:
+        config: dict[str, Any] = {"model_type": "gpt2", "attn_pdrop": 0.1, **model.random}
+        tensors = _gpt2(model.random)
+    else:
+        config = model_files.read_json(model_files.folder(model.name, model) / "config.json")
+        is_tied = config.get("tie_word_embeddings")  # a file may hold both
+        tensors = {name: size for name, size in _in_files(model) if not (is_tied and name.startswith(_HEADS))}
+    vocabulary = _first(config, "vocab_size")
+    width = _first(config, "n_embd", "hidden_size", "d_model")
+    heads = _first(config, "n_head", "num_attention_heads", "num_heads", "n_heads") or max(1, width // 64)
+    of_head = config.get("head_dim") or width // heads
+    return Shape(
+        tensors=tensors,
+        layers=_first(config, "n_layer", "num_hidden_layers", "num_layers", "n_layers") or 1,
+        width=width,
+        inner=_first(config, "n_inner", "intermediate_size", "ffn_dim") or 4 * width,
+        heads=heads,
+        cache_width=2 * of_head * (config.get("num_key_value_heads") or heads),
+        vocabulary=vocabulary,
+        is_gated=any("gate" in name for name in tensors),
+        has_dropout=bool(config.get("attn_pdrop") or config.get("attention_dropout")),
+        packs=config["model_type"] == "gpt2",
+    )
+
+
+def _first(config: dict[str, Any], *names: str) -> int:
+    """Return the first of these that is set, or 0; families name the same size differently."""
+    return next((int(config[name]) for name in names if config.get(name)), 0)
+
+
+def _in_files(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for path in sorted(model_files.folder(model.name, model).glob("model*.safetensors")):
+        for name, tensor in model_checks.header(path).items():
+            if len(tensor["shape"]) < 4:  # old files also hold masks
+                yield name, tuple(tensor["shape"])
+
+
+def _gpt2(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of a GPT-2 of these sizes."""
+    width = sizes["n_embd"]
+    inner = sizes.get("n_inner") or 4 * width
+    layer = {
+        "attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width),
+        "mlp.c_fc": (width, inner), "mlp.c_proj": (inner, width),
+        "ln_1": (width,), "ln_2": (width,),
+    }  # fmt: skip
+    of_layers = {f"h.{number}.{name}": size for number in range(sizes["n_layer"]) for name, size in layer.items()}
+    of_layers["ln_f"] = (width,)
+    embeddings = {"wte": (sizes["vocab_size"], width), "wpe": (sizes["n_positions"], width)}
+    biases = {f"{name}.bias": size[-1:] for name, size in of_layers.items()}
+    return {f"{name}.weight": size for name, size in (embeddings | of_layers).items()} | biases
+
+
+def _is_in_layer(name: str) -> bool:
+    return any(part.isdigit() for part in name.split("."))
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".weight").rpartition(".")[2]

@@ -1,0 +1,91 @@
+"""Lengths of the rows of each table in tokens, from a few of them: what memory and time are estimated from."""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import mean, pstdev
+
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from gpt2_rlhf.config.settings import TABLES, Data
+from gpt2_rlhf.models.memory import Lengths
+from gpt2_rlhf.rows import sources
+from gpt2_rlhf.rows.cleaning import HELD_OUT_SHARE
+from gpt2_rlhf.rows.transcripts import Unusable, pair
+
+_READ = 300  # rows of a table, or of the source
+_OF_LIMITS = 0.4  # lengths over the limits, where no row can be read; those of Anthropic/hh-rlhf are about as long
+
+Texts = Sequence[str]  # prompt, chosen and rejected answer
+
+
+def of_tables(directory: Path, tokenizer: Tokenizer) -> dict[str, Lengths]:
+    """Return the lengths of the tables that the data stage wrote into the directory."""
+    found = {}
+    for path in directory.glob("*.parquet"):
+        table = pq.ParquetFile(path)
+        texts = next(table.iter_batches(_READ, columns=["prompt", "chosen", "rejected"])).to_pydict()
+        found[path.stem] = _lengths(table.metadata.num_rows, list(zip(*texts.values(), strict=True)), tokenizer)
+    return found
+
+
+def expected(data: Data, tokenizer: Tokenizer) -> tuple[dict[str, Lengths], float | None]:
+    """Return what the tables will be like, by the source's first rows, and about how many seconds making them takes.
+
+    Nothing is downloaded for it: of rows that are not here, lengths follow from the limits, and the seconds are None.
+    """
+    started = time.perf_counter()
+    texts = list(_first_rows(data, tokenizer)) if sources.is_here(data) else []
+    if texts:
+        whole = _lengths(0, texts, tokenizer)
+    else:
+        prompt, answer = _OF_LIMITS * data.max_prompt_tokens, _OF_LIMITS * data.max_answer_tokens
+        whole = Lengths(
+            0, prompt, answer, data.max_prompt_tokens + data.max_answer_tokens, spread=(prompt + answer) / 2
+        )
+    seconds = (time.perf_counter() - started) / _READ
+    if not texts or sources.is_embedded(data):
+        train, test = data.train_pairs or 0, data.test_pairs or 0
+    else:
+        splits = Counter(row.split for row in sources.read(data))
+        train = splits["train"] + round((1 - HELD_OUT_SHARE) * splits["unsplit"])
+        test = splits.total() - train
+    rows = train + test
+    train, test = min(train, data.train_pairs or train), min(test, data.test_pairs or test)
+    return _divided(data, whole, train, test), seconds * rows if texts else None
+
+
+def _first_rows(data: Data, tokenizer: Tokenizer) -> Iterator[Texts]:
+    """Yield the usable ones of the first rows, with their prompts cut to the limit as tokens, not as turns."""
+    few = dataclasses.replace(data, train_pairs=_READ, test_pairs=1) if sources.is_embedded(data) else data
+    for raw in islice(sources.read(few), _READ):
+        try:
+            row = pair(raw.values, raw.subset, raw.name)
+        except Unusable:
+            continue
+        if len(encoded := tokenizer.encode(row.prompt)) <= data.max_prompt_tokens:
+            yield row.prompt, row.chosen, row.rejected
+        else:
+            yield tokenizer.decode(encoded.ids[-data.max_prompt_tokens :]), row.chosen, row.rejected
+
+
+def _divided(data: Data, whole: Lengths, train: int, test: int) -> dict[str, Lengths]:
+    """Return the lengths of each table, which are those of `whole`."""
+    shares = data.shares if data.disjoint else dict.fromkeys(TABLES, 1.0)
+    rows = {name: round(share * train) for name, share in shares.items()} | {"test": test}
+    return {
+        name: Lengths(count, whole.prompt, whole.answer, whole.longest, whole.spread) for name, count in rows.items()
+    }
+
+
+def _lengths(rows: int, texts: Sequence[Texts], tokenizer: Tokenizer) -> Lengths:
+    prompts, *answers = (
+        [len(encoded) for encoded in tokenizer.encode_batch_fast(list(column), add_special_tokens=False)]
+        for column in zip(*texts, strict=True)
+    )
+    sums = [prompt + answer + 1 for of_kind in answers for prompt, answer in zip(prompts, of_kind, strict=True)]
+    return Lengths(rows, mean(prompts), mean(map(mean, answers)) + 1, max(sums), pstdev(sums))

@@ -1,0 +1,92 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.models import estimates, memory, shape
+from gpt2_rlhf.models.estimates import Estimate
+from gpt2_rlhf.models.memory import Lengths
+from helpers.overrides import changed
+
+GPT2 = compose.load(["model=gpt2_random"]).settings
+ROWS = Lengths(rows=800, prompt=20.0, answer=10.0, longest=50, spread=0.0)
+TABLES: dict[str, Lengths] = dict.fromkeys(("sft", "reward", "judge", "ppo", "test"), ROWS)
+BATCH, ACCUMULATED = "sft.args.per_device_train_batch_size", "sft.args.gradient_accumulation_steps"
+
+
+def needed(*overrides: str, name: str = "sft") -> memory.Memory:
+    chosen = changed(GPT2, *overrides)
+    return memory.peak(name, chosen, shape.of(chosen.model), TABLES, 1, on_gpu=False)
+
+
+def require(*overrides: str, name: str = "sft", processes: int = 1) -> None:
+    found = {name: Estimate(rows=800, updates=1, memory=needed(*overrides, name=name), seconds=1.0)}
+    estimates.require_memory(found, changed(GPT2, *overrides), TABLES, processes)
+
+
+def free(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "free_bytes", lambda: (int(size), False))
+
+
+def test_too_little_memory_is_refused_with_three_settings_and_the_figure_that_each_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free(1e9, monkeypatch)
+    with pytest.raises(UserError) as refused:
+        require()
+    line = str(refused.value)
+    size = memory.in_words(needed().total)
+    assert line.startswith(
+        f"sft needs about {size} of memory, but this machine has 1.0 GB free; set what lowers it most"
+    )
+    named = re.findall(r"((?:[\w.]+=\w+ ?)+) \(([\d.]+ [GM]B)\)", line)
+    assert len(named) == 3
+    sizes = [needed(*text.split()).total for text, _ in named]
+    assert [figure for _, figure in named] == [memory.in_words(size) for size in sizes]
+    others = [needed(f"{BATCH}=1", f"{ACCUMULATED}=8"), needed("sft.args.activation_checkpointing=true")]
+    assert sizes == sorted(sizes)
+    assert max(sizes) <= min(other.total for other in others)
+
+
+def test_the_largest_batch_that_fits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(needed(f"{BATCH}=16").total + 1, monkeypatch)
+    with pytest.raises(UserError, match=f"{BATCH}=16 {ACCUMULATED}=4 "):
+        require(f"{BATCH}=64")
+
+
+def test_force_says_it_and_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    free(1e9, monkeypatch)
+    require("force=true")
+    assert capsys.readouterr().out == (
+        f"sft needs about {memory.in_words(needed().total)} of memory, but this machine has 1.0 GB free\n"
+    )
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(needed().total + 1, monkeypatch)
+    require()
+    with pytest.raises(UserError, match=r"launch\.processes=1"):
+        require("launch.processes=2", processes=2)
+
+
+def test_ppo_may_be_asked_to_do_without_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = ("ppo.peft.r=4", "ppo.args.per_device_train_batch_size=1", "ppo.args.optim=adafactor")  # are set already
+    free(needed(*others, name="ppo").total - 1, monkeypatch)
+    with pytest.raises(UserError, match=r"data\.shares\.judge=0\.0 \("):
+        require(*others, name="ppo")
+
+
+def test_a_limit_of_the_container_counts_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  5000 kB\n")
+    monkeypatch.setattr(estimates, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(estimates, "_CGROUP", tmp_path)
+    assert estimates.free_bytes() == (5000 * 1024, False)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert estimates.free_bytes() == (5000 * 1024, False)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000000\nfile 900000\n")
+    assert estimates.free_bytes() == (2_000_000, False)
+    monkeypatch.setattr(estimates, "_MEMINFO", tmp_path / "none")  # another system than Linux
+    assert estimates.free_bytes() == (None, False)
