@@ -94,6 +94,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         kl=ppo.kl,
         watch=watch,
         force=settings.force,
+        rollout_cache=ppo.rollout_cache,
     )
     if judge is not None:
         judge.to(trainer.accelerator.device)  # type: ignore[arg-type]  # transformers' stub of `to` takes no device

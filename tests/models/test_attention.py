@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2_rlhf.models import attention, packing
 from gpt2_rlhf.models.attention import Way
 from helpers import families, ppo_tiny
 from helpers.tiny import tiny_policy, tiny_tokenizer
+from helpers.waits import Waits
 
 LENGTHS = [9, 0, 1, 5]
 IS_TOKEN = torch.arange(12) < torch.tensor(LENGTHS)[:, None]
@@ -231,16 +231,6 @@ def test_the_kernel_can_be_compared_within_an_activation_checkpoint(kernel: list
     with torch.autocast("cpu", torch.bfloat16):
         model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum().backward()
     assert torch.bfloat16 in kernel
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operations for which a host waits for its device."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -39,6 +39,7 @@ class Models:
     score: Callable[[Rows], Tensor]  # scores of shape (rows,)
     eos_token_id: int
     pad_token_id: int
+    cache: str | None = None  # one of sampling.CACHES
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ def sample(
         # a padding token that was added to the tokenizer alone cannot be sampled
         never_token_id=pad_token_id if pad_token_id < vocabulary else None,
         batch_size=args.local_rollout_forward_batch_size,
+        cache=models.cache,
     )
     device = next(policy.parameters()).device
     # the position after EOS has a value, also in the longest row
