@@ -335,7 +335,7 @@ def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
     world.leave()
     steps = _steps()
     room.require(settings, [(stage, steps[stage.name].check(settings, stage)) for stage in stages])
-    training.say_if_float32(settings)
+    training.say_precision(settings)
 
 
 def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
