@@ -97,7 +97,7 @@ def test_logprobs_do_not_change_when_memory_allows_one_row_at_a_time(policy, tok
     prompts = [tokenizer(row["prompt"])["input_ids"] for row in ROWS]
     answers = [tokenizer(row["chosen"])["input_ids"] for row in ROWS]
     together = sequence_logprobs(policy, prompts, answers, 1.0, 4)
-    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 1)
     for one, other in zip(sequence_logprobs(policy, prompts, answers, 1.0, 4), together, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 
@@ -146,7 +146,7 @@ def test_sampled_estimates_of_kl_agree_with_the_exact_one_on_average(tokenizer):
 def test_kl_does_not_change_when_memory_allows_one_row_at_a_time(policy, tokenizer, monkeypatch):
     reference, texts = tiny_policy(tokenizer, seed=1), prompts_and_answers(tokenizer)
     together = kl_by_row(policy, reference, *texts, 1.0, 4)
-    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 1)
     assert kl_by_row(policy, reference, *texts, 1.0, 4).exact == pytest.approx(together.exact, rel=1e-4)
 
 

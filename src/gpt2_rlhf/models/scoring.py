@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-_LOGITS_AT_ONCE = 2**26  # 256 MiB of float32; with GPT-2's vocabulary 8 rows of 160 tokens
+LOGITS_AT_ONCE = 2**26  # 256 MiB of float32; with GPT-2's vocabulary 8 rows of 160 tokens
 
 
 @contextmanager
@@ -172,12 +172,12 @@ def _answer_batches(
     logits_per_token: int,
     batch_size: int,
 ) -> Iterator[_AnswerBatch]:
-    """Yield the rows in batches whose logits stay within _LOGITS_AT_ONCE, with at least one row each."""
+    """Yield the rows in batches whose logits stay within LOGITS_AT_ONCE, with at least one row each."""
     sequences = [[*prompt, *answer] for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
     starts, lengths = [len(prompt) for prompt in prompt_ids], [len(ids) for ids in sequences]
     if min(starts, default=1) < 1:
         raise ValueError("an empty prompt; expected at least one token, which predicts the first token of the answer")
-    most_rows = max(1, _LOGITS_AT_ONCE // (logits_per_token * max(lengths, default=1)))
+    most_rows = max(1, LOGITS_AT_ONCE // (logits_per_token * max(lengths, default=1)))
     for rows in by_length(lengths, min(batch_size, most_rows)):
         ids, mask = _right_padded([sequences[row] for row in rows], 0)
         of_rows = [starts[row] for row in rows]
