@@ -29,6 +29,21 @@ from gpt2_rlhf.config.system_faults import exit_with_one_line
 
 SIDES = ("stock", "ours")
 
+# Peak of matrix products of bfloat16 with sums in float32, without sparsity, in FLOP/s, by NVIDIA's data sheets; by the
+# name that torch gives the device. A utilisation is not computed for others.
+PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+}
+
 _MEDIUM = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 384, "n_layer": 6, "n_head": 6}
 _GPT2 = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
 # Arguments that differ from those of quickstart, which `make pipeline` uses. With as many mini-batches as quickstart,
@@ -68,7 +83,29 @@ COMPARISONS = {
     "sft-medium": Comparison("sft", _MEDIUM, (42, 512), True, {"per_device_train_batch_size": 8}),
     "reward-small": Comparison("reward", None, None, False, {}),
     "reward-medium": Comparison("reward", _MEDIUM, (42, 512), True, {"per_device_train_batch_size": 8}),
+    "sft-gpt2": Comparison("sft", _GPT2, (42, 512), True, {"per_device_train_batch_size": 8}),
+    "reward-gpt2": Comparison("reward", _GPT2, (42, 512), True, {"per_device_train_batch_size": 8}),
 }
+_ON_GPU = ("sft-gpt2", "reward-gpt2")  # too slow for a CPU; there they run if they are named
+
+NO_GPU = """## On a GPU
+
+No GPU was measured, for none was at hand. What only a GPU runs has never run: attention of all rows in one call, by
+torch's varlen kernel or padded; sampling that looks for the end of answers every eight tokens;
+`ppo.rollout_cache=compiled` (CUDA graphs); training in bfloat16 by default. The numbers of this code are tested on a
+CPU, with the kernel replaced by what its documentation says. On a GPU the kernel is compared with SDPA before its first
+use, and a line says if it is not used.
+
+To measure PPO, SFT and the reward model on GPT-2 124M, in bfloat16 where the GPU has it:
+
+```bash
+python -m benchmarks.bench ppo-gpt2 sft-gpt2 reward-gpt2 --hh FOLDER --updates 7 --write gpu.md
+make pipeline experiment=gpt2_hh_500 ppo.rollout_cache=compiled
+```
+
+The first writes seconds, tokens a second, MFU and the GPU's memory, with its name and the precision. For the second,
+compare `time/rollout_s` in `outputs/latest/ppo/metrics.jsonl` with that of the same run without the setting.
+"""
 
 
 @dataclass(frozen=True)
@@ -77,8 +114,14 @@ class Side:
 
     wall_s: list[float]
     cpu_s: list[float]
+    tokens: list[int]  # of the rows of each update, without padding; in PPO of prompts and answers
     peak_mib: float  # of the process, or of the GPU where there is one
     losses: list[float]  # of SFT or the reward model, from the warm-up update to the last but one; empty for PPO
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return the tokens of all measured updates over their wall seconds."""
+        return sum(self.tokens) / sum(self.wall_s)
 
 
 @dataclass(frozen=True)
@@ -89,6 +132,12 @@ class Result:
     about: str  # sizes of model, rows and batch
     stock: Side
     ours: Side
+    flops_per_token: float  # that our warm-up update computed; padding, which stock computes too, is no useful work
+
+    def utilisation(self, side: Side, gpu: str) -> float | None:
+        """Return a side's useful FLOP/s over the GPU's peak (MFU), or None where the peak is unknown."""
+        peak = PEAK_FLOPS.get(gpu)
+        return None if peak is None else side.tokens_per_s * self.flops_per_token / peak
 
     @property
     def wall_ratio(self) -> float:
@@ -132,17 +181,19 @@ def compare(name: str, comparison: Comparison, updates: int, hh: str | None) -> 
             seconds = "  ".join(f"{side} {turns[side][-1]['wall_s']:.2f} s" for side in SIDES)
             turn = f"update {update}/{updates}" if update else "warm-up"
             print(f"  {name} {turn}  {seconds}  eta {eta_s:.0f} s", file=sys.stderr, flush=True)
-        sides = {}
+        sides, flops_per_token = {}, 0.0
         for side, worker in workers.items():
             end = worker.request("stop")
             measured = turns[side][1:]
             sides[side] = Side(
                 wall_s=[turn["wall_s"] for turn in measured],
                 cpu_s=[turn["cpu_s"] for turn in measured],
+                tokens=[turn["tokens"] for turn in measured],
                 peak_mib=end["peak_mib"],
                 losses=end["losses"],
             )
-    return Result(name, about["ours"], sides["stock"], sides["ours"])
+            flops_per_token = end["flops_per_token"] or flops_per_token
+    return Result(name, about["ours"], sides["stock"], sides["ours"], flops_per_token)
 
 
 class _Worker:
@@ -187,14 +238,16 @@ class _Worker:
 
 
 def machine() -> dict[str, str | int]:
-    """Return what the figures depend on: processor, cores, threads, GPU, versions and date."""
+    """Return what the figures depend on: processor, cores, threads, GPU, precision, versions and date."""
+    gpu, dtype = _found_device()
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     packages = ("torch", "transformers", "trl")
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count() or 1,
         "threads": os.environ.get("OMP_NUM_THREADS", "as many as cores"),
-        "gpu": _gpu() or "no GPU",
+        "gpu": gpu,
+        "dtype": dtype,
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }
@@ -205,38 +258,59 @@ def _cpuinfo() -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def _gpu() -> str | None:
-    script = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+def device() -> tuple[str, str]:
+    """Return the GPU's name, or that there is none, and the type in which both sides are told to train."""
+    import torch  # not in the main process, whose memory would count as that of the sides
+
+    if not torch.cuda.is_available():
+        return "no GPU", "float32"
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cuda.get_device_name(), "bfloat16" if has_bf16 else "float32"
+
+
+def _found_device() -> tuple[str, str]:
+    script = "from benchmarks.bench import device; print(*device(), sep='\\n')"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    gpu, dtype = found.stdout.splitlines()[-2:]
+    return gpu, dtype
 
 
 def markdown(results: Sequence[Result], where: dict[str, str | int], command: str) -> str:
     """Return the figures as a page: where they were measured, and a table with one row per comparison."""
     rows = [
-        "| Comparison | Stock TRL, s | Ours, s | Faster | of each pair | CPU time | Stock, MiB | Ours, MiB | Losses |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_row(result) for result in results),
+        "| Comparison | Stock TRL, s | Ours, s | Faster | of each pair | CPU time | Stock, MiB | Ours, MiB | Losses "
+        "| Stock, tokens/s | Ours, tokens/s | Stock, MFU | Ours, MFU |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_row(result, str(where["gpu"])) for result in results),
     ]
-    gpu = "Measured without a GPU."
+    gpu, note = "Measured without a GPU, so MFU is not known.", f"\n{NO_GPU}"
     if where["gpu"] != "no GPU":
-        gpu = "All arguments set bfloat16, which stock PPO ignores. Memory is that of the GPU."
+        gpu = (
+            "Memory is that of the GPU. MFU is FLOP/s over its peak in bfloat16; FLOPs are those that our warm-up "
+            "update computed for each token."
+        )
+        note = ""
+        if where["dtype"] == "bfloat16":
+            gpu += " All arguments set bfloat16, which stock PPO ignores."
     return f"""# Stock TRL and ours, in one run
 
-{where["cpu"]}, {where["cores"]} cores (OMP_NUM_THREADS {where["threads"]}), {where["gpu"]}; {where["versions"]}; \
+{where["cpu"]}, {where["cores"]} cores (OMP_NUM_THREADS {where["threads"]}), {where["gpu"]}, \
+{where["dtype"]}; {where["versions"]}; \
 {where["date"]}; `{command}`
 
 Both sides get the same models, rows and arguments. Each runs in its own process. They take turns, one update each,
 after one to warm up. Seconds are the median of an update. "Faster" is the ratio of the medians, "of each pair" the
 smallest and largest ratio of two neighbouring updates, "CPU time" the ratio of CPU seconds. MiB are the peak of the
-process. "Losses" is the largest difference between the losses of the sides; in PPO they sample other answers. {gpu}
+process. "Losses" is the largest difference between the losses of the sides; in PPO they sample other answers. Tokens
+are those of the rows, without padding. {gpu}
 
 {chr(10).join(rows)}
 
 {chr(10).join(f"- {result.name}: {result.about}" for result in results)}
-"""
+{note}"""
 
 
-def _row(result: Result) -> str:
+def _row(result: Result, gpu: str) -> str:
     low, high = min(result.pair_ratios), max(result.pair_ratios)
     difference = result.loss_difference
     cells = [
@@ -249,8 +323,14 @@ def _row(result: Result) -> str:
         f"{result.stock.peak_mib:.0f}",
         f"{result.ours.peak_mib:.0f}",
         "-" if difference is None else f"{difference:.1g}",
+        *(f"{side.tokens_per_s:.0f}" for side in (result.stock, result.ours)),
+        *("-" if share is None else f"{100 * share:.1f} %" for share in _utilisations(result, gpu)),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _utilisations(result: Result, gpu: str) -> list[float | None]:
+    return [result.utilisation(side, gpu) for side in (result.stock, result.ours)]
 
 
 def record(results: Sequence[Result], where: dict[str, str | int], command: str) -> dict[str, Any]:
@@ -265,6 +345,8 @@ def record(results: Sequence[Result], where: dict[str, str | int], command: str)
                 "cpu_ratio": result.cpu_ratio,
                 "pair_ratios": result.pair_ratios,
                 "loss_difference": result.loss_difference,
+                "tokens_per_s": {side: getattr(result, side).tokens_per_s for side in SIDES},
+                "mfu": dict(zip(SIDES, _utilisations(result, str(where["gpu"])), strict=True)),
             }
             for result in results
         ],
@@ -280,9 +362,16 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.bench", description="Compare the speed of stock TRL with ours."
     )
-    parser.add_argument("names", nargs="*", metavar="comparison", help=f"default: all of {' '.join(COMPARISONS)}")
     parser.add_argument(
-        "--hh", metavar="FOLDER", help="pairs as in Anthropic/hh-rlhf, for ppo-gpt2, sft-medium, reward-medium"
+        "names",
+        nargs="*",
+        metavar="comparison",
+        help=f"default: all of {' '.join(COMPARISONS)}; without a GPU all but the last two",
+    )
+    parser.add_argument(
+        "--hh",
+        metavar="FOLDER",
+        help="pairs as in Anthropic/hh-rlhf, for *-gpt2, sft-medium, reward-medium",
     )
     parser.add_argument("--updates", type=int, default=5, help="measured updates per side")
     parser.add_argument(
@@ -297,7 +386,8 @@ def main(argv: Sequence[str]) -> None:
     if options.hh is not None and not Path(options.hh).is_dir():
         raise UserError(f"bench --hh: {options.hh} is not a folder; give one with train.jsonl.gz and test.jsonl.gz")
 
-    where, names = machine(), options.names or list(COMPARISONS)
+    where = machine()
+    names = options.names or [name for name in COMPARISONS if where["gpu"] != "no GPU" or name not in _ON_GPU]
     results = [compare(name, COMPARISONS[name], options.updates, options.hh) for name in names]
     # the page must not name folders of this machine
     given = [word if options.hh is None else word.replace(options.hh, "FOLDER") for word in argv]

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -37,7 +38,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from benchmarks.bench import Comparison
+from benchmarks.bench import Comparison, device
 from gpt2_rlhf import data
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
@@ -52,12 +53,22 @@ _GPU_BATCH = 4  # on a GPU, batches have this many times as many rows
 
 
 class Turns(TrainerCallback):
-    """Stop the trainer after each update until the next is requested, and answer with the seconds it took."""
+    """Stop the trainer after each update until the next is requested, and answer with its seconds and tokens."""
 
     def __init__(self, requests: TextIO, answers: TextIO) -> None:
         self._requests = requests
         self._answers = answers
         self._began = (0.0, 0.0)
+        self._tokens: list[torch.Tensor] = []  # on the device, which is not waited for during an update
+        self._flops: FlopCounterMode | None = None  # until the end of the warm-up update
+        self.flops_per_token: float | None = None
+
+    def count(self, backbone: torch.nn.Module, counts_flops: bool) -> None:
+        """Count the tokens of a model that reads each row once an update, and the FLOPs of the first update."""
+        backbone.register_forward_pre_hook(
+            lambda _backbone, _args, given: self._tokens.append(given["attention_mask"].sum()), with_kwargs=True
+        )
+        self._flops = FlopCounterMode(display=False) if counts_flops else None
 
     def answer(self, content: dict[str, Any]) -> None:
         """Send one line."""
@@ -66,17 +77,26 @@ class Turns(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Wait for the request of the first update."""
         self._wait()
+        if self._flops is not None:
+            self._flops.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Send the seconds of the update and wait for the next request."""
         _finish_on_device()
         wall_s, cpu_s = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
-        self.answer({"wall_s": wall_s, "cpu_s": cpu_s})
+        tokens = sum(int(count) for count in self._tokens)
+        if self._flops is not None:
+            self._flops.__exit__(None, None, None)
+            self.flops_per_token = self._flops.get_total_flops() / tokens
+            self._flops = None
+        self.answer({"wall_s": wall_s, "cpu_s": cpu_s, "tokens": tokens})
         self._wait()
 
     def _wait(self) -> None:
         if self._requests.readline().strip() != "update":
             raise _Stopped
+        self._tokens.clear()
+        _finish_on_device()
         self._began = (time.perf_counter(), time.process_time())
 
 
@@ -96,12 +116,15 @@ def serve(task: dict[str, Any], requests: TextIO, answers: TextIO) -> None:
         except UserError as error:
             turns.answer({"error": str(error)})
             return
+        read_once = trainer.reward_model if isinstance(trainer, TrlPPOTrainer) else trainer.model
+        turns.count(read_once.base_model, task["side"] == "ours")  # type: ignore[union-attr, arg-type]  # TRL's types
         turns.answer({"about": _about(trainer, rows)})
         try:
             trainer.train()
         except _Stopped:
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-            turns.answer({"peak_mib": _peak_mib(), "losses": losses})
+            end = {"peak_mib": _peak_mib(), "losses": losses, "flops_per_token": turns.flops_per_token}
+            turns.answer(end)
 
 
 def build(
@@ -181,7 +204,7 @@ def _arguments(comparison: Comparison, updates: int, directory: str) -> dict[str
         "output_dir": directory,
         "seed": _SEED,
         "data_seed": _SEED,
-        "bf16": on_gpu,
+        "bf16": device()[1] == "bfloat16",
         "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu,
         "save_strategy": "no",

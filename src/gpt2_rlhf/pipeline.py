@@ -444,7 +444,7 @@ def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
     steps = _steps()
     trained = [stage for stage in stages if stage.name in _TRAINED]
     room.require(settings, [(stage, steps[stage.name].check(settings, stage)) for stage in trained])
-    training.say_if_float32(settings)
+    training.say_precision(settings)
     processes, data = int(trained[0].inputs["processes"]), trained[0].needs["data"]
     tables = lengths.of_tables(data.directory, model_files.load_tokenizer(settings.model))
     found = estimates.of([stage.name for stage in stages], settings, tables, processes)

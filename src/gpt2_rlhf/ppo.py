@@ -60,8 +60,7 @@ def check(settings: Settings, stage: Stage) -> TrainingArguments:
 def arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
     """Return the fields of PPOConfig: batches fit the prompts, answers end with EOS, and TRL draws no samples."""
     own = {"stop_token": "eos", "num_sample_generations": 0, **_sizes(settings, stage).batch_arguments}
-    chosen = {"bf16": False, **settings.ppo.args}  # TRL's default is true, and our trainer uses it
-    return {**training.arguments(stage, chosen), **own}
+    return {**training.arguments(stage, settings.ppo.args), **own}
 
 
 def values_in_force(settings: Settings, stage: Stage) -> dict[str, Any]:
@@ -105,6 +104,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         kl=ppo.kl,
         watch=watch,
         force=settings.force,
+        rollout_cache=ppo.rollout_cache,
     )
     if judge is not None:
         judge.to(trainer.accelerator.device)  # type: ignore[arg-type]  # transformers' stub of `to` takes no device

@@ -33,14 +33,16 @@ TINY = {
 RESULT = Result(
     name="sft-small",
     about="rows",
-    stock=Side(wall_s=[4.0, 6.0, 9.0], cpu_s=[8.0, 8.0, 8.0], peak_mib=300.0, losses=[0.5, 0.25]),
-    ours=Side(wall_s=[2.0, 1.5, 3.0], cpu_s=[2.0, 2.0, 5.0], peak_mib=200.0, losses=[0.5, 0.125]),
+    stock=Side(wall_s=[4.0, 6.0, 9.0], cpu_s=[8.0, 8.0, 8.0], tokens=[95, 95, 190], peak_mib=300.0, losses=[0.5, 0.25]),
+    ours=Side(wall_s=[2.0, 1.5, 3.0], cpu_s=[2.0, 2.0, 5.0], tokens=[95, 95, 190], peak_mib=200.0, losses=[0.5, 0.125]),
+    flops_per_token=1e12,
 )
 WHERE: dict[str, str | int] = {
     "cpu": "A chip",
     "cores": 2,
     "threads": "1",
     "gpu": "no GPU",
+    "dtype": "float32",
     "versions": "torch 2",
     "date": "2026-11-24",
 }
@@ -71,21 +73,58 @@ def test_ratios_are_stock_over_ours() -> None:
 
 def test_ppo_has_no_losses_to_compare() -> None:
     silent = [replace(side, losses=[]) for side in (RESULT.stock, RESULT.ours)]
-    assert Result("ppo-small", "prompts", *silent).loss_difference is None
+    assert Result("ppo-small", "prompts", *silent, flops_per_token=1.0).loss_difference is None
 
 
 def test_the_page_has_a_row_for_each_comparison_and_states_that_there_was_no_gpu() -> None:
     page = bench.markdown([RESULT], WHERE, "python -m benchmarks.bench")
-    assert "| sft-small | 6 | 2 | 3.00x | 2.00 to 4.00 | 4.00x | 300 | 200 | 0.1 |" in page
-    assert "Measured without a GPU." in page
-    assert "A chip, 2 cores" in page
+    assert "| sft-small | 6 | 2 | 3.00x | 2.00 to 4.00 | 4.00x | 300 | 200 | 0.1 | 20 | 58 | - | - |" in page
+    assert "Measured without a GPU, so MFU is not known." in page
+    assert page.endswith(bench.NO_GPU)
+    assert bench.NO_GPU in (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "A chip, 2 cores (OMP_NUM_THREADS 1), no GPU, float32;" in page
     assert "`python -m benchmarks.bench`" in page
 
 
-def test_the_page_names_the_gpu() -> None:
-    page = bench.markdown([RESULT], {**WHERE, "gpu": "NVIDIA H100"}, "")
-    assert "NVIDIA H100;" in page
+def test_the_page_names_the_gpu_and_its_precision_and_gives_utilisation_where_its_peak_is_known() -> None:
+    gpu = "NVIDIA A100-SXM4-40GB"
+    page = bench.markdown([RESULT], {**WHERE, "gpu": gpu, "dtype": "bfloat16"}, "")
+    assert f"{gpu}, bfloat16;" in page
+    assert "All arguments set bfloat16" in page
     assert "without a GPU" not in page
+    stock, ours = (380 / seconds * 1e12 / 312e12 for seconds in (19, 6.5))
+    assert RESULT.utilisation(RESULT.ours, gpu) == pytest.approx(ours)
+    assert f"| {100 * stock:.1f} % | {100 * ours:.1f} % |" in page
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_both_sides_are_told_to_train_in_bfloat16_where_the_gpu_has_it(
+    has_bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert bench.device() == ("NVIDIA L4", "bfloat16" if has_bf16 else "float32")
+    for comparison in TINY.values():
+        assert bench_worker._arguments(comparison, 1, str(tmp_path))["bf16"] is has_bf16
+
+
+def test_gpt2_is_trained_without_being_named_only_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(bench, "compare", lambda name, *_: started.append(name) or RESULT)
+    for gpu, names in (("no GPU", set(COMPARISONS) - {"sft-gpt2", "reward-gpt2"}), ("NVIDIA L4", set(COMPARISONS))):
+        monkeypatch.setattr(bench, "machine", lambda gpu=gpu: {**WHERE, "gpu": gpu})
+        bench.main([])
+        assert set(started) == names
+        started.clear()
+
+
+def test_an_unknown_gpu_has_no_utilisation() -> None:
+    where = {**WHERE, "gpu": "NVIDIA A100-SXM4-40GB MIG 1g.5gb"}
+    assert bench.record([RESULT], where, "")["comparisons"][0]["mfu"] == {"stock": None, "ours": None}
+    page = bench.markdown([RESULT], where, "")
+    assert "| 20 | 58 | - | - |" in page
+    assert "bfloat16, which" not in page
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward"])
@@ -100,9 +139,23 @@ def test_both_sides_have_equal_losses(kind: str) -> None:
 def test_the_worker_answers_an_update_with_its_seconds_and_the_end_with_the_peak_memory(side: str) -> None:
     about, *updates, end = served("ppo", side, ["update", "update", "stop"])
     assert "prompts of 3 to 9 tokens" in about["about"]
-    assert [set(update) for update in updates] == [{"wall_s", "cpu_s"}] * 2
+    assert [set(update) for update in updates] == [{"wall_s", "cpu_s", "tokens"}] * 2
     assert all(update["wall_s"] > 0 for update in updates)
+    rows = PPO_ARGS["per_device_train_batch_size"]
+    assert all(rows * (3 + 1) <= update["tokens"] <= rows * (9 + 4) for update in updates[1:])
     assert end["peak_mib"] > 0
+    assert (end["flops_per_token"] is None) == (side == "stock")
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward"])
+def test_both_sides_count_the_same_tokens_and_ours_the_flops_of_a_token(kind: str) -> None:
+    (_, *stock, _), (_, *ours, end) = (served(kind, side, ["update"] * 3 + ["stop"]) for side in bench.SIDES)
+    assert [update["tokens"] for update in ours] == [update["tokens"] for update in stock]
+    width, vocabulary = SHAPE["n_embd"], SHAPE["vocab_size"]
+    layers = 6 * 12 * width**2  # forward and backward pass through the weights of one layer
+    assert end["flops_per_token"] > 0.9 * layers
+    # TRL computes the logits of SFT in chunks, and again in the backward pass
+    assert end["flops_per_token"] < 1.5 * layers + (12 * width * vocabulary if kind == "sft" else 0)
 
 
 def test_both_sides_of_ppo_get_the_same_prompts_in_the_same_order(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_every_experiment_passes(experiment: str) -> None:
         (["ppo.seeds=[]"], "ppo.seeds: .*; expected different whole numbers"),
         (["ppo.seeds=[1,1]"], "ppo.seeds: .*; expected different whole numbers"),
         (["ppo.seeds=[-1]"], "ppo.seeds: .*; expected different whole numbers"),
+        (["ppo.rollout_cache=paged"], "ppo.rollout_cache: paged; expected static, compiled or null"),
         (["ppo.heldout.best_by=luck"], "ppo.heldout.best_by: luck; expected reward, judge, utility or null"),
         (["ppo.heldout.hand_on=first"], "ppo.heldout.hand_on: first; expected last or best"),
         (["ppo.heldout.hand_on=best", "ppo.args.eval_strategy=no"], "ppo.heldout.hand_on: best, but .*nothing is"),

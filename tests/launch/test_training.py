@@ -125,6 +125,42 @@ def test_a_gpu_trains_in_the_chosen_precision(tmp_path: Path) -> None:
     assert not any(args["bf16"] for args in chosen_arguments(compose.load([]).settings, part).values())
 
 
+@pytest.fixture(params=[True, False], ids=["bf16", "no bf16"])
+def gpu_has_bf16(request: pytest.FixtureRequest, gpu: None, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: request.param)
+    return request.param
+
+
+def test_by_default_a_gpu_trains_in_bfloat16_if_it_has_it_and_never_in_float16(
+    tmp_path: Path, gpu_has_bf16: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = compose.load([]).settings
+    for args in chosen_arguments(settings, ppo_stage(tmp_path)).values():
+        assert args["bf16"] is gpu_has_bf16
+        assert not args.get("fp16")
+    kind = "bfloat16" if gpu_has_bf16 else "float32"
+    assert set(training.precisions(settings).values()) == {kind}
+    training.say_precision(settings)
+    assert capsys.readouterr().out == f"precision: sft {kind}, reward {kind}, judge {kind}, ppo {kind}\n"
+
+
+@pytest.mark.parametrize("chosen", ["bf16=true", "bf16=false", "fp16=true"])
+def test_a_chosen_precision_applies_whatever_the_gpu_has(tmp_path: Path, gpu_has_bf16: bool, chosen: str) -> None:
+    settings = compose.load([f"{name}.args.{chosen}" for name in PARTS]).settings
+    expected = {"bf16=true": "bfloat16", "bf16=false": "float32", "fp16=true": "float16"}[chosen]
+    for args in chosen_arguments(settings, ppo_stage(tmp_path)).values():
+        assert args["bf16"] is (expected == "bfloat16")
+        assert bool(args.get("fp16")) is (expected == "float16")
+    assert set(training.precisions(settings).values()) == {expected}
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_every_stage_is_recorded_as_float32() -> None:
+    settings = compose.load([f"{name}.args.bf16=true" for name in PARTS]).settings
+    assert training.precisions(settings) == dict.fromkeys(("sft", "reward", "judge", "ppo"), "float32")
+
+
 # an optimizer by each of the functions that transformers makes them with, and the package that it needs
 NEEDS = {
     "adamw_bnb_8bit": "bitsandbytes",

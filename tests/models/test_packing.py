@@ -16,7 +16,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from gpt2_rlhf.models import packing, tokens
+from gpt2_rlhf.models import attention, packing, tokens
 from helpers.tiny import tiny_policy, tiny_reward, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -293,13 +293,13 @@ def test_rows_attend_to_themselves_within_the_block_only() -> None:
     expected = hidden(model.base_model, input_ids=ids, attention_mask=mask)[mask.bool()]
     packed = ids[mask.bool()][None]
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-    with packing.rows_apart(model.base_model):
+    with attention.rows_apart(model.base_model):
         apart = hidden(
             model.base_model,
             input_ids=packed,
             position_ids=positions,
             attention_mask=torch.ones_like(packed),
-            row_tokens=LENGTHS,
+            packed_rows=attention.packed_rows(mask.bool()),
         )
     torch.testing.assert_close(apart[0], expected, rtol=0, atol=1e-5)
     assert model.config._attn_implementation == "sdpa"

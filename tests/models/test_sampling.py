@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,9 @@ from transformers import GenerationConfig, GPT2LMHeadModel, GPT2Tokenizer
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import sampling, tokens
 from gpt2_rlhf.models.sampling import Answer, sample
+from helpers import families
 from helpers.tiny import POSITIONS, eos_prone, fixed_next_token, tiny_policy, tiny_tokenizer
+from helpers.waits import Waits
 
 PROMPTS = [
     "\n\nHuman: Tell me about the sea.\n\nAssistant:",
@@ -169,3 +173,67 @@ def test_prompt_and_answer_beyond_the_positions_are_refused_in_one_line(policy, 
 
 def test_no_prompts_give_no_answers(policy, tokenizer):
     assert draw(policy, tokenizer, []) == []
+
+
+def draws(rows: int, new_tokens: int = 20) -> torch.Tensor:
+    return torch.rand(rows, new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+def sampled(model: Any, tokenizer: GPT2Tokenizer, **options: Any) -> tuple[list[list[int]], list[list[float]]]:
+    prompts = sampling.encode_prompts(tokenizer, PROMPTS)
+    eos = tokens.eos_id(tokenizer)
+    given = {"temperature": 1.0, "eos_token_id": eos, "never_token_id": 3, "batch_size": 4, **options}
+    return sampling.sample_ids(model, prompts, draws(len(prompts)), **given)
+
+
+@pytest.mark.parametrize("tokens_a_check", [1, 3, 8, 100])
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_answers_do_not_depend_on_how_often_their_end_is_looked_for_nor_on_the_cache(
+    tokens_a_check: int, cache: str | None, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = eos_prone(tokenizer)
+    expected_ids, expected = sampled(model, tokenizer)
+    assert 1 < min(map(len, expected_ids)) < max(map(len, expected_ids))
+    monkeypatch.setattr(sampling, "_tokens_a_check", lambda _: tokens_a_check)
+    ids, logprobs = sampled(model, tokenizer, cache=cache)
+    assert ids == expected_ids
+    for ours, theirs in zip(logprobs, expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize(("cache", "bf16"), [(None, False), ("static", False), ("static", True)])
+@pytest.mark.parametrize("family", ["llama", "mistral"])  # a window of 4 tokens
+def test_other_families_give_the_same_answers_with_either_cache_and_rare_checks(
+    family: str, cache: str | None, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]
+
+    def answers(cache: str | None) -> list[list[int]]:
+        given = {"temperature": 1.0, "eos_token_id": 20, "never_token_id": None, "batch_size": 3, "cache": cache}
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            ids, _ = sampling.sample_ids(model, prompts, draws(3), **given)
+        return [row[:1] for row in ids] if bf16 else ids  # rounding may change the later tokens
+
+    model = families.policy(family)
+    expected = answers(None)
+    monkeypatch.setattr(sampling, "_tokens_a_check", lambda _: 8)
+    assert answers(cache) == expected
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
+def test_an_accelerator_is_waited_for_at_the_checks_only(
+    family: str, cache: str | None, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "_tokens_a_check", lambda _: 8)
+    model: Any = tiny_policy(tokenizer) if family == "gpt2" else families.policy(family)
+    prompts = torch.randint(21, 100, (3, 6)).tolist()
+    prompts[0] = prompts[0][:2]
+    counts = {}
+    for new_tokens in (7, 15, 31):
+        given = (draws(3, new_tokens).clamp(0.3, 0.7), 1.0, 0, None, cache)  # the first token, EOS, is never drawn
+        with torch.inference_mode(), Waits() as waits:
+            sampling._sample_batch(model.eval(), prompts, *given)
+        counts[new_tokens] = waits.count
+    assert counts[15] - counts[7] == 1
+    assert counts[31] - counts[15] == 2

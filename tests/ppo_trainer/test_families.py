@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gpt2_rlhf.models import packing
+from gpt2_rlhf.models import attention, packing
 from gpt2_rlhf.ppo_trainer import PPOTrainer, forward
 from helpers import families, ppo_tiny
 
@@ -105,7 +105,7 @@ def test_logprobs_under_bf16_are_those_of_the_models_own_forward(family: str, ro
 def test_a_line_says_why_a_model_runs_with_padding(
     family: str, reason: str | None, rows: forward.Rows, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    packing._say.cache_clear()
+    attention._print.cache_clear()
     policy = families.policy(family).train()
     for _ in range(2):
         forward.answer_logprobs(policy, rows, 1.0)
@@ -119,7 +119,7 @@ def test_a_window_is_compared_when_rows_exceed_it(rows: forward.Rows, monkeypatc
     policy = families.policy("mistral").eval()
     short = forward.Rows(rows.token_ids[2:, 3:7], 3, rows.pad_token_id)
     forward.answer_logprobs(policy, short, 1.0)
-    monkeypatch.setattr(packing, "_window", lambda *_: None)  # as if the window were dropped
+    monkeypatch.setattr(attention, "_mask", lambda *_: None)  # as if the window were dropped
     torch.testing.assert_close(
         forward.answer_logprobs(policy, rows, 1.0)[0], own_logprobs(policy, rows), rtol=0, atol=1e-4
     )

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, TaskType, get_peft_model
 
 from gpt2_rlhf.ppo_trainer import forward, rollouts, updates
 from gpt2_rlhf.ppo_trainer.metrics import Clock, Means
@@ -53,6 +55,20 @@ def test_log_probabilities_of_the_rollout_equal_those_of_the_update():
 def test_answers_do_not_depend_on_the_number_sampled_at_once(rows_per_call):
     policy = tiny.often_stopping_policy()
     assert torch.equal(sample(policy, rows_per_call)[0].token_ids, sample(policy)[0].token_ids)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_static_cache_gives_the_same_answers_to_the_policy_and_to_one_with_an_adapter(adapter: bool) -> None:
+    policy = tiny.often_stopping_policy()
+    if adapter:
+        lora = LoraConfig(r=2, fan_in_fan_out=True, init_lora_weights=False, task_type=TaskType.CAUSAL_LM)
+        policy = get_peft_model(policy, lora)
+    models = models_with(policy)
+    rows, logprobs = rollouts.sample(models, PROMPTS, DRAWS, arguments())
+    static, static_logprobs = rollouts.sample(replace(models, cache="static"), PROMPTS, DRAWS, arguments())
+    assert torch.equal(static.token_ids, rows.token_ids)
+    torch.testing.assert_close(static_logprobs, logprobs, rtol=0, atol=1e-5)
 
 
 def test_rows_are_left_padded_prompts_and_answers_that_end_with_eos_or_at_the_limit():

@@ -1,8 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from gpt2_rlhf.models import scoring
 from helpers import ppo_tiny as tiny
 from helpers.ppo_two_processes import torchrun
 
@@ -29,3 +32,38 @@ def test_an_sgd_step_is_the_same_over_one_and_over_two_processes(tmp_path: Path)
             gradient = torch.load(tmp_path / f"gradient-{rows}-{rank}.pt")
             assert (gradient - whole).norm() < 1e-6 * whole.norm()
             assert ranks[rank][str(rows)] == pytest.approx(metrics, rel=1e-5, abs=1e-5)
+
+
+class MostLogits(TorchDispatchMode):
+    """Keeps the largest number of tokens of which the logits, or as many other numbers, are held in one tensor."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self._vocabulary, self._width, self.tokens = vocabulary, width, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        for output in outputs if isinstance(outputs, (tuple, list)) else [outputs]:
+            # a head's weights and their gradients are as wide as the model
+            shape = output.shape if isinstance(output, torch.Tensor) else ()
+            if len(shape) > 1 and shape[-1] == self._vocabulary and shape[-2] != self._width:
+                self.tokens = max(self.tokens, output.numel() // self._vocabulary)
+        return outputs
+
+
+def test_logits_are_held_for_a_bounded_number_of_tokens_with_the_same_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny.policy()
+    vocabulary, width = policy.lm_head.weight.shape
+    with MostLogits(vocabulary, width) as most:
+        expected, expected_metrics = tiny.gradient_of_one_step(tmp_path, 8, 1)
+    assert most.tokens > 5 * tiny.RESPONSE
+    for rows in (2, 1):
+        monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", rows * tiny.RESPONSE * vocabulary)
+        with MostLogits(vocabulary, width) as most:
+            step, metrics = tiny.gradient_of_one_step(tmp_path, 8, 1)
+        # the comparison of packed and padded rows before the first update reads 16 tokens
+        assert tiny.RESPONSE < most.tokens <= 16
+        assert (step - expected).norm() < 1e-6 * expected.norm()
+        assert metrics == pytest.approx(expected_metrics, rel=1e-5, abs=1e-5)

@@ -69,6 +69,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ("ppo.heldout.best_by", "sweep.best_by"),
     ),
     ("last or best", lambda policy: policy in ("last", "best"), ("ppo.heldout.hand_on",)),
+    ("static, compiled or null", lambda cache: cache in ("static", "compiled"), ("ppo.rollout_cache",)),
 )
 
 

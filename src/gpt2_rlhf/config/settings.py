@@ -111,6 +111,7 @@ class Ppo:
     kl: PpoKl
     heldout: Heldout
     guard: Guard
+    rollout_cache: str | None  # of keys and values while sampling: "static" or "compiled" (CUDA graphs); null: it grows
 
     @property
     def withheld_prompts(self) -> int:

@@ -53,6 +53,7 @@ def _manifest(
         "work_s": outcome.work_s,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "device": _device(),
+        "precision": _precision(settings, stage),
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "python": platform.python_version(),
@@ -67,6 +68,13 @@ def _device() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _precision(settings: Settings, stage: Stage) -> str | None:
+    """Return the type in which the stage trained, or None for a stage that trains nothing."""
+    from gpt2_rlhf.launch import training  # which imports torch
+
+    return training.precisions(settings).get(stage.name)
 
 
 def _git_commit() -> str | None:

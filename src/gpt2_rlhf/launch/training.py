@@ -50,7 +50,29 @@ def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
         own["save_total_limit"] = 2  # transformers deletes the old checkpoint before the new one is flushed to the disk
     # activations that are on the CPU already cannot be moved there; PPOConfig has no such field
     of_accelerators = ["bf16", "fp16", *({"activation_offloading"} & chosen.keys())] if no_accelerator else []
+    if chosen.get("bf16") is None:
+        own["bf16"] = _precision(chosen) == "bfloat16"
     return {**defaults, **chosen, **own, **dict.fromkeys(of_accelerators, False)}
+
+
+def precisions(settings: Settings) -> dict[str, str]:
+    """Return the type in which each stage trains on this machine: the user's choice, else bfloat16 where a GPU has it.
+
+    It is not part of a stage's hash: the machine that plans a run may be another than the one that trains it.
+    """
+    parts = {"sft": settings.sft, "reward": settings.reward, "judge": settings.reward, "ppo": settings.ppo}
+    return {name: _precision(part.args) for name, part in parts.items()}
+
+
+def _precision(chosen: Mapping[str, Any]) -> str:
+    if _no_accelerator():
+        return "float32"
+    if chosen.get("fp16"):
+        return "float16"
+    bf16 = chosen.get("bf16")
+    if bf16 is None:
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if bf16 else "float32"
 
 
 def _no_accelerator() -> bool:
@@ -106,11 +128,13 @@ def _check_optimizer(name: str, config: TrainingArguments) -> None:
         ) from error
 
 
-def say_if_float32(settings: Settings) -> None:
-    """Print a line if half precision is set on a machine that trains in float32."""
+def say_precision(settings: Settings) -> None:
+    """Print in which precision each stage trains on a GPU, or that half precision is set where there is none."""
     stages = (settings.sft.args, settings.reward.args, settings.ppo.args)
     half = [name for name in ("bf16", "fp16") if any(chosen.get(name) for chosen in stages)]
-    if half and _no_accelerator():
+    if not _no_accelerator():
+        print(f"precision: {', '.join(f'{name} {kind}' for name, kind in precisions(settings).items())}", flush=True)
+    elif half:
         print(f"{' and '.join(half)}: this machine has no GPU, so training runs in float32", flush=True)
 
 

@@ -4,17 +4,25 @@ Plain ancestral sampling at a temperature. `model.generate` is not used: it take
 generation config (top-k, repetition penalty), draws from the global generator, and computes finished rows until the
 last row has finished. Each prompt has its own uniform draws; inverse-CDF sampling gives common random numbers across
 models, so paired differences have less variance.
+
+An accelerator computes ahead of the host, which must wait to learn which answers have ended. So it asks every few
+tokens, and an answer that ended is padded until then; the answers are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import tokens
 from gpt2_rlhf.models.scoring import by_length, inference
+
+CACHES = ("static", "compiled")  # ways to keep keys and values other than the default, which grows with the answers
+_TOKENS_A_CHECK = 8  # on an accelerator
+_STATIC_TOKENS = 64  # a static cache has a multiple of these, so that fewer shapes are compiled
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,12 @@ def sample_ids(
     eos_token_id: int,
     never_token_id: int | None,
     batch_size: int,
+    cache: str | None = None,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Return the sampled token ids of each prompt, with EOS where it was sampled, and their log-probabilities in nats.
 
-    `draws`: shape (prompts, most new tokens), uniform in [0, 1). `never_token_id` gets probability 0.
+    `draws`: shape (prompts, most new tokens), uniform in [0, 1). `never_token_id` gets probability 0. `cache`: one of
+    CACHES, or None.
     """
     answers: list[list[int]] = [[] for _ in prompt_ids]
     logprobs: list[list[float]] = [[] for _ in prompt_ids]
@@ -95,7 +105,13 @@ def sample_ids(
         draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
         for batch in by_length([len(ids) for ids in prompt_ids], batch_size):
             sampled, sampled_logprobs = _sample_batch(
-                model, [prompt_ids[row] for row in batch], draws[batch], temperature, eos_token_id, never_token_id
+                model,
+                [prompt_ids[row] for row in batch],
+                draws[batch],
+                temperature,
+                eos_token_id,
+                never_token_id,
+                cache,
             )
             ended = (sampled == eos_token_id).int()
             lengths = ((ended.cumsum(1) - ended) == 0).sum(1)
@@ -112,48 +128,84 @@ def _sample_batch(
     temperature: float,
     eos_token_id: int,
     never_token_id: int | None,
+    cache: str | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return sampled ids (EOS after the first EOS) and their log-probabilities, both of the shape of `draws`."""
     longest = max(len(ids) for ids in prompt_ids)
     padding = [longest - len(ids) for ids in prompt_ids]
-    device = draws.device
+    device, new_tokens = draws.device, draws.shape[1]
+    columns = longest + new_tokens if cache is None else -(-(longest + new_tokens) // _STATIC_TOKENS) * _STATIC_TOKENS
     ids = torch.tensor(
         [[eos_token_id] * pad + list(row) for pad, row in zip(padding, prompt_ids, strict=True)], device=device
     )
-    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    rows = torch.arange(len(prompt_ids), device=device)  # those not finished; the cache holds no others
+    mask = torch.tensor([[0] * pad + [1] * (columns - pad) for pad in padding], device=device)
+    positions = (mask[:, :longest].cumsum(1) - 1).clamp(min=0)
+    rows = torch.arange(len(prompt_ids), device=device)  # those that the cache holds
+    has_ended = torch.zeros(len(prompt_ids), dtype=torch.bool, device=device)
     sampled = torch.full(draws.shape, eos_token_id, device=device)
     logprobs = torch.zeros_like(draws)
-    cache = None
-    for step in range(draws.shape[1]):
-        output = model(
+    states = _states(model, cache, columns, device)
+    tokens_a_check = _tokens_a_check(device)
+    compute: Callable[..., Any] = model
+    for step in range(new_tokens):
+        output = compute(
             input_ids=ids,
-            attention_mask=mask,
+            # a static cache needs masks of one shape; causal attention hides the tokens to come
+            attention_mask=mask if cache else mask[:, : longest + step],
             position_ids=positions,
-            past_key_values=cache,
+            past_key_values=states,
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = output.past_key_values
+        states = output.past_key_values
+        if cache == "compiled":
+            compute = cast(PreTrainedModel, model).get_compiled_call(None)  # not for prompts, whose lengths vary
         logits = output.logits[:, -1].float() / temperature
         if never_token_id is not None:
             logits[:, never_token_id] = -torch.inf
         probabilities = logits.softmax(-1).to(draws.dtype)
         chosen = _invert_cdf(probabilities, draws[rows, step])
+        chosen_logprobs = probabilities.gather(1, chosen[:, None])[:, 0].log()
+        chosen = chosen.masked_fill(has_ended, eos_token_id)
         sampled[rows, step] = chosen
-        logprobs[rows, step] = probabilities.gather(1, chosen[:, None])[:, 0].log()
-        unfinished = (chosen != eos_token_id).nonzero()[:, 0]
-        if unfinished.numel() == 0:
-            break
-        if unfinished.numel() < rows.numel():
-            rows, chosen = rows[unfinished], chosen[unfinished]
-            mask, positions = mask[unfinished], positions[unfinished]
-            cache.batch_select_indices(unfinished)
+        logprobs[rows, step] = chosen_logprobs.masked_fill(has_ended, 0)
+        has_ended = has_ended | (chosen == eos_token_id)
+        if (step + 1) % tokens_a_check == 0:
+            unfinished = (~has_ended).nonzero()[:, 0]
+            if unfinished.numel() == 0:
+                break
+            if unfinished.numel() < rows.numel() and cache is None:
+                rows, chosen, has_ended = rows[unfinished], chosen[unfinished], has_ended[unfinished]
+                mask, positions = mask[unfinished], positions[unfinished]
+                states.batch_select_indices(unfinished)
         ids = chosen[:, None]
-        mask = torch.cat((mask, mask.new_ones(len(rows), 1)), dim=1)
         positions = positions[:, -1:] + 1
     return sampled, logprobs
+
+
+def _tokens_a_check(device: torch.device) -> int:
+    """Return after how many tokens to look for answers that have ended; a CPU computes nothing ahead."""
+    return 1 if device.type == "cpu" else _TOKENS_A_CHECK
+
+
+class _UnreadMasks(DynamicCache):
+    """A cache for which transformers makes each step's mask without reading the padding from the device."""
+
+    is_compileable = True  # type: ignore[assignment]  # masking_utils.create_causal_mask reads it, and nothing else here
+
+
+class _OneType(StaticCache):
+    """A static cache whose keys have the type of the values: under autocast, rotary positions make them float32."""
+
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        return super().update(key_states.to(value_states.dtype), value_states, layer_idx, *args, **kwargs)
+
+
+def _states(model: torch.nn.Module, cache: str | None, columns: int, device: torch.device) -> Any:
+    """Return the cache of keys and values to start with; None lets the model make its own."""
+    if cache is not None:
+        return _OneType(model.config, max_cache_len=columns)
+    return None if _tokens_a_check(device) == 1 else _UnreadMasks(config=model.config)
 
 
 def _invert_cdf(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

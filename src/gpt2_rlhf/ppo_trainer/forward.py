@@ -13,11 +13,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from gpt2_rlhf.models import packing
+from gpt2_rlhf.models import packing, scoring
 
 # Large enough that exp() of it is 0 beside any real logit, finite so that 0 x logit in the entropy is 0 and not NaN.
 _NEVER = -1e4
 _LOGITS_IN_CACHE = 2**18  # 1 MiB of float32
+_LOGITS_ON_GPU = 2**24  # each step makes copies of so many
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ class PolicyAndValue(nn.Module):
 def language_model(model: nn.Module) -> Any:
     """Return the model itself, or the base model under an adapter."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def rows_at_once(policy: nn.Module, answer_tokens: int) -> int:
+    """Return of how many rows the logits of answers may be held at once; the same in all processes."""
+    vocabulary = language_model(policy).get_output_embeddings().weight.shape[0]
+    return max(1, scoring.LOGITS_AT_ONCE // (answer_tokens * vocabulary))
 
 
 def answer_logprobs(model: nn.Module, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
@@ -122,7 +129,7 @@ class _Logprobs(torch.autograd.Function):
         ctx.dtype, ctx.temperature = logits.dtype, temperature
         logits = logits.detach().float()
         logprobs, entropies = logits.new_empty(len(logits)), logits.new_empty(len(logits))
-        at_once = max(1, _LOGITS_IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+        at_once = max(1, (_LOGITS_IN_CACHE if logits.device.type == "cpu" else _LOGITS_ON_GPU) // logits.shape[1])
         for first in range(0, len(logits), at_once):
             some = slice(first, first + at_once)
             part = logits[some]

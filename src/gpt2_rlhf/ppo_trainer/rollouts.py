@@ -39,6 +39,7 @@ class Models:
     score: Callable[[Rows], Tensor]  # scores of shape (rows,)
     eos_token_id: int
     pad_token_id: int
+    cache: str | None = None  # one of sampling.CACHES
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ def roll_out(
 ) -> Rollout:
     """Sample an answer to each prompt and compute what the update needs of it; `draws` is that of `sample`."""
 
-    def in_parts(compute: Callable[[Rows], Tensor]) -> Tensor:
-        starts = range(0, len(rows.token_ids), args.local_rollout_forward_batch_size)
-        return torch.cat([compute(rows[start : start + args.local_rollout_forward_batch_size]) for start in starts])
+    def in_parts(compute: Callable[[Rows], Tensor], most_rows: int = len(prompt_ids)) -> Tensor:
+        at_once = min(args.local_rollout_forward_batch_size, most_rows)
+        starts = range(0, len(rows.token_ids), at_once)
+        return torch.cat([compute(rows[start : start + at_once]) for start in starts])
 
     def policy_logprobs(part: Rows) -> Tensor:
         return forward.answer_logprobs(models.policy, part, args.temperature)[0]
@@ -83,15 +85,16 @@ def roll_out(
 
     with clock.phase("rollout"), accelerator.autocast():
         rows, logprobs = sample(models, prompt_ids, draws, args)
+    with_logits = forward.rows_at_once(models.policy, args.response_length)
     with clock.phase("score"), accelerator.autocast():
         if accelerator.mixed_precision != "no":
             # sampling token by token rounds differently: the ratio would not be 1 before the first step
-            logprobs = in_parts(policy_logprobs)
+            logprobs = in_parts(policy_logprobs, with_logits)
         return Rollout(
             rows=rows,
             ended=(rows.answers == models.eos_token_id).any(1),
             logprobs=logprobs,
-            ref_logprobs=in_parts(reference_logprobs),
+            ref_logprobs=in_parts(reference_logprobs, with_logits),
             values=in_parts(lambda part: forward.answer_values(models.value_model, part)),
             scores=in_parts(models.score),
         )
@@ -136,6 +139,7 @@ def sample(
         # a padding token that was added to the tokenizer alone cannot be sampled
         never_token_id=pad_token_id if pad_token_id < vocabulary else None,
         batch_size=args.local_rollout_forward_batch_size,
+        cache=models.cache,
     )
     device = next(policy.parameters()).device
     # the position after EOS has a value, also in the longest row
@@ -154,14 +158,14 @@ def sample(
 
 @torch.no_grad()
 def check_packed_pass(models: Models, prompt_ids: Sequence[Sequence[int]], args: PPOConfig) -> None:
-    """Compare the sampler's log-probabilities of answers to the four longest prompts with those of the update's pass.
+    """Compare the sampler's log-probabilities of answers to the longest prompts with those of the update's pass.
 
     Mixed precision is off here, since its rounding would hide a fault.
 
     Raises:
         UserError: they differ by more than rounding.
     """
-    longest = sorted(prompt_ids, key=len)[-4:]
+    longest = sorted(prompt_ids, key=len)[-min(4, forward.rows_at_once(models.policy, args.response_length)) :]
     draws = np.random.default_rng(args.seed).random((len(longest), args.response_length))
     rows, sampled = sample(models, longest, draws, args)
     packed, _ = forward.answer_logprobs(models.policy, rows, args.temperature)

@@ -71,13 +71,15 @@ class PPOTrainer(TrlPPOTrainer):
         kl: PpoKl = _FIXED_KL,
         watch: Watch | None = None,
         force: bool = True,
+        rollout_cache: str | None = None,
     ) -> None:
         """Take the arguments of TRL's PPOTrainer, and these keyword arguments.
 
         score_function: scores the answers; then reward_model may be None. shaping: of scores, before the penalty for a
         missing EOS. kl: fixed or adaptive coefficient. watch: measures the policy on held-out prompts before the first
         update, every `eval_steps` and at the end, and may stop the run. force: False stops the run where a gate
-        (gates.py) finds a fault before the first update; True prints it and goes on.
+        (gates.py) finds a fault before the first update; True prints it and goes on. rollout_cache: one of
+        models.sampling.CACHES, or None.
 
         Raises:
             UserError: from checks.py, before anything is built.
@@ -141,6 +143,7 @@ class PPOTrainer(TrlPPOTrainer):
             ),
             eos_token_id=tokens.eos_id(processing_class),
             pad_token_id=tokens.pad_id(processing_class),
+            cache=rollout_cache,
         )
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:

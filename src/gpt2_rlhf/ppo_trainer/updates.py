@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from trl.experimental.ppo import PPOConfig
 
-from gpt2_rlhf.ppo_trainer import losses
+from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
 from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Means
 from gpt2_rlhf.ppo_trainer.reward_scores import Shaping
@@ -79,11 +79,12 @@ def learn(
     shuffled = np.concatenate([order.permutation(rows) for _ in range(args.num_ppo_epochs)])
     minibatches = torch.from_numpy(shuffled).to(device).split(rows // args.num_mini_batches)
     per_row = torch.stack([batch.is_token.sum(1), batch.has_value.sum(1)], 1)
+    with_logits = forward.rows_at_once(accelerator.unwrap_model(model).policy, args.response_length)
     norms = []
     for minibatch in minibatches:
         token_count, value_count = per_row[minibatch].sum(0)
         share = minibatch.chunk(accelerator.num_processes)[accelerator.process_index]
-        microbatches = share.split(args.per_device_train_batch_size)
+        microbatches = share.split(min(args.per_device_train_batch_size, with_logits))
         for microbatch in microbatches:
             # DDP averages the gradients of all processes, at the last microbatch of a step only; FSDP would keep them
             # whole until then
