@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -30,7 +28,7 @@ from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import curves, measured
 from gpt2_rlhf.launch import sharding, training, world
 from gpt2_rlhf.launch.stopwatch import Stopwatch
-from gpt2_rlhf.models import loading, tokens
+from gpt2_rlhf.models import loading, shape, tokens
 from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, Shaping, checkpoints, checks, gates, heldout
 from gpt2_rlhf.ppo_trainer.watch import Watch
 from gpt2_rlhf.rows import tables
@@ -134,10 +132,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
 
 
 def _require_room_for_whole_copies(settings: Settings, processes: int) -> None:
-    policy, critic = (
-        loading.trained_bytes(settings.model, kind=kind)
-        for kind in (AutoModelForCausalLM, AutoModelForSequenceClassification)
-    )
+    of_model = shape.of(settings.model)
+    policy, critic = 4 * of_model.weights, 4 * of_model.reward_weights  # float32
     frozen = critic + (policy if settings.ppo.peft.r == 0 else 0)
     judge = critic if settings.data.has_judge else 0
     needed = policy + critic + judge + (frozen // 2 if torch.cuda.is_available() else frozen)  # bf16 on a GPU

@@ -62,6 +62,6 @@ def _values(override: str) -> list[str]:
         return [override]
     if parsed.value_type == ValueType.GLOB_CHOICE_SWEEP:
         raise UserError(f"{override}: glob() is not read; expected the values, such as a,b")
-    key, values = parsed.input_line.partition("=")[0], parsed.sweep_string_iterator()
+    key, values = override.partition("=")[0], parsed.sweep_string_iterator()
     # Hydra escapes more than it needs to read the value again
     return [f"{key}={value}".replace("\\:", ":").replace("\\=", "=") for value in values]

@@ -201,7 +201,7 @@ class _OneType(StaticCache):
         return super().update(key_states.to(value_states.dtype), value_states, layer_idx, *args, **kwargs)
 
 
-def _states(model: torch.nn.Module, cache: str | None, columns: int, device: torch.device) -> Any:
+def _states(model: Any, cache: str | None, columns: int, device: torch.device) -> Any:
     """Return the cache of keys and values to start with; None lets the model make its own."""
     if cache is not None:
         return _OneType(model.config, max_cache_len=columns)
