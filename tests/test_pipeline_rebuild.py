@@ -29,7 +29,7 @@ def contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(pipeline, "_steps", lambda: dict.fromkeys(ALL, step))
     monkeypatch.setattr(pipeline, "build_stage", build)
     monkeypatch.setattr(pipeline, "_run_in_child", lambda stage, action: action())
-    monkeypatch.setattr(pipeline, "check_arguments", lambda settings, stages: None)
+    monkeypatch.setattr(pipeline, "check_before_training", lambda settings, stages: None)
     monkeypatch.setattr(pipeline, "settings_text", lambda name, inputs: "")
     monkeypatch.setattr(pipeline, "_show_found", lambda stage: None)
     return made

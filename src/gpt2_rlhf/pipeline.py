@@ -299,7 +299,7 @@ def _build_in_job(job: Job, to_check: Sequence[Job]) -> None:
     with locks.held([job.stage] if is_first else []):
         if is_first and to_check:
             stages = [one.stage for one in to_check]
-            tasks.run(Task("check", job.stage.directory, partial(check_arguments, to_check[0].settings, stages)))
+            tasks.run(Task("check", job.stage.directory, partial(check_before_training, to_check[0].settings, stages)))
         tasks.run(_task(job, 1))
 
 
@@ -311,7 +311,7 @@ def _begin(missing: Sequence[Stage]) -> None:
 
 def _check_task(planned: Run, stages: Sequence[Stage], log_dir: Path) -> Task | None:
     trains = any(stage.name in _TRAINED for stage in stages)
-    return Task("check", log_dir, partial(check_arguments, planned.settings, stages)) if trains else None
+    return Task("check", log_dir, partial(check_before_training, planned.settings, stages)) if trains else None
 
 
 def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
@@ -428,25 +428,20 @@ def _set_aside(missing: Sequence[Stage]) -> None:
             )
 
 
-def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
-    """Have TRL check the arguments of stages that will train, and print what the stages will take, if they fit.
+def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
+    """Refuse what would fail while these stages train, and print what each will take; the data are ready.
 
     To be called in a process that may look for a GPU.
 
     Raises:
-        UserError: names the stage and what is refused, or the disk or the device that has too little room.
+        UserError: as check_arguments; or a stage needs more memory than there is.
     """
-    from gpt2_rlhf.launch import training  # as in _steps
-    from gpt2_rlhf.models import estimates, room
+    from gpt2_rlhf.models import estimates  # as in _steps
     from gpt2_rlhf.rows import lengths
 
-    world.leave()
-    steps = _steps()
-    trained = [stage for stage in stages if stage.name in _TRAINED]
-    room.require(settings, [(stage, steps[stage.name].check(settings, stage)) for stage in trained])
-    training.say_precision(settings)
-    processes, data = int(trained[0].inputs["processes"]), trained[0].needs["data"]
-    tables = lengths.of_tables(data.directory, model_files.load_tokenizer(settings.model))
+    check_arguments(settings, [stage for stage in stages if stage.name in _TRAINED])
+    processes = int(next(stage.inputs["processes"] for stage in stages if stage.name in _TRAINED))
+    tables = lengths.of_tables(stages[0].needs["data"].directory, model_files.load_tokenizer(settings.model))
     found = estimates.of([stage.name for stage in stages], settings, tables, processes)
     for name, one in found.items():
         if one.memory is not None:
@@ -456,6 +451,21 @@ def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
     whole = whole_run.in_words(whole_run.write(stages, seconds, _at_once(settings.launch)))
     each = ", ".join(f"{name} {whole_run.in_words(one_s)}" for name, one_s in seconds.items())
     print(f"about {whole}: {each}", flush=True)
+
+
+def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
+    """Have TRL check the arguments of all stages that will train; to be called in a process that may look for a GPU.
+
+    Raises:
+        UserError: names the stage and what is refused, or the disk that has too little room.
+    """
+    from gpt2_rlhf.launch import training  # as in _steps
+    from gpt2_rlhf.models import room
+
+    world.leave()
+    steps = _steps()
+    room.require(settings, [(stage, steps[stage.name].check(settings, stage)) for stage in stages])
+    training.say_precision(settings)
 
 
 def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:

@@ -95,7 +95,7 @@ def test_whole_copies_that_do_not_fit_beside_sharded_training_are_refused_with_t
 ) -> None:
     settings, part = compose.load([]).settings, sharded_stage(tmp_path)
     policy, critic = (
-        sum(weight.numel() * 4 for weight in kind.from_pretrained(model_files.EMBEDDED_DIR).parameters())
+        sum(weight.numel() * 4 for weight in kind.from_pretrained(model_files.EMBEDDED_DIR, num_labels=1).parameters())
         for kind in (AutoModelForCausalLM, AutoModelForSequenceClassification)
     )
     needed = 2 * policy + 3 * critic  # also the reference, the reward model and the judge

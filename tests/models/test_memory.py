@@ -73,8 +73,10 @@ def test_weights_gradients_and_optimizer_state_of_sft_and_ppo() -> None:
     found = peak("sft")
     assert (found.weights, found.gradients, found.optimizer) == (weights_bytes, weights_bytes, 2 * weights_bytes)
     found = peak("ppo", "data.shares.judge=0")  # policy and critic learn; reference and reward model do not
-    assert (found.weights, found.gradients, found.optimizer) == tuple(n * weights_bytes for n in (4, 2, 4))
-    assert peak("ppo").weights == 5 * weights_bytes  # and a judge
+    score = 4 * SHAPE["n_embd"]
+    assert found.weights == 4 * weights_bytes + 2 * score
+    assert (found.gradients, found.optimizer) == (2 * weights_bytes + score, 4 * weights_bytes + 2 * score)
+    assert peak("ppo").weights == 5 * weights_bytes + 3 * score  # and a judge
     assert peak("sft", "sft.args.optim=sgd").optimizer == 0
     assert peak("sft", processes=2).gradients == 2 * weights_bytes
 
@@ -86,7 +88,8 @@ def test_shards_divide_what_is_trained_and_ppo_samples_with_a_whole_copy() -> No
     many = ("evaluate.batch_size=64", "ppo.args.response_length=40")
     sampling = peak("ppo", "launch.sharded=true", "ppo.args.per_device_train_batch_size=1", *many, processes=4)
     # a share of policy and critic, a whole copy of both, reference, reward model and judge
-    assert (sampling.weights, sampling.gradients) == (weights_bytes * (2 / 4 + 2 + 3), 0)
+    assert sampling.weights == pytest.approx(weights_bytes * (2 / 4 + 2 + 3), rel=0.01)
+    assert sampling.gradients == 0
 
 
 def test_an_adapter_alone_has_gradients_and_accumulated_batches_cost_nothing() -> None:

@@ -35,7 +35,8 @@ def test_weights_in_files_are_counted_for_every_family(family: str, tmp_path: Pa
     assert (found.layers, found.width) == (2, 32)
     head: Any = model.get_output_embeddings()
     is_tied = head.weight is model.get_input_embeddings().weight
-    assert found.reward_weights == found.weights - (0 if is_tied else sum(one.numel() for one in head.parameters()))
+    without_head = found.weights - (0 if is_tied else sum(one.numel() for one in head.parameters()))
+    assert found.reward_weights == without_head + found.width  # the score
 
 
 @pytest.mark.parametrize("target_modules", [None, "all-linear", ["down_proj"]])

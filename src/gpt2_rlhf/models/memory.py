@@ -97,6 +97,8 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
     fitted = ppo_sizes.fit(ppo, rows.rows, processes)
     policy, critic = shape.trained(ppo.peft, shape.weights), shape.reward_weights
     frozen = (0 if ppo.peft.r > 0 else shape.weights) + critic * (1 + settings.data.has_judge)
+    if settings.launch.sharded and on_gpu:
+        frozen /= 2  # they are bf16
     trained = shape.weights + critic
     weights, gradients, optimizer = _kept(settings, ppo.peft, trained, policy, policy + critic, args, processes)
     kept = (weights + frozen, gradients, optimizer)

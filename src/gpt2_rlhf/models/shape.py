@@ -41,7 +41,8 @@ class Shape:
     @property
     def reward_weights(self) -> int:
         """Number of weights of a reward model, which has a score in place of the output layer."""
-        return self.weights - sum(math.prod(size) for name, size in self.tensors.items() if name.startswith(_HEADS))
+        heads = sum(math.prod(size) for name, size in self.tensors.items() if name.startswith(_HEADS))
+        return self.weights - heads + self.width
 
     def trained(self, peft: Peft, weights: int) -> int:
         """Return how many weights are trained: all `weights`, or about those of an adapter."""
