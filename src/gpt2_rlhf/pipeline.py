@@ -147,7 +147,7 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
     names = dict.fromkeys(stage.name for stage in stages if stage != data)
     found = estimates.of(list(names), settings, tables, processes)
     seconds = {"data": data_s, **{name: one.seconds for name, one in found.items()}}
-    line = "{:<10}{:<10}{:>9}{:>9}{:>9}{:>9}   {}".format
+    line = "{:<10}{:<10}{:>10}{:>9}{:>10}{:>9}   {}".format
     print(line("stage", "state", "rows", "updates", "memory", "time", "directory"))
     for stage, state in zip(stages, states, strict=True):
         one = found.get(stage.name)

@@ -67,7 +67,8 @@ def test_a_file_that_cannot_be_read_is_no_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (99.0, "99 s"), (100.0, "2 min"), (3000.0, "50 min"), (9000.0, "2.5 h")]
+    ("seconds", "text"),
+    [(0.4, "0 s"), (99.0, "99 s"), (100.0, "2 min"), (3000.0, "50 min"), (9000.0, "2.5 h"), (1e8, "1,157 days")],
 )
 def test_durations_in_words(seconds: float, text: str) -> None:
     assert whole_run.in_words(seconds) == text

@@ -22,7 +22,7 @@ class Stopped:
     part = ""
 
     def __init__(self, width: int, inner: int, heads: int, half: bool) -> None:
-        self.device, self.weights = torch.device("cpu"), 1
+        self.device, self.weights, self.scale = torch.device("cpu"), 1, 1.0
 
     def call(self) -> float:
         return float(self.part == "call")

@@ -98,7 +98,7 @@ class Durations:
         return layers + self._logits(round(texts * rows.answer) if with_logits else 0)
 
     def _layers(self, seconds: float) -> float:
-        return self._shape.layers * seconds
+        return self._shape.layers * self.machine.scale * seconds
 
     def _logits(self, tokens: int) -> float:
         return self.machine.logits(tokens, self._shape.vocabulary, draws=False) if tokens else 0.0

@@ -4,6 +4,7 @@ Torch alone is used, since importing transformers' models would take longer than
 timed on fewer rows: its time is proportional to them.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _FLOPS = 1e9  # of one call: some hundredths of a second on a core
+_NUMBERS = 40_000_000  # in a matrix or a layer that is timed
 _LONG_ENOUGH_S = 0.02
 _CALLS = 150  # that transformers makes in a layer for a token beyond those here: they cost most in very small models
 
@@ -22,10 +24,14 @@ class Machine:
 
     def __init__(self, width: int, inner: int, heads: int, half: bool) -> None:
         self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        whole = width * (4 * width + 2 * inner)
+        shrink = math.ceil(math.sqrt(whole / _NUMBERS))  # a large layer must not fill the memory, nor take long
+        heads, width, inner = max(1, heads // shrink), max(1, heads // shrink) * (width // heads), inner // shrink
         self._width, self._heads, self._half = width, heads, half and self.device.type != "cpu"
         sizes = {"qkv": (3 * width, width), "out": (width, width), "up": (inner, width), "down": (width, inner)}
         self._layer = {name: self._numbers(*size).requires_grad_() for name, size in sizes.items()}
         self.weights = sum(weight.numel() for weight in self._layer.values())
+        self.scale = whole / self.weights  # time of a layer over that of the one that is timed
         self._timed: dict[tuple[object, ...], float] = {}
 
     def call(self) -> float:
@@ -54,8 +60,9 @@ class Machine:
 
     def logits(self, tokens: int, vocabulary: int, draws: bool) -> float:
         """Time logits and softmax at some tokens; draws: and the choice of a token from each."""
-        part = _part(tokens, 2 * self._width * vocabulary)
-        head, states = self._numbers(vocabulary, self._width), self._numbers(part, self._width)
+        rows = min(vocabulary, _NUMBERS // self._width)
+        part = _part(tokens, 2 * self._width * rows)
+        head, states = self._numbers(rows, self._width), self._numbers(part, self._width)
 
         def choose() -> None:
             probabilities = F.linear(states, head).softmax(-1)
@@ -64,7 +71,7 @@ class Machine:
                 torch.searchsorted(cumulative, cumulative[:, -1:] / 2)
 
         with torch.no_grad():
-            return self._seconds(choose, "logits", part, draws) * tokens / part
+            return self._seconds(choose, "logits", part, draws) * tokens / part * vocabulary / rows * self.scale**0.5
 
     def step(self) -> float:
         """Time a step of AdamW on the layer's weights; importing torch.optim would take a second more."""
