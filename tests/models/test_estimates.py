@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
@@ -76,6 +77,19 @@ def test_ppo_may_be_asked_to_do_without_a_judge(monkeypatch: pytest.MonkeyPatch)
     free(needed(*others, name="ppo").total - 1, monkeypatch)
     with pytest.raises(UserError, match=r"data\.shares\.judge=0\.0 \("):
         require(*others, name="ppo")
+
+
+@pytest.mark.parametrize(("gpu_has_it", "expected"), [(True, [True, False, False]), (False, [False, False, False])])
+def test_half_precision_is_assumed_where_the_gpu_has_it_and_nothing_else_is_set(
+    gpu_has_it: bool, expected: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu_has_it)
+    settings = changed(
+        GPT2, "sft.args.bf16=null", "reward.args.bf16=null", "reward.args.fp16=true", "ppo.args.bf16=false"
+    )
+    found = estimates.with_precision(settings)
+    assert [part.args["bf16"] for part in (found.sft, found.reward, found.ppo)] == expected
 
 
 def test_a_limit_of_the_container_counts_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ class Estimate:
 
 def of(names: Sequence[str], settings: Settings, tables: Mapping[str, Lengths], processes: int) -> dict[str, Estimate]:
     """Return the estimates of stages other than data; parts of the model are timed for it, on a GPU if there is one."""
+    settings = with_precision(settings)
     if settings.launch.threads is not None:
         torch.set_num_threads(settings.launch.threads)
     model = shape.of(settings.model)
@@ -56,6 +57,7 @@ def require_memory(
     Raises:
         UserError: names the stage, both figures, and the settings that would lower its figure most.
     """
+    settings = with_precision(settings)
     free, on_gpu = free_bytes()
     here = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
     sharing = 1 if on_gpu else here  # each process has a GPU of its own
@@ -70,6 +72,16 @@ def require_memory(
             remedies = _remedies(name, settings, tables, processes, on_gpu, free)
             raise UserError(f"{line}; set what lowers it most: {remedies}; or try it with force=true")
         print(line, flush=True)
+
+
+def with_precision(settings: Settings) -> Settings:
+    """Return the settings with the bf16 that null stands for on this machine, as launch.training decides it."""
+    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    for stage in ("sft", "reward", "ppo"):
+        args = getattr(settings, stage).args
+        if args.get("bf16") is None:
+            settings = with_value(settings, f"{stage}.args.bf16", half and not args.get("fp16"))
+    return settings
 
 
 def free_bytes() -> tuple[int | None, bool]:
