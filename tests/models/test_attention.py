@@ -246,6 +246,7 @@ def test_a_pass_waits_for_the_device_for_the_numbers_of_tokens_only(
     monkeypatch.setattr(attention, "varlen_attn", lambda query, key, *_args, **_options: query.clone())
     monkeypatch.setattr(attention, "_varlen_fault", lambda *_: None)
     monkeypatch.setattr(packing, "_fault", lambda *_: None)
+    monkeypatch.delattr(attention.PackedRows, "row_tokens")  # a list on the host, which no operation would show
     model = families.policy("llama").eval()
     nn.Module.to(model, dtype)
     with torch.no_grad(), Waits() as waits:
