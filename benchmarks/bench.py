@@ -188,7 +188,7 @@ def compare(name: str, comparison: Comparison, updates: int, hh: str | None) -> 
             sides[side] = Side(
                 wall_s=[turn["wall_s"] for turn in measured],
                 cpu_s=[turn["cpu_s"] for turn in measured],
-                tokens=[turn["tokens"] for turn in measured],
+                tokens=[int(turn["tokens"]) for turn in measured],
                 peak_mib=end["peak_mib"],
                 losses=end["losses"],
             )

@@ -115,11 +115,12 @@ def numbers(way: Way, given: tuple[Tensor, Tensor, Tensor], window: int | None, 
 @pytest.mark.parametrize("scale", [None, 0.7])
 @pytest.mark.usefixtures("kernel")
 def test_one_call_for_all_rows_gives_the_numbers_and_gradients_of_a_call_a_row(
-    way: str, window: int | None, scale: float | None
+    way: str, window: int | None, scale: float | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = numbers(attention._row_by_row, states(), window, scale)
     for ours, theirs in zip(numbers(getattr(attention, way), states(), window, scale), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert capsys.readouterr().out == ""  # no kernel was refused
 
 
 def off_by_one(query: Tensor, *args: Any, window_size: tuple[int, int], **options: Any) -> Tensor:
@@ -196,10 +197,10 @@ def test_a_model_under_autocast_calls_the_kernel_once_a_layer_in_half_precision(
 def test_a_model_whose_numbers_are_wrong_in_half_precision_alone_runs_with_padding(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def by_precision(_device: str, dtype: torch.dtype, _dropout: float) -> Way:
-        def dropping_the_scale(*given: Any) -> Tensor:
-            return attention._padded(*given[:-1], {**given[-1], "scaling": 1.0})
+    def dropping_the_scale(module: Any, given: Any, rows: Any, window: Any, options: dict[str, Any]) -> Tensor:
+        return attention._padded(module, given, rows, window, {**options, "scaling": 1.0})
 
+    def by_precision(_device: str, dtype: torch.dtype, _dropout: float) -> Way:
         return attention._row_by_row if dtype == torch.float32 else dropping_the_scale
 
     monkeypatch.setattr(attention, "_way", by_precision)
@@ -211,12 +212,15 @@ def test_a_model_whose_numbers_are_wrong_in_half_precision_alone_runs_with_paddi
     assert packing._packs(model, 9)
 
 
-def test_the_kernel_can_be_compared_within_inference_mode(kernel: list[torch.dtype]) -> None:
+def test_the_kernel_can_be_compared_within_inference_mode(
+    kernel: list[torch.dtype], capsys: pytest.CaptureFixture[str]
+) -> None:
     model = families.policy("llama").eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         packing.logits_at(model, *rows_of_text())
     assert torch.bfloat16 in kernel
     assert attention._varlen_fault.cache_info().currsize == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_the_kernel_can_be_compared_within_an_activation_checkpoint(kernel: list[torch.dtype]) -> None:
@@ -242,17 +246,18 @@ def test_a_pass_waits_for_the_device_for_the_numbers_of_tokens_only(
     monkeypatch.setattr(attention, "varlen_attn", lambda query, key, *_args, **_options: query.clone())
     monkeypatch.setattr(attention, "_varlen_fault", lambda *_: None)
     monkeypatch.setattr(packing, "_fault", lambda *_: None)
-    model = families.policy("llama").eval().to(dtype)
+    monkeypatch.delattr(attention.PackedRows, "row_tokens")  # a list on the host, which no operation would show
+    model = families.policy("llama").eval()
+    nn.Module.to(model, dtype)
     with torch.no_grad(), Waits() as waits:
         packing.logits_at(model, *rows_of_text())
     assert waits.count == 2  # how many tokens there are, and how many are read
 
 
 def test_without_packed_rows_attention_is_that_of_transformers() -> None:
-    given = [torch.randn(2, 2, 5, 4) for _ in range(3)]
-    module = nn.Module()
-    ours, _ = attention.attend_within_rows(module, *given, None, packed_rows=None)
-    expected = nn.functional.scaled_dot_product_attention(*given, is_causal=True).transpose(1, 2)
+    query, key, value = (torch.randn(2, 2, 5, 4) for _ in range(3))
+    ours, _ = attention.attend_within_rows(nn.Module(), query, key, value, None)
+    expected = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
     torch.testing.assert_close(ours, expected)
 
 

@@ -106,6 +106,21 @@ def test_half_precision_on_a_gpu_keeps_fewer_bytes_and_a_copy_of_the_weights() -
     assert peak("sft", batch, "sft.args.bf16=true").activations == peak("sft", batch).activations  # on a CPU
 
 
+def test_on_a_gpu_half_precision_is_the_default() -> None:
+    for name in ("sft", "reward", "ppo"):
+        assert peak(name, on_gpu=True) == peak(name, f"{name}.args.bf16=true", on_gpu=True)
+        assert peak(name, on_gpu=True) != peak(name, f"{name}.args.bf16=false", on_gpu=True)
+
+
+def test_ppo_learns_with_the_logits_of_a_bounded_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = ("ppo.args.per_device_train_batch_size=8", "ppo.args.response_length=10")
+    whole = peak("ppo", *batch)
+    monkeypatch.setattr(memory, "LOGITS_AT_ONCE", 2 * 10 * SHAPE["vocab_size"])
+    bounded = peak("ppo", *batch)
+    assert (whole.logits, bounded.logits) == tuple(4 * 2 * rows * 10 * SHAPE["vocab_size"] for rows in (8, 2))
+    assert bounded.activations == pytest.approx(whole.activations / 4)
+
+
 def test_checkpointed_activations_are_one_layer_and_the_inputs_of_all() -> None:
     """Of 18 x width numbers per token and layer (16 and two dropout masks), for 3 layers; attention weights beside."""
     overrides = ("reward.args.per_device_train_batch_size=16",)

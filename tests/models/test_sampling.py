@@ -237,3 +237,18 @@ def test_an_accelerator_is_waited_for_at_the_checks_only(
         counts[new_tokens] = waits.count
     assert counts[15] - counts[7] == 1
     assert counts[31] - counts[15] == 2
+
+
+def test_an_answer_that_ended_is_padded_until_the_next_check(
+    tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "_tokens_a_check", lambda _: 100)
+    eos = tokens.eos_id(tokenizer)
+    model = fixed_next_token(tokenizer, {64: 0.5, eos: 0.5}).eval()
+    chosen = torch.full((2, 5), 0.1, dtype=torch.float64)
+    chosen[1, 1] = 0.9  # EOS
+    with torch.inference_mode():
+        ids, logprobs = sampling._sample_batch(model, [[5, 6], [7]], chosen, 1.0, eos, None, None)
+    assert ids.tolist() == [[64] * 5, [64, eos, eos, eos, eos]]
+    half = np.log(0.5)
+    assert logprobs.numpy() == pytest.approx(np.array([[half] * 5, [half, half, 0, 0, 0]]), abs=1e-5)

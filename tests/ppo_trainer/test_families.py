@@ -127,13 +127,15 @@ def test_a_window_is_compared_when_rows_exceed_it(rows: forward.Rows, monkeypatc
     assert not packing._packs(policy, 4)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 def test_a_model_whose_numbers_were_compared_with_those_of_a_whole_copy_is_not_compared_itself(
-    rows: forward.Rows, monkeypatch: pytest.MonkeyPatch
+    bf16: bool, rows: forward.Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, whole = families.policy("mistral").eval(), families.policy("mistral").eval()
-    packing.packs_as(policy, whole, rows.token_ids.shape[1])
-    monkeypatch.setattr(packing, "_fault", lambda *_: pytest.fail("a sharded model would wait for other processes"))
-    forward.answer_logprobs(policy, rows, 1.0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        packing.packs_as(policy, whole, rows.token_ids.shape[1])
+        monkeypatch.setattr(packing, "_fault", lambda *_: pytest.fail("a sharded model would wait for other processes"))
+        forward.answer_logprobs(policy, rows, 1.0)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -105,7 +105,8 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
     sampling_with = kept[0] + (trained if settings.launch.sharded else 0)  # a whole copy
     answer = args["response_length"]
     learning = dataclasses.replace(rows, answer=answer)
-    device_rows = fitted.per_device_train_batch_size
+    with_logits = max(1, LOGITS_AT_ONCE // (answer * shape.vocabulary))
+    device_rows = min(fitted.per_device_train_batch_size, with_logits)
     activations = 2 * _saved(shape, args, on_gpu) * learning.tokens(device_rows) + _cast(args, on_gpu, trained)
     yield _memory(*kept, activations, 2 * device_rows * answer * shape.vocabulary)
     for texts in (
@@ -148,7 +149,7 @@ def _cast(args: Mapping[str, object], on_gpu: bool, weights: int) -> float:
 
 
 def _is_half(args: Mapping[str, object], on_gpu: bool) -> bool:
-    return on_gpu and bool(args.get("bf16") or args.get("fp16"))
+    return on_gpu and (args.get("bf16") in (None, True) or args.get("fp16") is True)  # null: where the GPU has it
 
 
 def _passing(shape: Shape) -> int:

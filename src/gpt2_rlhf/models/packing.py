@@ -199,7 +199,8 @@ def _packs(model: Any, columns: int) -> bool:
 def packs_as(model: nn.Module, other: nn.Module, columns: int) -> None:
     """Compare the passes of another model with the same weights, for up to this number of columns, in place of model's.
 
-    A sharded model must not be compared in one process alone: each of its forward passes is one of all processes.
+    A sharded model must not be compared in one process alone: each of its forward passes is one of all processes. Call
+    it in the precision of these passes.
     """
     _packs(other, columns)
     _found[model] = _found[other]

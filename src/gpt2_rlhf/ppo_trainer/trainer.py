@@ -292,7 +292,8 @@ class PPOTrainer(TrlPPOTrainer):
         for name in ("policy", "value_model"):
             shares, whole = getattr(self.model, name), getattr(self._whole, name)
             columns = max(map(len, self.batches.prompts)) + self.args.response_length
-            packing.packs_as(forward.language_model(shares), forward.language_model(whole), columns)
+            with self.accelerator.autocast():
+                packing.packs_as(forward.language_model(shares), forward.language_model(whole), columns)
         sharding.free(self._whole)
         yield
         sharding.gather(self.model, self._whole)
