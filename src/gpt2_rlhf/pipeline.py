@@ -272,7 +272,9 @@ def build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Pat
     submitted = []
     for stage in missing:
         job = jobs[stage.directory]
-        action = partial(_build_in_job, job, checked.get(stage.directory, []))
+        # the others check their own, since they may begin beside that job
+        own = [job] if stage.name in _TRAINED else []
+        action = partial(_build_in_job, job, checked.get(stage.directory, own))
         submitted.append(replace(_task(job, job.settings.launch.processes), action=action))
     return slurm.run_all(
         submitted,
