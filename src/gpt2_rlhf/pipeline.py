@@ -264,15 +264,13 @@ def build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Pat
     """
     _begin(missing)
     jobs = _jobs(planned)
-    checked: dict[Path, list[Job]] = {}  # by the job that checks them first
-    for one in planned:
-        untrained = [stage for stage in one.stages if stage in missing and stage.name in _TRAINED]
-        if (first := next((stage for stage in untrained if stage.directory not in checked), None)) is not None:
-            checked[first.directory] = [Job(stage, one.label(stage), one.settings) for stage in untrained]
+    trained = [jobs[stage.directory] for stage in missing if stage.name in _TRAINED]
     submitted = []
     for stage in missing:
         job = jobs[stage.directory]
-        action = partial(_build_in_job, job, checked.get(stage.directory, []))
+        # each checks its own arguments; of one run the first checks all, and of several a shared stage must not fail
+        to_check = trained if len(planned) == 1 and job in trained[:1] else [one for one in trained if one == job]
+        action = partial(_build_in_job, job, [one.stage for one in to_check])
         submitted.append(replace(_task(job, job.settings.launch.processes), action=action))
     return slurm.run_all(
         submitted,
@@ -293,13 +291,12 @@ def _jobs(planned: Sequence[Run]) -> dict[Path, Job]:
     return jobs
 
 
-def _build_in_job(job: Job, to_check: Sequence[Job]) -> None:
+def _build_in_job(job: Job, to_check: Sequence[Stage]) -> None:
     """Build one stage, as one of the processes of a job; the first checks the arguments of stages before."""
     is_first = world.rank() == 0
     with locks.held([job.stage] if is_first else []):
         if is_first and to_check:
-            stages = [one.stage for one in to_check]
-            tasks.run(Task("check", job.stage.directory, partial(check_before_training, to_check[0].settings, stages)))
+            tasks.run(Task("check", job.stage.directory, partial(check_before_training, job.settings, to_check)))
         tasks.run(_task(job, 1))
 
 

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,16 +37,11 @@ SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 ReturnToService=2
+SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mb} State=UNKNOWN
 PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
 """  # cred_expire: a requeued job waits that long
-
-
-def is_installed() -> bool:
-    """Whether the daemons and commands are here."""
-    path = f"{os.environ['PATH']}:/usr/sbin"
-    return all(shutil.which(name, path=path) for name in ("munged", "slurmctld", "slurmd", "sbatch"))
 
 
 @contextmanager
@@ -84,15 +79,16 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     try:
         for command in commands:
             program = shutil.which(command[0], path=f"{os.environ['PATH']}:/usr/sbin")
+            assert program is not None, f"{command[0]} is not installed; see .ci/run"
             with (folder / f"{command[0]}.out").open("wb") as out:
-                daemons.append(subprocess.Popen([str(program), *command[1:]], env=environment, stdout=out, stderr=out))
+                daemons.append(subprocess.Popen([program, *command[1:]], env=environment, stdout=out, stderr=out))
             if command[0] == "munged":
                 _wait_until(lambda: (folder / "munge.socket").exists(), folder)
         _wait_until(lambda: _run(environment, "sinfo", "-h", "-o", "%t").strip() in ("idle", "mix", "alloc"), folder)
         yield environment
-        _run(environment, "scancel", "--user=root")
-        _wait_until(lambda: not _run(environment, "squeue", "--noheader"), folder)
     finally:
+        _run(environment, "scancel", "--user=root")  # daemons that end leave jobs running
+        _wait_until(lambda: not _run(environment, "squeue", "--noheader"), folder)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
@@ -103,7 +99,7 @@ def _run(environment: dict[str, str], *command: str) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
 
 
-def _wait_until(condition, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def _wait_until(condition: Callable[[], bool], folder: Path) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "\n".join(path.read_text()[-2000:] for path in folder.glob("*.out"))

@@ -22,6 +22,7 @@ from helpers import slurm as real
 from helpers.small_run import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+STARTED: list[subprocess.Popen[str]] = []
 STAGES = ("sft", "reward", "judge", "ppo")
 # as many updates as SLOW_S makes last longer than a job's minute; a function of one's own, since it can sleep
 SLOW_REWARD = '''import os, time
@@ -90,6 +91,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     with real.cluster(folder / "cluster") as found:
         paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         yield {**found, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        for one in STARTED:
+            one.kill()  # where a test failed; otherwise it has ended
+            one.wait()
 
 
 def command(verb: str, output_dir: Path, *overrides: str) -> list[str]:
@@ -105,9 +109,12 @@ def run(environment: Mapping[str, str], *arguments: str) -> str:
 
 
 def start(environment: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        arguments, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    STARTED.append(
+        subprocess.Popen(
+            arguments, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
     )
+    return STARTED[-1]
 
 
 def wait_for(condition: Any, seconds: float = 300) -> Any:
