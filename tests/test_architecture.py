@@ -14,9 +14,11 @@ FLOORS = (
     ("evidence",),
     ("rows", "ppo_trainer"),
     ("data", "sft", "reward", "ppo", "evaluate", "publish", "chat"),
-    ("pipeline", "sweep", "cli", "__main__"),
+    ("building", "pipeline", "sweep", "cli", "__main__"),
 )
 ON_ONE_FLOOR = {
+    ("pipeline", "building"),
+    ("sweep", "building"),
     ("cli", "pipeline"),
     ("cli", "sweep"),
     ("sweep", "pipeline"),

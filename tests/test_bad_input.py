@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_rlhf import pipeline
+from gpt2_rlhf import building, pipeline
 from gpt2_rlhf.config.system_faults import exit_with_one_line
-from gpt2_rlhf.launch import child
+from gpt2_rlhf.launch import tasks
 from gpt2_rlhf.models.model_files import EMBEDDED_DIR
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -25,8 +25,8 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def no_training(*_: object) -> None:
         raise AssertionError("a stage was started")
 
-    monkeypatch.setattr(child, "run", no_training)
-    monkeypatch.setattr(pipeline, "_steps", no_training)
+    monkeypatch.setattr(tasks, "run_all", no_training)
+    monkeypatch.setattr(building, "_steps", no_training)
 
     def run(*overrides: str, output_dir: Path = tmp_path / "outputs") -> str:
         argv = [f"output_dir={output_dir}", *overrides]

@@ -1,18 +1,37 @@
 """What the pipeline does with finished stages that are lost or damaged; here steps write a file and train nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gpt2_rlhf import pipeline
+from gpt2_rlhf import building, pipeline
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.launch import tasks
+from gpt2_rlhf.launch.tasks import Task
 from gpt2_rlhf.store.stage import Stage, write_manifest
 
 Run = Callable[[], list[str]]  # the names of the stages that a run built
 ALL = ["data", "sft", "reward", "judge", "ppo", "evaluate"]
+
+
+def in_this_process(
+    given: Sequence[Task],
+    at_once: int,
+    on_start: Callable[[Task], None] = lambda task: None,
+    on_end: Callable[[Task, int], bool] = lambda task, code: True,
+) -> dict[Path, int]:
+    """Run tasks one after the other, as tasks.run_all does in processes."""
+    codes: dict[Path, int] = {}
+    for task in given:
+        on_start(task)
+        task.action()
+        codes[task.directory] = 0
+        if not on_end(task, 0):
+            break
+    return codes
 
 
 @pytest.fixture
@@ -26,12 +45,12 @@ def contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         write_manifest(stage, {"inputs": stage.inputs, "metrics": {}})
 
     step = SimpleNamespace(run=None, values_in_force=lambda settings, stage: stage.inputs)
-    monkeypatch.setattr(pipeline, "_steps", lambda: dict.fromkeys(ALL, step))
-    monkeypatch.setattr(pipeline, "build_stage", build)
-    monkeypatch.setattr(pipeline, "_run_in_child", lambda stage, action: action())
-    monkeypatch.setattr(pipeline, "check_before_training", lambda settings, stages: None)
-    monkeypatch.setattr(pipeline, "settings_text", lambda name, inputs: "")
-    monkeypatch.setattr(pipeline, "_show_found", lambda stage: None)
+    monkeypatch.setattr(building, "_steps", lambda: dict.fromkeys(ALL, step))
+    monkeypatch.setattr(building, "build_stage", build)
+    monkeypatch.setattr(tasks, "run_all", in_this_process)
+    monkeypatch.setattr(building, "check_before_training", lambda settings, stages: None)
+    monkeypatch.setattr(building, "settings_text", lambda name, inputs: "")
+    monkeypatch.setattr(building, "show_found", lambda job: None)
     return made
 
 
@@ -97,14 +116,14 @@ def test_no_stage_is_built_on_one_that_must_itself_be_built_again(
 def test_a_disk_that_damages_what_was_just_written_is_named(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = pipeline.build_stage
+    build = building.build_stage
 
     def build_and_damage(step: Any, settings: Any, stage: Stage) -> None:
         build(step, settings, stage)
         if stage.name == "sft":
             (stage.model_dir / "model.safetensors").write_text("w")
 
-    monkeypatch.setattr(pipeline, "build_stage", build_and_damage)
+    monkeypatch.setattr(building, "build_stage", build_and_damage)
     with pytest.raises(
         UserError, match=r"sft-\w+: model/model.safetensors has 1 bytes, not 7, just after it was built"
     ):

@@ -8,7 +8,7 @@ nothing.
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2_rlhf import pipeline
+from gpt2_rlhf import building, pipeline
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.points import Point, points
@@ -72,12 +72,12 @@ def _plan(point: Point) -> Run:
 def _build(expanded: Sequence[Point], planned: Sequence[Run], parallel: int) -> dict[Path, str]:
     """Build the points, `parallel` stages at once; return why stages failed or points were refused, by directory."""
     if parallel > 1 or planned[0].settings.launch.slurm is not None:  # Slurm decides what runs at once
-        return pipeline.build_all(planned, parallel)
+        return building.build_all(planned, parallel)
     faults: dict[Path, str] = {}
     for number, (point, one) in enumerate(zip(expanded, planned, strict=True), start=1):
         if not any(stage.directory in faults for stage in one.stages):
             print(f"\npoint {number} of {len(planned)}: {point.label}", flush=True)
-            faults |= pipeline.build_all([one], None)
+            faults |= building.build_all([one], None)
     return faults
 
 

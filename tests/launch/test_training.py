@@ -16,7 +16,7 @@ from trl.experimental.ppo import PPOConfig
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.sft_config import SFTConfig
 
-from gpt2_rlhf import pipeline, ppo
+from gpt2_rlhf import building, ppo
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
@@ -66,19 +66,19 @@ def test_a_machine_without_gpu_trains_in_float32_and_prints_it_once(
     settings = compose.load([f"{part}.args.bf16=true" for part in PARTS]).settings
     part = ppo_stage(tmp_path)
     assert all(not args["bf16"] and not args["fp16"] for args in chosen_arguments(settings, part).values())
-    pipeline.check_arguments(settings, [part])
+    building.check_arguments(settings, [part])
     assert capsys.readouterr().out == "bf16: this machine has no GPU, so training runs in float32\n"
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_fp16_in_one_stage_is_float32_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline.check_arguments(compose.load(["ppo.args.fp16=true"]).settings, [ppo_stage(tmp_path)])
+    building.check_arguments(compose.load(["ppo.args.fp16=true"]).settings, [ppo_stage(tmp_path)])
     assert capsys.readouterr().out == "fp16: this machine has no GPU, so training runs in float32\n"
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_nothing_is_printed_if_no_stage_sets_bf16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline.check_arguments(compose.load([]).settings, [ppo_stage(tmp_path)])
+    building.check_arguments(compose.load([]).settings, [ppo_stage(tmp_path)])
     assert capsys.readouterr().out == ""
 
 

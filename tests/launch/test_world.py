@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, not re-exported
 
-from gpt2_rlhf import pipeline
+from gpt2_rlhf import building, pipeline
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.launch import world
@@ -94,17 +94,17 @@ def test_a_node_with_other_settings_is_refused(launcher: list[Any]) -> None:
     (other,) = [stage for stage in pipeline.plan(compose.load(["seed=2"])).stages if stage.name == "sft"]
     as_first(launcher, "0", other.directory.name)
     with pytest.raises(UserError, match=rf"{other.directory.name}: not a stage of the run in process 2 of 2 on n2; "):
-        pipeline._missing(planned)
+        building.missing_stages(planned)
 
 
 def test_an_output_folder_that_the_nodes_do_not_share_is_refused(
     launcher: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(pipeline, "_SEEN_WITHIN_S", 0.3)
+    monkeypatch.setattr(building, "_SEEN_WITHIN_S", 0.3)
     with pytest.raises(
         UserError, match=r"output_dir: .*stage is written, but not seen whole in process 2 of 2 on n2; "
     ):
-        pipeline._wait_until_seen(tmp_path / "stage", (tmp_path / "stage").exists)
+        building._wait_until_seen(tmp_path / "stage", (tmp_path / "stage").exists)
 
 
 @pytest.mark.parametrize(("on_this_node", "expected"), [(2, 4), (8, 1)])

@@ -1,0 +1,354 @@
+"""Build the stages of runs: side by side on this machine, by all processes of a launcher, or as jobs of Slurm.
+
+What is built is under a lock, each stage in processes of its own. A stage that fails has said why.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.settings import Launch, Settings
+from gpt2_rlhf.evidence import terminal
+from gpt2_rlhf.evidence.card_training import settings_text
+from gpt2_rlhf.launch import child, slurm, tasks, whole_run, world
+from gpt2_rlhf.launch.build import build as build_stage
+from gpt2_rlhf.launch.tasks import Task
+from gpt2_rlhf.models import model_files
+from gpt2_rlhf.store import digests, locks
+from gpt2_rlhf.store.run import Run
+from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, manifest, unfinished
+
+_TRAINED = ("sft", "reward", "judge", "ppo")  # by all processes
+_SEEN_WITHIN_S = 120.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage to build, what messages call it, and the settings of its run."""
+
+    stage: Stage
+    label: str
+    settings: Settings
+
+
+def missing_stages(planned: Run) -> list[Stage]:
+    """Return the stages that are not done, as the first process finds them.
+
+    Raises:
+        UserError: this process has planned other stages.
+    """
+    names = world.agree(lambda: " ".join(stage.directory.name for stage in unfinished(planned.stages))).split()
+    by_name = {stage.directory.name: stage for stage in planned.stages}
+    if others := [name for name in names if name not in by_name]:
+        raise UserError(
+            f"{others[0]}: not a stage of the run{world.which()}; expected the same settings, model, data and version "
+            "on all nodes"
+        )
+    return [by_name[name] for name in names]
+
+
+def refuse_forced(planned: Run, missing: Sequence[Stage]) -> None:
+    """Refuse to reuse a policy trained with force=true unless force is set again.
+
+    Raises:
+        UserError: names the gate's fault and the stage.
+    """
+    if planned.settings.force:
+        return
+    for stage in planned.stages:
+        if stage not in missing:
+            for forced in manifest(stage)["metrics"].get("forced", []):
+                raise UserError(
+                    f"{forced}; {stage.directory} was trained with force=true; to reuse it, set force=true again"
+                )
+
+
+def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
+    """Build stages, each in processes of its own, and print what each found; return those that were built.
+
+    It ends early if one came out differently and a finished stage was built on what it was before: later stages may
+    need both.
+
+    Raises:
+        UserError: another run is building one of them.
+        SystemExit: one failed; it has said why.
+    """
+    finished = [stage for stage in planned.stages if stage not in missing]
+    if planned.settings.launch.slurm is not None:
+        codes = build_by_slurm([planned], missing)
+        if any(codes.values()):
+            raise SystemExit(1)
+        return [stage for stage in missing if stage.directory in codes]
+    with locks.held(list(missing) if world.rank() == 0 else []):
+        if world.rank() == 0:
+            _begin(missing)
+        if world.agree(lambda: "locked") and world.rank() > 0:
+            lock = locks.lock_path(missing[0])
+            _wait_until_seen(lock, lock.exists)
+        built = _build([stage for stage in missing if stage.name == "data"], planned, finished)
+        if len(built) < len(missing) and not _are_changed(finished):
+            rest = [stage for stage in missing if stage.name != "data"]
+            if world.rank() == 0 and (check := _check_task(planned, rest, rest[0].directory)):
+                tasks.run(check)
+            built += _build(rest, planned, finished)
+        return built
+
+
+def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
+    """Build what is missing of several runs; a stage that fails stops only those that need it.
+
+    at_once: how many stages run side by side; None: as many as for one run.
+
+    Returns:
+        Why something was not built, by directory of the stage that failed or of the run that was refused.
+
+    Raises:
+        UserError: another run is building a stage, or a stage was trained with force=true and is not to be used.
+        SystemExit: Ctrl-C or SIGTERM came.
+    """
+    missing = unfinished(list({stage.directory: stage for one in planned for stage in one.stages}.values()))
+    for one in planned:
+        refuse_forced(one, missing)
+    if not missing:
+        return {}
+    refused: dict[Path, int] = {}
+    if planned[0].settings.launch.slurm is not None:
+        codes = build_by_slurm(planned, missing)
+        return {directory: child.reason(directory, code) for directory, code in codes.items() if code != 0}
+    jobs = _jobs(planned)
+    with locks.held(missing):
+        _begin(missing)
+        codes = _run([jobs[stage.directory] for stage in missing if stage.name == "data"], at_once, lambda: True)
+        wanted: set[Path] = set()
+        for one in planned:
+            rest = [stage for stage in one.stages if stage in missing and stage.name != "data"]
+            if all(codes.get(stage.directory, 0) == 0 for stage in one.stages):
+                check = _check_task(one, rest, one.directory)
+                refused |= tasks.run_all([check], 1) if check else {}
+                wanted |= {stage.directory for stage in rest if not refused.get(one.directory)}
+        chosen = [jobs[stage.directory] for stage in missing if stage.directory in wanted]
+        codes |= _run(chosen, at_once, lambda: True)
+    return {directory: child.reason(directory, code) for directory, code in (codes | refused).items() if code != 0}
+
+
+def build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Path, int]:
+    """Build what is missing of one or several runs as jobs, a shared stage once; return 0 by directory of those done.
+
+    Raises:
+        UserError: Slurm refuses a job.
+        SystemExit: Ctrl-C came; the jobs go on.
+    """
+    _begin(missing)
+    jobs = _jobs(planned)
+    trained = [jobs[stage.directory] for stage in missing if stage.name in _TRAINED]
+    submitted = []
+    for stage in missing:
+        job = jobs[stage.directory]
+        # each checks its own arguments; of one run the first checks all, and of several a shared stage must not fail
+        to_check = trained if len(planned) == 1 and job in trained[:1] else [one for one in trained if one == job]
+        action = partial(_build_in_job, job, [one.stage for one in to_check])
+        submitted.append(replace(_task(job, job.settings.launch.processes), action=action))
+    return slurm.run_all(
+        submitted,
+        planned[0].settings.launch,
+        is_done=lambda task: fault(jobs[task.directory].stage) is None,
+        on_start=lambda task: _show_values(jobs[task.directory]),
+        on_end=lambda task, code: None if code else show_found(jobs[task.directory]),
+    )
+
+
+def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
+    """Refuse what would fail while these stages train, and print what each will take; the data are ready.
+
+    To be called in a process that may look for a GPU.
+
+    Raises:
+        UserError: as check_arguments; or a stage needs more memory than there is.
+    """
+    from gpt2_rlhf.models import estimates  # as in _steps
+    from gpt2_rlhf.rows import lengths
+
+    check_arguments(settings, [stage for stage in stages if stage.name in _TRAINED])
+    processes = int(next(stage.inputs["processes"] for stage in stages if stage.name in _TRAINED))
+    tables = lengths.of_tables(stages[0].needs["data"].directory, model_files.load_tokenizer(settings.model))
+    found = estimates.of([stage.name for stage in stages], settings, tables, processes)
+    for name, one in found.items():
+        if one.memory is not None:
+            print(f"{name} needs about {one.memory}", flush=True)
+    estimates.require_memory(found, settings, tables, processes)
+    seconds = {name: one.seconds for name, one in found.items()}
+    whole = whole_run.in_words(whole_run.write(stages, seconds, stages_at_once(settings.launch)))
+    each = ", ".join(f"{name} {whole_run.in_words(one_s)}" for name, one_s in seconds.items())
+    print(f"about {whole}: {each}", flush=True)
+
+
+def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
+    """Have TRL check the arguments of all stages that will train; to be called in a process that may look for a GPU.
+
+    Raises:
+        UserError: names the stage and what is refused, or the disk that has too little room.
+    """
+    from gpt2_rlhf.launch import training  # as in _steps
+    from gpt2_rlhf.models import room
+
+    world.leave()
+    steps = _steps()
+    room.require(settings, [(stage, steps[stage.name].check(settings, stage)) for stage in stages])
+    training.say_precision(settings)
+
+
+def stages_at_once(launch: Launch) -> int:
+    """Return how many stages have cores of their own; one that takes all cores runs alone."""
+    return max(1, world.cores() // (launch.threads * launch.processes)) if launch.threads else 1
+
+
+def show_found(job: Job) -> None:
+    """Print what a finished stage found."""
+    stage, record = job.stage, manifest(job.stage)
+    if stage.name == "data":
+        from gpt2_rlhf.rows import row_report  # as in _steps
+
+        print(f"{row_report.text(row_report.read(stage.directory))}\n", flush=True)
+    elif stage.name != "evaluate":
+        found = terminal.found(stage.name, record["metrics"])
+        print(f"{job.label} done in {record['wall_s']:.0f} s: {found}", flush=True)
+
+
+def _jobs(planned: Sequence[Run]) -> dict[Path, Job]:
+    """Return the stages of all runs by directory; one of several runs has the number of its point in its name."""
+    jobs = {stage.directory: Job(stage, one.label(stage), one.settings) for one in planned for stage in one.stages}
+    for place, one in enumerate(planned, start=1) if len(planned) > 1 else ():
+        for stage in one.stages:
+            if sum(stage in other.stages for other in planned) == 1:
+                jobs[stage.directory] = Job(stage, f"point {place} {one.label(stage)}", one.settings)
+    return jobs
+
+
+def _begin(missing: Sequence[Stage]) -> None:
+    _set_aside(missing)
+    names = ", ".join(stage.name for stage in missing)
+    print(f"building {names} in {missing[0].directory.parent}", flush=True)
+
+
+def _set_aside(missing: Sequence[Stage]) -> None:
+    """Rename the directories of finished stages that are lost or damaged, and print why and where they are."""
+    for stage in missing:
+        wrong = fault(stage, read_all=True)
+        if wrong is not None and wrong != NOT_BUILT:
+            print(
+                f"{stage.name}: {wrong}; it is built again, and until `make clean` the old one is kept as "
+                f"{digests.set_aside(stage.directory)}",
+                flush=True,
+            )
+
+
+def _check_task(planned: Run, stages: Sequence[Stage], log_dir: Path) -> Task | None:
+    trains = any(stage.name in _TRAINED for stage in stages)
+    return Task("check", log_dir, partial(check_before_training, planned.settings, stages)) if trains else None
+
+
+def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
+    """Build stages that need no other unfinished ones; as `build`."""
+    if world.is_started_by_launcher():
+        return _build_in_order(stages, planned, finished)
+    jobs = [Job(stage, planned.label(stage), planned.settings) for stage in stages]
+    codes = _run(jobs, None, lambda: not _are_changed(finished), goes_on=False)
+    if (code := next(filter(None, codes.values()), 0)) != 0:
+        raise SystemExit(code)
+    return [stage for stage in stages if stage.directory in codes]
+
+
+def _run(
+    jobs: Sequence[Job], at_once: int | None, may_go_on: Callable[[], bool], goes_on: bool = True
+) -> dict[Path, int]:
+    """Build stages side by side where they do not need each other, and return the exit codes by directory.
+
+    goes_on: also after a failure, with what does not need the stage that failed.
+    """
+    by_directory = {job.stage.directory: job for job in jobs}
+
+    def show_end(task: Task, code: int) -> bool:
+        if code == 0:
+            show_found(by_directory[task.directory])
+        return (goes_on or code == 0) and may_go_on()
+
+    return tasks.run_all(
+        [_task(job, job.settings.launch.processes) for job in jobs],
+        at_once or max((stages_at_once(job.settings.launch) for job in jobs), default=1),
+        on_start=lambda task: _show_values(by_directory[task.directory]),
+        on_end=show_end,
+    )
+
+
+def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
+    """Build stages one after the other, as one of the processes that a launcher has started; as `build`."""
+    for count, stage in enumerate(stages, start=1):
+        is_first, is_trained = world.rank() == 0, stage.name in _TRAINED
+        job = Job(stage, planned.label(stage), planned.settings)
+        task = _task(job, 1)
+        if is_first:
+            _show_values(job)
+        if is_trained:
+            tasks.run(replace(task, action=partial(world.in_own_group, world.numbered_group(), task.action)))
+        elif is_first:
+            tasks.run(task)
+        if is_first:
+            show_found(job)
+        is_last = _are_changed(finished)  # for which all wait until the first process has built the stage
+        if not is_first:
+            _wait_until_seen(stage.directory, lambda stage=stage: fault(stage, read_all=True) is None)
+        if is_last:
+            return list(stages[:count])
+    return list(stages)
+
+
+def _wait_until_seen(path: Path, is_seen: Callable[[], bool]) -> None:
+    """Wait until this node sees what the first process has written; a network file system may take a minute.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not world.wait_for(is_seen, _SEEN_WITHIN_S):
+        raise UserError(
+            f"output_dir: {path} is written, but not seen whole{world.which()}; expected a folder on a disk that all "
+            "nodes share"
+        )
+
+
+def _build_in_job(job: Job, to_check: Sequence[Stage]) -> None:
+    """Build one stage, as one of the processes of a job; the first checks the arguments of stages before."""
+    is_first = world.rank() == 0
+    with locks.held([job.stage] if is_first else []):
+        if is_first and to_check:
+            tasks.run(Task("check", job.stage.directory, partial(check_before_training, job.settings, to_check)))
+        tasks.run(_task(job, 1))
+
+
+def _task(job: Job, processes: int) -> Task:
+    stage = job.stage
+    needs = frozenset(need.directory for need in stage.needs.values())
+    action = partial(build_stage, _steps()[stage.name].run, job.settings, stage)
+    count = processes if stage.name in _TRAINED else 1
+    return Task(job.label, stage.directory, action, needs, count, job.settings.launch.threads)
+
+
+def _are_changed(finished: Sequence[Stage]) -> bool:
+    """Whether a finished stage was built on what an earlier one was before it was built again."""
+    return bool(world.agree(lambda: "yes" if any(fault(one) is not None for one in finished) else ""))
+
+
+def _show_values(job: Job) -> None:
+    stage = job.stage
+    if stage.name in _TRAINED:
+        inputs = _steps()["ppo"].values_in_force(job.settings, stage) if stage.name == "ppo" else stage.inputs
+        print(f"{job.label}: {settings_text(stage.name, inputs)}", flush=True)
+
+
+def _steps() -> dict[str, ModuleType]:
+    # here, since torch and TRL take seconds to import, which a run that builds nothing need not wait for
+    from gpt2_rlhf import data, evaluate, ppo, reward, sft
+
+    return {"data": data, "sft": sft, "reward": reward, "judge": reward, "ppo": ppo, "evaluate": evaluate}
