@@ -22,6 +22,9 @@ from transformers import TrainingArguments
 
 _M_MMAP_THRESHOLD = -3  # mallopt(3): larger blocks are given back to the system when they are freed
 
+# whose step takes each number of a weight alone; Adafactor, for one, takes means over rows and columns
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+
 
 def arguments() -> dict[str, Any]:
     """Return fields of a TRL config: each process writes its share of a checkpoint, and no gradient is kept whole.
@@ -58,10 +61,6 @@ def allow_on_cpu() -> None:
         if sys.platform == "linux":
             # else glibc keeps what is freed, and a process with a share grows larger than one with the whole model
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
-
-
-# optimizers whose step is the same for each number alone, or for which torch shares what is not (tests compare them)
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 
 
 def free_bytes(processes: int) -> int:
