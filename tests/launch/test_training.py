@@ -113,8 +113,9 @@ def test_an_optimizer_whose_state_cannot_be_shared_is_refused_with_sharding(tmp_
     given = chosen_arguments(compose.load([]).settings, sharded_stage(tmp_path))[stage]
     for optimizer in sharding.OPTIMIZERS:
         training.check(stage, kind, {**given, "optim": optimizer})
-    with pytest.raises(UserError, match=rf"{stage}\.args\.optim: adafactor: its state cannot be shared"):
-        training.check(stage, kind, {**given, "optim": "adafactor"})
+    for optimizer in ("adafactor", "adagrad"):
+        with pytest.raises(UserError, match=rf"{stage}\.args\.optim: {optimizer}: its state cannot be shared"):
+            training.check(stage, kind, {**given, "optim": optimizer})
 
 
 @pytest.mark.usefixtures("gpu")

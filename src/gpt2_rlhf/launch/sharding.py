@@ -22,8 +22,9 @@ from transformers import TrainingArguments
 
 _M_MMAP_THRESHOLD = -3  # mallopt(3): larger blocks are given back to the system when they are freed
 
-# whose step takes each number of a weight alone; Adafactor, for one, takes means over rows and columns
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+# Their step takes each number of a weight alone (Adafactor's takes means over rows and columns), and their state begins
+# with it (Adagrad's is made for weights that Accelerate replaces).
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
 
 
 def arguments() -> dict[str, Any]:
