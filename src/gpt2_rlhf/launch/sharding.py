@@ -7,11 +7,9 @@ rollouts, to measure, to save.
 
 import copy
 import ctypes
-import os
 import sys
 from typing import Any
 
-import psutil
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
@@ -62,13 +60,6 @@ def allow_on_cpu() -> None:
         if sys.platform == "linux":
             # else glibc keeps what is freed, and a process with a share grows larger than one with the whole model
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
-
-
-def free_bytes(processes: int) -> int:
-    """Return the memory that is free for one of the processes: of its GPU, or its part of this machine's."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
 
 
 def whole_copy(model: nn.Module, device: torch.device) -> nn.Module:
