@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import (
     PreTrainedModel,
@@ -26,9 +25,9 @@ from gpt2_rlhf.config.functions import load_score_function, load_utility
 from gpt2_rlhf.config.ppo_sizes import Sizes
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import curves, measured
-from gpt2_rlhf.launch import sharding, training, world
+from gpt2_rlhf.launch import training, world
 from gpt2_rlhf.launch.stopwatch import Stopwatch
-from gpt2_rlhf.models import loading, shape, tokens
+from gpt2_rlhf.models import loading, tokens
 from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, Shaping, checkpoints, checks, gates, heldout
 from gpt2_rlhf.ppo_trainer.watch import Watch
 from gpt2_rlhf.rows import tables
@@ -46,8 +45,6 @@ def check(settings: Settings, stage: Stage) -> TrainingArguments:
     loading.check_lora(settings.model, settings.ppo.peft, "ppo.peft")
     if given["activation_checkpointing"]:
         raise UserError("ppo.args.activation_checkpointing: true: PPO does not use it; set it to false")
-    if config.fsdp:
-        _require_room_for_whole_copies(settings, int(stage.inputs["processes"]))
     fitted = _sizes(settings, stage)
     checks.check(PPOConfig(**given), fitted.train_prompts, int(stage.inputs["processes"]))
     if (line := ppo_sizes.change(settings.ppo, fitted, int(stage.inputs["processes"]))) is not None:
@@ -129,20 +126,6 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         },
         work.seconds,
     )
-
-
-def _require_room_for_whole_copies(settings: Settings, processes: int) -> None:
-    of_model = shape.of(settings.model)
-    policy, critic = 4 * of_model.weights, 4 * of_model.reward_weights  # float32
-    frozen = critic + (policy if settings.ppo.peft.r == 0 else 0)
-    judge = critic if settings.data.has_judge else 0
-    needed = policy + critic + judge + (frozen // 2 if torch.cuda.is_available() else frozen)  # bf16 on a GPU
-    if (free := sharding.free_bytes(processes)) < needed:
-        raise UserError(
-            "launch.sharded: PPO samples with whole copies of policy and critic, beside reference, reward model and "
-            f"judge: {needed / 1e9:,.2f} GB for each process, but {free / 1e9:,.2f} GB are free; set ppo.peft.r=8 (no "
-            "reference) or data.shares.judge=0, choose a smaller model, or use devices with more memory"
-        )
 
 
 def _sizes(settings: Settings, stage: Stage) -> Sizes:

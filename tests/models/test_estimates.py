@@ -72,6 +72,14 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
         require("launch.processes=2", processes=2)
 
 
+def test_a_sharded_run_is_asked_for_nothing_that_sharding_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(1e9, monkeypatch)
+    one = r"launch\.processes=1 launch\.sharded=false \("
+    with pytest.raises(UserError, match=one) as refused:
+        require("launch.processes=2", "launch.sharded=true", f"{BATCH}=1", "sft.peft.r=4", processes=2)
+    assert "adafactor" not in str(refused.value)
+
+
 def test_ppo_may_be_asked_to_do_without_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     others = ("ppo.peft.r=4", "ppo.args.per_device_train_batch_size=1", "ppo.args.optim=adafactor")  # are set already
     free(needed(*others, name="ppo").total - 1, monkeypatch)

@@ -64,10 +64,13 @@ def test_one_process_has_nothing_to_share(tmp_path: Path) -> None:
         tiny.ours(tiny.arguments(tmp_path, fsdp=True))
 
 
-def test_samples_which_trl_draws_from_the_trained_model_are_refused_with_shares(
+def test_samples_of_trl_and_a_loss_scale_are_refused_with_shares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = tiny.arguments(tmp_path, fsdp=True)
     monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
     with pytest.raises(UserError, match="eval_dataset with fsdp"):
         tiny.ours(args, eval_dataset=tiny.prompts())
+    args.fp16 = True
+    with pytest.raises(UserError, match=r"fp16: True: .* set bf16=True"):
+        tiny.ours(args)

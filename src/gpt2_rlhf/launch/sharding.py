@@ -7,11 +7,9 @@ rollouts, to measure, to save.
 
 import copy
 import ctypes
-import os
 import sys
 from typing import Any
 
-import psutil
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
@@ -21,6 +19,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
 
 _M_MMAP_THRESHOLD = -3  # mallopt(3): larger blocks are given back to the system when they are freed
+
+# Their step takes each number of a weight alone (Adafactor's takes means over rows and columns), and their state begins
+# with it (Adagrad's is made for weights that Accelerate replaces).
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
 
 
 def arguments() -> dict[str, Any]:
@@ -58,17 +60,6 @@ def allow_on_cpu() -> None:
         if sys.platform == "linux":
             # else glibc keeps what is freed, and a process with a share grows larger than one with the whole model
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
-
-
-# optimizers whose step is the same for each number alone, or for which torch shares what is not (tests compare them)
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
-
-
-def free_bytes(processes: int) -> int:
-    """Return the memory that is free for one of the processes: of its GPU, or its part of this machine's."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
 
 
 def whole_copy(model: nn.Module, device: torch.device) -> nn.Module:

@@ -141,7 +141,7 @@ def _changes(name: str, settings: Settings, on_gpu: bool) -> Iterator[list[dict[
         yield [{batch: fewer, accumulated: rows * steps // fewer} for fewer in _halves(rows)]
     if part.peft.r == 0:
         yield [{f"{stage}.peft.r": 8}]
-    if "adam" in part.args.get("optim", "adamw"):
+    if "adam" in part.args.get("optim", "adamw") and not settings.launch.sharded:  # which Adafactor does not allow for
         yield [{f"{stage}.args.optim": "adafactor"}]
     if on_gpu and not part.args.get("bf16"):
         yield [{f"{stage}.args.bf16": True}]
@@ -156,7 +156,8 @@ def _changes(name: str, settings: Settings, on_gpu: bool) -> Iterator[list[dict[
     if settings.launch.processes > 1 and not settings.launch.sharded:
         yield [{"launch.sharded": True}]
     if settings.launch.processes > 1 and not on_gpu:
-        yield [{"launch.processes": fewer} for fewer in _halves(settings.launch.processes)]
+        whole = {"launch.sharded": False} if settings.launch.sharded else {}
+        yield [{"launch.processes": n, **(whole if n == 1 else {})} for n in _halves(settings.launch.processes)]
 
 
 def _halves(number: int) -> list[int]:

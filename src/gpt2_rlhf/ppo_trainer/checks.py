@@ -67,13 +67,8 @@ def prepare(
     _ = args.device  # starts the process group, so that the number of processes is known
     processes = PartialState().num_processes
     _check_parts(parts, scores_by_function)
-    if args.fsdp and processes == 1:
-        raise UserError("ppo.args.fsdp: True: one process trains, which has nothing to share; start several")
-    if args.fsdp and parts["eval_dataset"] is not None:
-        raise UserError(
-            "PPOTrainer: eval_dataset with fsdp: TRL would draw samples from weights that the processes share; "
-            "leave one of the two out (watch measures the policy on held-out prompts)"
-        )
+    if args.fsdp:
+        _check_sharding(args, parts, processes)
     check(args, len(parts["train_dataset"]), processes)
     _check_tokenizer(tokenizer)
     prompts = [
@@ -128,6 +123,19 @@ def _check_parts(parts: Mapping[str, Any], scores_by_function: bool) -> None:
                 f"PPOTrainer: {name} has columns {getattr(parts[name], 'column_names', None)}; expected a Dataset with "
                 "input_ids: dataset.map(lambda row: {'input_ids': tokenizer(row['prompt'])['input_ids']})"
             )
+
+
+def _check_sharding(args: PPOConfig, parts: Mapping[str, Any], processes: int) -> None:
+    """Refuse what cannot be right while policy and critic are shared between the processes."""
+    if processes == 1:
+        raise UserError("ppo.args.fsdp: True: one process trains, which has nothing to share; start several")
+    if args.fp16:
+        raise UserError("ppo.args.fp16: True: its loss scale does not go with fsdp; set bf16=True")
+    if parts["eval_dataset"] is not None:
+        raise UserError(
+            "PPOTrainer: eval_dataset with fsdp: TRL would draw samples from weights that the processes share; "
+            "leave one of the two out (watch measures the policy on held-out prompts)"
+        )
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

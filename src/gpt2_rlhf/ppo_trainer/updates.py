@@ -90,10 +90,7 @@ def learn(
             # whole until then
             is_averaged = microbatch is microbatches[-1] or accelerator.is_fsdp2
             with nullcontext() if is_averaged else accelerator.no_sync(model):
-                part = batch[microbatch]
-                with accelerator.autocast():
-                    forwarded = model(part.rows, args.temperature)
-                policy_loss, value_loss = _summed_losses(forwarded, part, args, means)
+                policy_loss, value_loss = _summed_losses(model, batch[microbatch], accelerator, args, means)
                 loss = policy_loss / token_count + args.vf_coef * value_loss / value_count
                 accelerator.backward(loss * accelerator.num_processes)
         norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
@@ -121,14 +118,12 @@ def _of_all_processes(batch: Batch, accelerator: Accelerator) -> Batch:
 
 
 def _summed_losses(
-    forwarded: tuple[Tensor, Tensor, Tensor], batch: Batch, args: PPOConfig, means: Means
+    model: torch.nn.Module, batch: Batch, accelerator: Accelerator, args: PPOConfig, means: Means
 ) -> tuple[Tensor, Tensor]:
-    """Return a microbatch's sums of policy and of value losses, and add its metrics to `means`.
-
-    forwarded: what forward.PolicyAndValue returns for the microbatch.
-    """
+    """Return a microbatch's sums of policy and of value losses, and add its metrics to `means`."""
     is_token, has_value = batch.is_token, batch.has_value
-    logprobs, entropies, values = forwarded
+    with accelerator.autocast():  # Accelerate puts it around the forward pass of DDP, and not of FSDP
+        logprobs, entropies, values = model(batch.rows, args.temperature)
     policy_losses, ratio, policy_clipped = losses.policy_losses(
         logprobs, batch.logprobs, batch.advantages, args.cliprange
     )
