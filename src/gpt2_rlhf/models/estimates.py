@@ -38,12 +38,13 @@ def of(names: Sequence[str], settings: Settings, tables: Mapping[str, Lengths], 
     model = shape.of(settings.model)
     durations = Durations(settings, model, tables, processes)
     on_gpu = durations.machine.device.type != "cpu"
+    seconds = {name: durations.seconds(name) for name in names}
     return {
         name: Estimate(
             rows=tables[name if name in TRAINED else "test"].rows,
             updates=updates(name, settings, tables, processes) if name in TRAINED else None,
             memory=memory.peak(name, settings, model, tables, processes, on_gpu) if name in TRAINED else None,
-            seconds=durations.seconds(name),
+            seconds=seconds[name] * durations.machine.pace,
         )
         for name in names
     }

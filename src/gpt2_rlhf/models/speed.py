@@ -20,7 +20,7 @@ _CALLS = 150  # that transformers makes in a layer for a token beyond those here
 
 
 class Machine:
-    """A layer of these sizes on the device that trains. The methods return seconds of one layer, or of the logits."""
+    """A layer of these sizes on the device that trains; its methods return seconds of work (see `pace`)."""
 
     def __init__(self, width: int, inner: int, heads: int, half: bool) -> None:
         self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -33,6 +33,12 @@ class Machine:
         self.weights = sum(weight.numel() for weight in self._layer.values())
         self.scale = whole / self.weights  # time of a layer over that of the one that is timed
         self._timed: dict[tuple[object, ...], float] = {}
+        self._wall_s = self._busy_s = 0.0
+
+    @property
+    def pace(self) -> float:
+        """Time that passes in a second of work here: other programs may use the same cores. From all timings so far."""
+        return self._wall_s / self._busy_s if self._busy_s else 1.0
 
     def call(self) -> float:
         """Time one small operation on the CPU, as a measure of what Python costs."""
@@ -107,12 +113,18 @@ class Machine:
         if what not in self._timed:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
                 self._done(work)
-                started, calls = time.perf_counter(), 0
+                started, busy, calls = time.perf_counter(), self._busy(), 0
                 while calls == 0 or time.perf_counter() - started < _LONG_ENOUGH_S:
                     self._done(work)
                     calls += 1
-            self._timed[what] = (time.perf_counter() - started) / calls
+            self._timed[what] = (self._busy() - busy) / calls
+            self._wall_s += time.perf_counter() - started
+            self._busy_s += self._busy() - busy
         return self._timed[what]
+
+    def _busy(self) -> float:
+        """Return a clock that stands while another program has the core, since a short timing may meet such a pause."""
+        return time.thread_time() if self.device.type == "cpu" else time.perf_counter()
 
     def _done(self, work: Callable[[], object]) -> None:
         work()
