@@ -12,7 +12,7 @@ from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.store.files import content_sha256
 from gpt2_rlhf.store.stage import Stage
 
-FORMAT = 6  # raise it when the same settings come to mean another result
+FORMAT = 7  # raise it when the same settings come to mean another result
 
 # Arguments of TRL's configs that cannot change the weights: what is logged, kept on disk or done by how many workers.
 NOT_HASHED = frozenset(
