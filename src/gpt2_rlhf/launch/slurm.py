@@ -5,6 +5,7 @@ checkpoint, the job is requeued and goes on from it. Beside the directory of a t
 that the same command finds jobs that wait or run, and submits none twice.
 """
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -252,10 +254,11 @@ def _submit(task: Task, launch: Launch, needs: Sequence[str]) -> None:
     )
     threads = launch.threads or chosen["cpus_per_task"]
     try:
-        job = executor.submit(work, task, threads)
+        with redirect_stderr(io.StringIO()):  # submitit prints what it raises
+            job = executor.submit(work, task, threads)
     except (FailedJobError, subprocess.CalledProcessError) as error:
-        said = str(getattr(error, "stderr", "") or error).strip().splitlines()
-        raise UserError(f"launch.slurm: Slurm refuses the job of {task.name}: {said[-1] if said else error}") from error
+        said = (str(error).splitlines() or [""])[-1].removeprefix("sbatch: error: ")
+        raise UserError(f"launch.slurm: Slurm refuses the job of {task.name}: {said}") from error
     write_json(_record_path(task.directory), {"job": job.job_id, "log": str(job.paths.stdout)})
 
 
