@@ -1,13 +1,16 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, TaskType, get_peft_model
+from torch._dynamo.exc import TorchRuntimeError
 
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.ppo_trainer import forward, rollouts, updates
 from gpt2_rlhf.ppo_trainer.metrics import Clock, Means
 from gpt2_rlhf.ppo_trainer.reward_scores import Shaping
@@ -69,6 +72,31 @@ def test_a_static_cache_gives_the_same_answers_to_the_policy_and_to_one_with_an_
     static, static_logprobs = rollouts.sample(replace(models, cache="static"), PROMPTS, DRAWS, arguments())
     assert torch.equal(static.token_ids, rows.token_ids)
     torch.testing.assert_close(static_logprobs, logprobs, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_cannot_be_compiled_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(*_: Any, **__: Any) -> Any:
+        raise TorchRuntimeError("no working C++ compiler\nsee above")
+
+    policy = tiny.policy()
+    monkeypatch.setattr(policy, "get_compiled_call", lambda _: compiled)
+    models = replace(models_with(policy), cache="compiled")
+    with pytest.raises(UserError, match=r"^ppo\.rollout_cache: compiled: .* \(no working.*above\)"):
+        rollouts.sample(models, PROMPTS, DRAWS, arguments())
+
+
+def test_a_compiled_call_gets_every_token_but_the_first_in_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, shapes = tiny.often_stopping_policy(), set()
+    expected, _ = sample(policy)
+
+    def compiled(**given: Any) -> Any:
+        shapes.add((given["input_ids"].shape, given["attention_mask"].shape, given["position_ids"].shape))
+        return policy(**given)
+
+    monkeypatch.setattr(policy, "get_compiled_call", lambda _: compiled)
+    rows, _ = rollouts.sample(replace(models_with(policy), cache="compiled"), PROMPTS, DRAWS, arguments())
+    assert torch.equal(rows.token_ids, expected.token_ids)
+    assert shapes == {((len(PROMPTS), 1), (len(PROMPTS), 64), (len(PROMPTS), 1))}
 
 
 def test_rows_are_left_padded_prompts_and_answers_that_end_with_eos_or_at_the_limit():

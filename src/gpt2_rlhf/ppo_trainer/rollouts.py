@@ -127,20 +127,31 @@ def sample(
     """Return prompts with answers that end with EOS or have `draws.shape[1]` tokens, and the log-probabilities.
 
     Shapes: `draws` is (prompts, most new tokens), uniform in [0, 1); log-probabilities (rows, answer), 0 at padding.
+
+    Raises:
+        UserError: the model cannot be compiled.
     """
     policy, pad_token_id = models.policy, models.pad_token_id
     vocabulary = forward.language_model(policy).get_output_embeddings().weight.shape[0]
-    answers, logprobs = sample_ids(
-        policy,
-        prompt_ids,
-        torch.from_numpy(draws),
-        temperature=args.temperature,
-        eos_token_id=models.eos_token_id,
-        # a padding token that was added to the tokenizer alone cannot be sampled
-        never_token_id=pad_token_id if pad_token_id < vocabulary else None,
-        batch_size=args.local_rollout_forward_batch_size,
-        cache=models.cache,
-    )
+    try:
+        answers, logprobs = sample_ids(
+            policy,
+            prompt_ids,
+            torch.from_numpy(draws),
+            temperature=args.temperature,
+            eos_token_id=models.eos_token_id,
+            # a padding token that was added to the tokenizer alone cannot be sampled
+            never_token_id=pad_token_id if pad_token_id < vocabulary else None,
+            batch_size=args.local_rollout_forward_batch_size,
+            cache=models.cache,
+        )
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(
+            f"ppo.rollout_cache: compiled: torch.compile fails here ({' '.join(str(error).split())[:200]}); set it to "
+            "static or null"
+        ) from error
     device = next(policy.parameters()).device
     # the position after EOS has a value, also in the longest row
     prompt_tokens, answer_tokens = max(map(len, prompt_ids)), min(max(map(len, answers)) + 1, draws.shape[1])
