@@ -57,6 +57,12 @@ def test_the_most_that_sft_needs_at_once(chosen: dict[str, object], expected: in
     assert room.peak_bytes(settings(), plan(tmp_path, **chosen)) == expected + SMALL_BYTES
 
 
+def test_shares_of_a_language_model_hold_a_tied_output_layer_twice(tmp_path: Path) -> None:
+    given = plan(tmp_path, save_steps=1, save_total_limit=2)
+    whole, shares = (room.peak_bytes(settings(*more), given) for more in ((), ("launch.sharded=true",)))
+    assert shares - whole == 3 * 4 * SHAPE["vocab_size"] * SHAPE["n_embd"]
+
+
 def test_a_checkpoint_of_an_adapter_needs_no_room_for_the_weights_beneath_it(tmp_path: Path) -> None:
     given = plan(tmp_path, save_steps=1, save_total_limit=None)
     whole = room.peak_bytes(settings(), given)

@@ -50,6 +50,7 @@ def peak_bytes(settings: Settings, plan: Plan) -> int:
     model_bytes, peak = _NUMBER * shape.of(settings.model).weights, 0
     for before, (stage, config) in enumerate(plan):
         checkpoint_bytes = _trained_bytes(settings, stage) + _optimizer_bytes(settings, stage, config)
+        checkpoint_bytes += _written_twice_bytes(settings, stage)
         saved, limit = _saves(stage, config), config.save_total_limit or math.inf
         best = stage.name == "ppo" and settings.ppo.withheld_prompts > 0  # kept beside the newest ones
         writes_checkpoint = (min(saved, limit + 1) + best) * checkpoint_bytes
@@ -66,6 +67,13 @@ def _trained_bytes(settings: Settings, stage: Stage) -> int:
     if stage.name == "ppo":
         return _NUMBER * (model.reward_weights + model.trained(settings.ppo.peft, model.weights))
     return _NUMBER * model.trained(settings.reward.peft, model.reward_weights)
+
+
+def _written_twice_bytes(settings: Settings, stage: Stage) -> int:
+    """Return the size of a tied output layer, which shares of a language model hold under both of its names."""
+    model = shape.of(settings.model)
+    is_twice = settings.launch.sharded and stage.name == "sft" and settings.sft.peft.r == 0
+    return _NUMBER * model.vocabulary * model.width if is_twice and model.is_tied else 0
 
 
 def _optimizer_bytes(settings: Settings, stage: Stage, config: TrainingArguments) -> int:

@@ -39,6 +39,11 @@ class Shape:
         return sum(math.prod(size) for name, size in self.tensors.items() if _is_in_layer(name)) // self.layers
 
     @property
+    def is_tied(self) -> bool:
+        """Whether the output layer's weight is that of the embeddings."""
+        return not any(name.startswith(_HEADS) for name in self.tensors)
+
+    @property
     def reward_weights(self) -> int:
         """Number of weights of a reward model, which has a score in place of the output layer."""
         heads = sum(math.prod(size) for name, size in self.tensors.items() if name.startswith(_HEADS))
