@@ -134,6 +134,7 @@ def _wait(
     on_end: Callable[[Task, int], None],
 ) -> None:
     shown: dict[Path, str] = {}  # the newest state that was printed
+    started: set[Path] = set()
     seen = dict.fromkeys(jobs, time.monotonic())
     answers = True
     while len(codes) < len(tasks):
@@ -149,7 +150,8 @@ def _wait(
             if found is not None and found.is_active:
                 seen[directory] = time.monotonic()
                 if found.state != shown.get(directory, "PENDING"):
-                    if found.state == "RUNNING":
+                    if found.state == "RUNNING" and directory not in started:  # not again after a requeue
+                        started.add(directory)
                         on_start(task)
                     print(f"{task.name}: {found}", flush=True)
                 shown[directory] = found.state
