@@ -17,7 +17,7 @@ from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.hub import repository
 from gpt2_rlhf.hub.repository import Pushed, Target
-from gpt2_rlhf.launch import child
+from gpt2_rlhf.launch import tasks
 from gpt2_rlhf.models import loading, model_files
 from helpers import finished_run
 from helpers.finished_run import HASTE, RUN, TOKEN
@@ -294,7 +294,7 @@ def test_a_name_that_cannot_be_pushed_to_stops_the_pipeline_before_training(
     def no_training(*_: object) -> None:
         raise AssertionError("a stage was started")
 
-    monkeypatch.setattr(child, "run", no_training)
+    monkeypatch.setattr(tasks, "run_all", no_training)
     with pytest.raises(UserError, match="other is neither you"):
         pipeline.run([f"output_dir={tmp_path / 'outputs'}", "publish.repo_id=other/demo"], "evaluate")
 

@@ -78,8 +78,10 @@ def run_all(
                 if ready and len(running) < at_once:
                     waiting.remove(task)
                     on_start(task)
-                    with _signals_blocked():  # until the child has its own handlers, and `forward` knows it
+                    with _signals_blocked():  # until the child has its own handlers
                         running.append(_start(task, at_once))
+                    for signum in received[-1:]:  # it came before `forward` knew the child, through another thread
+                        running[-1].send(signum)
             if not running:
                 break
             wait([process.sentinel for one in running for process in one.processes if process.is_alive()], _POLL_S)
@@ -193,7 +195,7 @@ def _signals_passed_to(running: Sequence[_Running]) -> Iterator[list[int]]:
         received.append(signum)
         kills = received.count(signal.SIGINT) > 1
         if not kills and not world.is_started_by_launcher():
-            _announce_stop(signum, " and ".join(one.task.name for one in running))
+            _announce_stop(signum, " and ".join(one.task.name for one in running) or "the run")
         for one in list(running):
             one.send(signal.SIGKILL if kills else signum)
 
