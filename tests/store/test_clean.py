@@ -120,7 +120,8 @@ def test_prune_deletes_finished_stages_that_no_run_shows_once_that_is_confirmed(
 
 def test_clean_all_asks_and_without_an_answer_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = stage_at(tmp_path, "sft-1")
-    (tmp_path / "runs" / "0123").mkdir(parents=True)
+    for folder in ("runs/0123", "sweeps/4567", "jobs/sft-1"):
+        (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "latest").symlink_to(Path("runs", "0123"))
     (tmp_path / "mine.txt").write_text("mine")
     answer(monkeypatch, "")

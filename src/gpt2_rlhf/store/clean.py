@@ -44,9 +44,8 @@ def clean_all(output_dir: str) -> None:
         UserError: a run is at work, or nobody answers.
     """
     root = Path(output_dir)
-    places = [
-        path for path in (root / "latest", root / "sweeps", root / "runs", root / "stages") if os.path.lexists(path)
-    ]
+    names = ("latest", "sweeps", "runs", "jobs", "stages")
+    places = [path for path in (root / name for name in names) if os.path.lexists(path)]
     _ask_and_delete(places, root)
 
 
