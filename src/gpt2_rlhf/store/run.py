@@ -68,9 +68,9 @@ class Run:
         return shlex.join(["make", "pipeline", *(f"{key}{sep}{without_folder(value)}" for key, sep, value in kept)])
 
     def label(self, stage: Stage) -> str:
-        """Return what a stage is called in messages: its name, with the seed where there are several."""
+        """Return what a stage is called in messages: its name, with the seed if it is of one of several seeds."""
         seeds = [plan["ppo"].seed for plan in self.plans if plan.get(stage.name) == stage and "ppo" in plan]
-        return stage.name if len(self.plans) == 1 or len(seeds) > 1 else f"{stage.name}, seed {seeds[0]}"
+        return f"{stage.name}, seed {seeds[0]}" if len(self.plans) > 1 and len(seeds) == 1 else stage.name
 
     def manifests(self) -> list[dict[str, dict[str, Any]]]:
         """The manifests of the finished stages by name, for each PPO seed."""
