@@ -10,6 +10,8 @@ from gpt2_rlhf.evidence import curves, measured
 from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.models.sampling import Answer
 
+SHARE = {"mean": 1.0, "low": 0.94, "high": 1 - 1e-16, "n": 60}
+
 
 def log(directory: Path, *records: dict[str, float]) -> None:
     lines = [json.dumps(record) + "\n" for record in records]
@@ -82,3 +84,8 @@ def test_the_picture_is_1200_pixels_wide(tmp_path):
     assert path == tmp_path / "ppo.png"
     with Image.open(path) as image:
         assert image.size[0] == 1200
+
+
+def test_an_interval_whose_end_is_rounded_below_its_mean_can_be_drawn():
+    assert curves.reach([SHARE]).tolist() == [[pytest.approx(0.06)], [pytest.approx(0, abs=1e-9)]]
+    assert (curves.reach([{**SHARE, "high": 0.9999}]) >= 0).all()

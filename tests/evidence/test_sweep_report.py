@@ -23,7 +23,12 @@ def estimate(mean: float) -> dict[str, Any]:
 
 
 def point(
-    root: Path, label: str, judged: Sequence[float] | None, judge: str = "judge-1", stopped: str | None = None
+    root: Path,
+    label: str,
+    judged: Sequence[float] | None,
+    judge: str = "judge-1",
+    stopped: str | None = None,
+    prompt: str = "prompt",
 ) -> Built:
     """A point whose PPO answers have these judge's rewards, one a prompt; None: it failed."""
     stages = {
@@ -38,8 +43,8 @@ def point(
     with (evaluate / "samples.jsonl").open("w") as file:
         for number, value in enumerate(judged):
             answer = {"judge_reward": value, "reward": 2 * value, "utility": None}
-            sample = {"group": "heldout", "prompt": f"prompt {number}", "answers": {"ppo": answer}}
-            file.write(json.dumps(sample) + "\n")
+            sample = {"group": "heldout", "prompt": f"{prompt} {number}", "answers": {"ppo": answer}}
+            file.write(json.dumps(sample, ensure_ascii=False) + "\n")
     mean = sum(judged) / len(judged)
     figures = {"judge_reward": estimate(mean), "reward": estimate(2 * mean), "utility": None, "kl_k1": estimate(3)}
     write_manifest(stages["evaluate"], {"metrics": {"models": {"ppo": figures}}})
@@ -126,3 +131,14 @@ def test_the_table_fits_a_terminal(tmp_path: Path) -> None:
         assert dataclasses.is_dataclass(one)
     text = sweep_report.write(tmp_path / "sweep", points, None)
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_prompt_with_a_line_separator_is_one_prompt(tmp_path: Path) -> None:
+    points = [point(tmp_path, name, judged, prompt="a\u2028b") for name, judged in (("a", LOW), ("b", HIGH))]
+    assert "point 2, above all others" in sweep_report.write(tmp_path / "sweep", points, None).replace("\n", " ")
+
+
+def test_a_point_with_other_prompts_is_not_said_to_be_worse(tmp_path: Path) -> None:
+    points = [point(tmp_path, "a", LOW, prompt="other"), point(tmp_path, "b", HIGH)]
+    text = sweep_report.write(tmp_path / "sweep", points, None).replace("\n", " ")
+    assert "point 2, not distinguishable from point 1" in text

@@ -100,6 +100,12 @@ def curves(axes: Axes, title: str, series: Mapping[str, str], records: Records, 
         axes.set_title(f"not measured: {', '.join(missing)}", loc="right", fontsize=8, color="0.4")
 
 
+def reach(estimates: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """Return how far the intervals go below and above their means, shape (2, estimates)."""
+    reach = np.array([[one["mean"] - one["low"], one["high"] - one["mean"]] for one in estimates]).T
+    return np.maximum(reach, 0)  # at a share of 1 Wilson's upper end may round to just below it
+
+
 def _series(records: Records, metric: str) -> tuple[list[int], list[float]]:
     """Updates and values of one metric, in the order of the updates."""
     points = sorted((record["step"], float(record[metric])) for record in records if metric in record)

@@ -195,7 +195,7 @@ def _heldout(axes: Axes, steps: Sequence[int], estimates: Estimates) -> None:
 def _points(axes: Axes, place: int, label: str, x: Any, y: Any, **style: Any) -> None:
     """Draw points in the colour and marker of a place. x, y: numbers, or estimates, which get their intervals."""
     (x, x_reach), (y, y_reach) = (
-        ([one["mean"] for one in values], _reach(values)) if isinstance(values[0], Mapping) else (values, None)
+        ([one["mean"] for one in values], curves.reach(values)) if isinstance(values[0], Mapping) else (values, None)
         for values in (x, y)
     )
     look: dict[str, Any] = {
@@ -206,12 +206,6 @@ def _points(axes: Axes, place: int, label: str, x: Any, y: Any, **style: Any) ->
         "elinewidth": 0.7,
     }
     axes.errorbar(x, y, xerr=x_reach, yerr=y_reach, label=label, **look, **style)
-
-
-def _reach(estimates: Estimates) -> np.ndarray:
-    """How far the intervals go below and above their means, shape (2, estimates)."""
-    reach = np.array([[one["mean"] - one["low"], one["high"] - one["mean"]] for one in estimates]).T
-    return np.maximum(reach, 0)  # at a share of 1 Wilson's upper end may round to just below it
 
 
 def _label(figure: Figure, x: str, y: str) -> None:

@@ -5,7 +5,6 @@ on the same prompts, and the intervals of these differences hold for all compari
 comparisons each has level 1 - 0.05 / k).
 """
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,11 +19,12 @@ from gpt2_rlhf.evidence import curves
 from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
 from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Table, plain, text
-from gpt2_rlhf.store.files import replacing, write_json
+from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
 from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import manifest
 
 _SHOWN = (metrics.UTILITY, metrics.JUDGE_REWARD, metrics.REWARD, metrics.KL)
+Samples = Mapping[str, Mapping[str, Any]]  # PPO's answer and its scores, by held-out prompt
 _BY = {"judge": metrics.JUDGE_REWARD, "reward": metrics.REWARD, "utility": metrics.UTILITY}
 
 
@@ -117,20 +117,21 @@ def _best(points: Sequence[Built], best_by: str | None) -> tuple[Best | None, st
     places = [place for place, one in enumerate(points) if one.fault is None]
     if len(places) < 2:
         return None, f"{len(places)} of {len(points)} points have figures; there is nothing to compare."
-    by = best_by or _comparable([points[place] for place in places])
+    samples = {place: _samples(points[place].run) for place in places}
+    by = best_by or _comparable([points[place].run for place in places], list(samples.values()))
     if by is None:
         return None, (
             "No point is called the best: the points have different judges and reward models, whose scores do not "
             "compare, and the utility is unknown. Sweep settings of PPO alone, or set sweep.best_by."
         )
-    values = {place: _by_prompt(points[place].run, by) for place in places}
-    if any(one is None for one in values.values()):
+    values = {place: _by_prompt(found, by) for place, found in samples.items()}
+    if any(None in one.values() for one in values.values()):
         return None, f"No point is called the best: not every point has a {_BY[by].label.lower()}."
-    means = {place: float(np.mean(list(one.values()))) for place, one in values.items() if one}
+    means = {place: float(np.mean(list(one.values()))) for place, one in values.items()}
     place = max(means, key=means.__getitem__)
     level = 1 - 0.05 / (len(places) - 1)
     behind = {other: _difference(values[place], values[other], level) for other in places if other != place}
-    unclear = [str(other + 1) for other, one in behind.items() if one is not None and one["low"] <= 0]
+    unclear = [str(other + 1) for other, one in behind.items() if one is None or one["low"] <= 0]
     whether = f"not distinguishable from point {', '.join(unclear)}" if unclear else "above all others"
     note = (
         f"Best of {len(places)} points by {_BY[by].label.lower()}: point {place + 1}, {whether}. Differences are "
@@ -141,30 +142,31 @@ def _best(points: Sequence[Built], best_by: str | None) -> tuple[Best | None, st
     return Best(_BY[by], place, {other: one for other, one in behind.items() if one is not None}), note
 
 
-def _comparable(points: Sequence[Built]) -> str | None:
+def _comparable(runs: Sequence[Run], samples: Sequence[Samples]) -> str | None:
     """Return by what points can be compared: the judge that all share, or the utility, or the shared reward model."""
     for by, stage in (("judge", "judge"), ("utility", None), ("reward", "reward")):
-        if any(_by_prompt(one.run, by) is None for one in points):
+        if any(None in _by_prompt(one, by).values() for one in samples):
             continue
-        if stage is None or len({one.run.plans[0][stage].directory for one in points}) == 1:
+        if stage is None or len({run.plans[0][stage].directory for run in runs}) == 1:
             return by
     return None
 
 
-def _by_prompt(run: Run, by: str) -> dict[str, float] | None:
-    """Return what PPO's answer to each held-out prompt has by this measure, None if it is not measured."""
-    key = _BY[by].key
-    lines = (run.plans[0]["evaluate"].directory / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    samples = [one for one in map(json.loads, lines) if one["group"] == "heldout"]
-    found = {one["prompt"]: one["answers"]["ppo"][key] for one in samples}
-    return None if None in found.values() else found
+def _samples(run: Run) -> Samples:
+    """Return PPO's answers to the held-out prompts, with their scores."""
+    lines = read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl")
+    return {one["prompt"]: one["answers"]["ppo"] for one in lines if one["group"] == "heldout"}
 
 
-def _difference(
-    best: Mapping[str, float] | None, other: Mapping[str, float] | None, level: float
-) -> dict[str, Any] | None:
-    if best is None or other is None or not (shared := [prompt for prompt in best if prompt in other]):
-        return None  # points with other data share no prompts
+def _by_prompt(samples: Samples, by: str) -> dict[str, Any]:
+    """Return what each prompt's answer has by this measure, None if it is not measured."""
+    return {prompt: answer[_BY[by].key] for prompt, answer in samples.items()}
+
+
+def _difference(best: Mapping[str, float], other: Mapping[str, float], level: float) -> dict[str, Any] | None:
+    shared = [prompt for prompt in best if prompt in other]
+    if not shared:  # points with other data
+        return None
     return asdict(bootstrap_mean([best[prompt] - other[prompt] for prompt in shared], level=level))
 
 
@@ -174,12 +176,10 @@ def _draw(file: Path, figures: Sequence[Mapping[str, Any] | None], shown: Sequen
     figure, panels = curves.panels(5.0, 2.2, len(shown))
     for number, (axes, metric) in enumerate(zip(panels, shown, strict=True)):
         estimates = [(place, found[metric.key]) for place, found in known if found.get(metric.key) is not None]
-        means = [one["mean"] for _, one in estimates]
-        reach = np.array([[one["mean"] - one["low"], one["high"] - one["mean"]] for _, one in estimates]).T
         axes.errorbar(
             [place + 1 for place, _ in estimates],
-            means,
-            yerr=np.maximum(reach, 0),
+            [one["mean"] for _, one in estimates],
+            yerr=curves.reach([one for _, one in estimates]),
             linestyle="none",
             capsize=3,
             marker=MARKERS[number],
