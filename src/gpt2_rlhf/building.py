@@ -19,9 +19,8 @@ from gpt2_rlhf.launch.tasks import Task
 from gpt2_rlhf.models import model_files
 from gpt2_rlhf.store import digests, locks
 from gpt2_rlhf.store.run import Run
-from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, manifest, unfinished
+from gpt2_rlhf.store.stage import NOT_BUILT, TRAINED, Stage, fault, manifest, unfinished
 
-_TRAINED = ("sft", "reward", "judge", "ppo")  # by all processes
 _SEEN_WITHIN_S = 120.0
 
 
@@ -114,14 +113,14 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
         refuse_forced(one, missing)
     if not missing:
         return {}
-    refused: dict[Path, int] = {}
     if planned[0].settings.launch.slurm is not None:
         codes = build_by_slurm(planned, missing)
         return {directory: child.reason(directory, code) for directory, code in codes.items() if code != 0}
     jobs = _jobs(planned)
+    refused: dict[Path, int] = {}
     with locks.held(missing):
         _begin(missing)
-        codes = _run([jobs[stage.directory] for stage in missing if stage.name == "data"], at_once, lambda: True)
+        codes = _run([jobs[stage.directory] for stage in missing if stage.name == "data"], at_once, lambda code: True)
         wanted: set[Path] = set()
         for one in planned:
             rest = [stage for stage in one.stages if stage in missing and stage.name != "data"]
@@ -130,7 +129,7 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
                 refused |= tasks.run_all([check], 1) if check else {}
                 wanted |= {stage.directory for stage in rest if not refused.get(one.directory)}
         chosen = [jobs[stage.directory] for stage in missing if stage.directory in wanted]
-        codes |= _run(chosen, at_once, lambda: True)
+        codes |= _run(chosen, at_once, lambda code: True)
     return {directory: child.reason(directory, code) for directory, code in (codes | refused).items() if code != 0}
 
 
@@ -143,7 +142,7 @@ def build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Pat
     """
     _begin(missing)
     jobs = _jobs(planned)
-    trained = [jobs[stage.directory] for stage in missing if stage.name in _TRAINED]
+    trained = [jobs[stage.directory] for stage in missing if stage.name in TRAINED]
     submitted = []
     for stage in missing:
         job = jobs[stage.directory]
@@ -171,8 +170,8 @@ def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
     from gpt2_rlhf.models import estimates  # as in _steps
     from gpt2_rlhf.rows import lengths
 
-    check_arguments(settings, [stage for stage in stages if stage.name in _TRAINED])
-    processes = int(next(stage.inputs["processes"] for stage in stages if stage.name in _TRAINED))
+    check_arguments(settings, [stage for stage in stages if stage.name in TRAINED])
+    processes = int(next(stage.inputs["processes"] for stage in stages if stage.name in TRAINED))
     tables = lengths.of_tables(stages[0].needs["data"].directory, model_files.load_tokenizer(settings.model))
     found = estimates.of([stage.name for stage in stages], settings, tables, processes)
     for name, one in found.items():
@@ -246,7 +245,7 @@ def _set_aside(missing: Sequence[Stage]) -> None:
 
 
 def _check_task(planned: Run, stages: Sequence[Stage], log_dir: Path) -> Task | None:
-    trains = any(stage.name in _TRAINED for stage in stages)
+    trains = any(stage.name in TRAINED for stage in stages)
     return Task("check", log_dir, partial(check_before_training, planned.settings, stages)) if trains else None
 
 
@@ -255,25 +254,23 @@ def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> 
     if world.is_started_by_launcher():
         return _build_in_order(stages, planned, finished)
     jobs = [Job(stage, planned.label(stage), planned.settings) for stage in stages]
-    codes = _run(jobs, None, lambda: not _are_changed(finished), goes_on=False)
+    codes = _run(jobs, None, lambda code: code == 0 and not _are_changed(finished))
     if (code := next(filter(None, codes.values()), 0)) != 0:
         raise SystemExit(code)
     return [stage for stage in stages if stage.directory in codes]
 
 
-def _run(
-    jobs: Sequence[Job], at_once: int | None, may_go_on: Callable[[], bool], goes_on: bool = True
-) -> dict[Path, int]:
+def _run(jobs: Sequence[Job], at_once: int | None, goes_on: Callable[[int], bool]) -> dict[Path, int]:
     """Build stages side by side where they do not need each other, and return the exit codes by directory.
 
-    goes_on: also after a failure, with what does not need the stage that failed.
+    goes_on: whether to go on with what does not need a stage that ended with this code.
     """
     by_directory = {job.stage.directory: job for job in jobs}
 
     def show_end(task: Task, code: int) -> bool:
         if code == 0:
             show_found(by_directory[task.directory])
-        return (goes_on or code == 0) and may_go_on()
+        return goes_on(code)
 
     return tasks.run_all(
         [_task(job, job.settings.launch.processes) for job in jobs],
@@ -286,7 +283,7 @@ def _run(
 def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
     """Build stages one after the other, as one of the processes that a launcher has started; as `build`."""
     for count, stage in enumerate(stages, start=1):
-        is_first, is_trained = world.rank() == 0, stage.name in _TRAINED
+        is_first, is_trained = world.rank() == 0, stage.name in TRAINED
         job = Job(stage, planned.label(stage), planned.settings)
         task = _task(job, 1)
         if is_first:
@@ -331,7 +328,7 @@ def _task(job: Job, processes: int) -> Task:
     stage = job.stage
     needs = frozenset(need.directory for need in stage.needs.values())
     action = partial(build_stage, _steps()[stage.name].run, job.settings, stage)
-    count = processes if stage.name in _TRAINED else 1
+    count = processes if stage.name in TRAINED else 1
     return Task(job.label, stage.directory, action, needs, count, job.settings.launch.threads)
 
 
@@ -342,7 +339,7 @@ def _are_changed(finished: Sequence[Stage]) -> bool:
 
 def _show_values(job: Job) -> None:
     stage = job.stage
-    if stage.name in _TRAINED:
+    if stage.name in TRAINED:
         inputs = _steps()["ppo"].values_in_force(job.settings, stage) if stage.name == "ppo" else stage.inputs
         print(f"{job.label}: {settings_text(stage.name, inputs)}", flush=True)
 

@@ -8,7 +8,7 @@ nothing.
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2_rlhf import building, pipeline
+from gpt2_rlhf import building, pipeline, publish
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.points import Point, points
@@ -60,7 +60,7 @@ def _plan(point: Point) -> Run:
         pipeline.check(composed.settings)
     except UserError as error:
         raise UserError(f"point {point.label}: {error}") from error
-    if composed.settings.publish.repo_id or composed.settings.publish.reward_repo_id:
+    if publish.targets(composed.settings.publish):
         raise UserError(
             "publish: a sweep publishes nothing; run `make pipeline` with the settings of the point to push"
         )

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2_rlhf.ppo_trainer import checkpoints
 from helpers import ppo_tiny as tiny
+from helpers import scripts
 
 SCRIPT = Path(__file__)
 
 
 def torchrun(mode: str, directory: Path) -> tuple[int, list[dict[str, Any]]]:
     """Return the exit status, and what each of two processes wrote."""
-    launcher = [sys.executable, "-m", "torch.distributed.run"]
-    paths = [str(SCRIPT.parents[2] / "src"), str(SCRIPT.parents[1])]
-    done = subprocess.run(
-        [*launcher, "--standalone", "--nproc_per_node=2", SCRIPT, mode, directory],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = scripts.run(SCRIPT, mode, directory, processes=2)
     files = sorted(directory.glob(f"{mode}-*.json"))
     assert files or mode == "killed", done.stderr[-3000:]
     return done.returncode, [json.loads(file.read_text()) for file in files]

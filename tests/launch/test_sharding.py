@@ -1,9 +1,6 @@
 """Sharded training (FSDP2) of SFT and reward models, in two processes on the CPU."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from gpt2_rlhf.launch import sharding
-from helpers import sharded_stages
+from helpers import scripts, sharded_stages
 
 
 def test_a_whole_copy_takes_no_memory_and_keeps_tied_weights_tied() -> None:
@@ -31,16 +28,8 @@ def test_a_whole_copy_takes_no_memory_and_keeps_tied_weights_tied() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """What sharded_stages wrote: the folder of the stages, and what they logged."""
-    directory, script = tmp_path_factory.mktemp("stages"), Path(sharded_stages.__file__)
-    paths = [str(script.parents[2] / "src"), str(script.parents[1])]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, directory],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    directory = tmp_path_factory.mktemp("stages")
+    done = scripts.run(Path(sharded_stages.__file__), directory, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     return directory, json.loads((directory / "found.json").read_text())
 

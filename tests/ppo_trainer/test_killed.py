@@ -1,25 +1,16 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from helpers import scripts
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "ppo_killed.py"
 
 
 @pytest.mark.slow
 def test_runs_killed_at_random_updates_end_with_the_same_weights_as_uninterrupted_ones(tmp_path: Path) -> None:
-    paths = [str(SCRIPT.parents[2] / "src"), str(SCRIPT.parents[1])]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, "20261124"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    done = scripts.run(SCRIPT, tmp_path, "20261124", timeout_s=400)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
     assert [one["kind"] for one in found] == ["full", "lora", "two processes", "two processes with shares"]

@@ -191,6 +191,10 @@ class Settings:
     launch: Launch
     sweep: Sweep
 
+    def trained_by(self, stage: str) -> Training | Ppo:
+        """Return the settings with which a stage (sft, reward, judge or ppo) trains."""
+        return {"sft": self.sft, "reward": self.reward, "judge": self.reward, "ppo": self.ppo}[stage]
+
 
 def with_value(node: Any, key: str, value: Any) -> Any:
     """Return settings, or a part of them, with another value under a dotted key."""

@@ -16,12 +16,12 @@ from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, terminal
 from gpt2_rlhf.evidence.tables import markdown, text
+from gpt2_rlhf.store.stage import TRAINED
 
 FOLDERS = {"model": "ppo", "sft_model": "sft", "reward_model": "reward"}  # in a run: the stage whose model it holds
 TEMPLATES = Path(__file__).parent / "cards"
 _TEMPLATE = {"model": "policy.md", "sft_model": "sft.md", "reward_model": "reward.md"}
 _SUFFIX = {"model": "rlhf", "sft_model": "sft", "reward_model": "reward-model"}  # of a model without a repository
-_TRAINED = ("sft", "reward", "judge", "ppo")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         card_data=front.to_yaml(),
         title=title,
         stage=stage,
-        trained=_TRAINED[: _TRAINED.index(stage) + 1],
+        trained=TRAINED[: TRAINED.index(stage) + 1],
         is_demonstration=settings.model.name == "embedded",
         is_hh=front_matter.is_hh(settings.data),
         is_gpt2=is_gpt2,

@@ -6,7 +6,6 @@ import platform
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -55,7 +54,7 @@ def _manifest(
         "device": _device(),
         "precision": _precision(settings, stage),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cpus": world.cores(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "git_commit": _git_commit(),

@@ -7,7 +7,6 @@ in it once, also after a resume.
 
 import json
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -19,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.launch import world
-from gpt2_rlhf.launch.progress_line import rewrite
+from gpt2_rlhf.launch.progress_line import can_rewrite, rewrite
 from gpt2_rlhf.launch.whole_run import Expected, in_words
 from gpt2_rlhf.store.files import replacing
 
@@ -43,7 +42,7 @@ class Progress(TrainerCallback):
         self._first_step, self._started, self._printed = 0, 0.0, -_LINE_EVERY_S
         self._waiting = ""  # the newest line if it is not printed: the step may log more, or it is too early
         self._figures: dict[str, float] = {}
-        self._rewrites_line = sys.stdout.isatty() and not world.is_side_by_side()
+        self._rewrites_line = can_rewrite()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock of the ETA."""

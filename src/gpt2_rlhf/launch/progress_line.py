@@ -9,6 +9,11 @@ from gpt2_rlhf.launch import world
 _FIRST_AFTER_S, _LINE_EVERY_S = 1.0, 4.0  # shorter work shows nothing
 
 
+def can_rewrite() -> bool:
+    """Whether the last line is on a terminal, and of this task alone."""
+    return sys.stdout.isatty() and not world.is_side_by_side()
+
+
 def rewrite(line: str) -> None:
     """Replace the terminal's last line; it is cut to the width, since a line that wraps cannot be replaced."""
     width = shutil.get_terminal_size().columns - 1
@@ -22,7 +27,7 @@ class ProgressLine:
         self._what, self._total, self._done, self._shown = what, total, 0, False
         self._started = time.monotonic()
         self._due = self._started + _FIRST_AFTER_S if world.rank() == 0 else float("inf")
-        self._rewrites_line = sys.stdout.isatty() and not world.is_side_by_side()
+        self._rewrites_line = can_rewrite()
 
     def add(self, count: int = 1) -> None:
         """Count work that is done, and show the line if it is due."""

@@ -24,7 +24,7 @@ from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.launch import sharding, whole_run, world
 from gpt2_rlhf.launch.progress import Progress, StopOnSignal
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.stage import Stage, newest_whole_checkpoint
+from gpt2_rlhf.store.stage import TRAINED, Stage, newest_whole_checkpoint
 
 
 def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,8 +60,7 @@ def precisions(settings: Settings) -> dict[str, str]:
 
     It is not part of a stage's hash: the machine that plans a run may be another than the one that trains it.
     """
-    parts = {"sft": settings.sft, "reward": settings.reward, "judge": settings.reward, "ppo": settings.ppo}
-    return {name: _precision(part.args) for name, part in parts.items()}
+    return {name: _precision(settings.trained_by(name).args) for name in TRAINED}
 
 
 def _precision(chosen: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from gpt2_rlhf.config import ppo_sizes
-from gpt2_rlhf.config.settings import Settings, Training
+from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.models.memory import Lengths
 from gpt2_rlhf.models.shape import Shape
 from gpt2_rlhf.models.speed import Machine
@@ -15,7 +15,7 @@ _STEP = 5_000  # what the trainer does around a step
 
 def updates(name: str, settings: Settings, tables: Mapping[str, Lengths], processes: int) -> int:
     """Return the optimizer steps of SFT or a reward model, or PPO's updates."""
-    args, rows = _training(name, settings).args, tables[name].rows
+    args, rows = settings.trained_by(name).args, tables[name].rows
     if (args.get("max_steps") or 0) > 0:
         return int(args["max_steps"])
     if name == "ppo":
@@ -41,7 +41,7 @@ class Durations:
 
     def _supervised(self, name: str) -> float:
         rows, test, is_sft = self._tables[name], self._tables["test"], name == "sft"
-        args = _training(name, self._settings).args
+        args = self._settings.trained_by(name).args
         texts = args["per_device_train_batch_size"] * (1 if is_sft else 2)
         answers = round(texts * rows.answer) if is_sft else 0
         micro_steps = args["gradient_accumulation_steps"] * self._sharing
@@ -105,10 +105,6 @@ class Durations:
 
     def _step(self, weights: int) -> float:
         return self.machine.step() * weights / self.machine.weights + _STEP * self.machine.call()
-
-
-def _training(name: str, settings: Settings) -> Training:
-    return {"sft": settings.sft, "ppo": settings.ppo}.get(name, settings.reward)  # type: ignore[return-value]
 
 
 def _length(rows: Lengths) -> int:

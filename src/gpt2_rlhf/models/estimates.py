@@ -14,8 +14,8 @@ from gpt2_rlhf.config.settings import Settings, with_value
 from gpt2_rlhf.models import memory, shape
 from gpt2_rlhf.models.durations import Durations, updates
 from gpt2_rlhf.models.memory import Lengths, Memory, in_words
+from gpt2_rlhf.store.stage import TRAINED
 
-TRAINED = ("sft", "reward", "judge", "ppo")
 _SETTINGS_NAMED = 3
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 

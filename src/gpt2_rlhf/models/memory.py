@@ -71,7 +71,7 @@ def _supervised(
     name: str, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int, on_gpu: bool
 ) -> Iterator[Memory]:
     is_sft, rows, test = name == "sft", tables[name], tables["test"]
-    chosen = settings.sft if is_sft else settings.reward
+    chosen = settings.trained_by(name)
     whole = shape.weights if is_sft else shape.reward_weights
     trained = shape.trained(chosen.peft, whole)
     kept = _kept(settings, chosen.peft, whole, trained, trained, chosen.args, processes)

@@ -15,6 +15,7 @@ from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import content_sha256, write_json
 
 NOT_BUILT = "it is not built"
+TRAINED = ("sft", "reward", "judge", "ppo")  # the stages that train a model, in the order in which they are built
 _MANIFEST = "manifest.json"
 
 
