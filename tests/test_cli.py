@@ -1,6 +1,7 @@
 """Every command by its name, and what a command does only once."""
 
 import io
+import json
 import runpy
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from gpt2_rlhf.evidence import product, report, terminal
 from gpt2_rlhf.models import estimates, speed
 from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import write_manifest
-from helpers import card_run
+from helpers import card_run, report_run
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -175,7 +176,39 @@ def test_a_pipeline_that_publishes_composes_once_writes_its_products_once_and_le
     monkeypatch.setattr(publish, "_push", lambda *_: calls.append("push"))
     monkeypatch.setattr(publish, "show", lambda _: calls.append("show"))
     monkeypatch.setattr(report, "write", lambda *_: None)
-    monkeypatch.setattr(terminal, "render", lambda summary: "")
+    monkeypatch.setattr(terminal, "story", lambda summary: "")
     pipeline.run([f"output_dir={tmp_path}", "publish.repo_id=somebody/demo", f"publish.dry_run={dry_run}"])
     assert calls == ["compose", "product", last]
     assert not any(stage.checkpoints_dir.exists() for stage in stages.values())
+
+
+def test_show_prints_all_tables_of_the_newest_run_or_the_one_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = report_run.write(tmp_path / "runs" / "1")
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "summary.json").write_text(json.dumps(found))
+    every, one = (printed(capsys, "show", f"output_dir={tmp_path}", *name) for name in ([], ["table=reward_model"]))
+    assert "| Paired difference" in every
+    assert "| Calibration and length bias" in one
+    assert "| Paired difference" not in one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table=reward"], "table: there is no 'reward'; did you mean reward_model?"),
+        (["seed=7"], "summary.json: there is no finished run; run `make pipeline` first, with the same overrides"),
+    ],
+)
+def test_show_says_in_one_line_what_there_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    _, found = report_run.write(tmp_path / "runs" / "1")
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "summary.json").write_text(json.dumps(found))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["show", f"output_dir={tmp_path}", *arguments])
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1

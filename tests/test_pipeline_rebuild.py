@@ -20,13 +20,11 @@ ALL = ["data", "sft", "reward", "judge", "ppo", "evaluate"]
 def in_this_process(
     given: Sequence[Task],
     at_once: int,
-    on_start: Callable[[Task], None] = lambda task: None,
     on_end: Callable[[Task, int], bool] = lambda task, code: True,
 ) -> dict[Path, int]:
     """Run tasks one after the other, as tasks.run_all does in processes."""
     codes: dict[Path, int] = {}
     for task in given:
-        on_start(task)
         task.action()
         codes[task.directory] = 0
         if not on_end(task, 0):
@@ -44,12 +42,11 @@ def contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         (stage.model_dir / "model.safetensors").write_text(made[stage.name])
         write_manifest(stage, {"inputs": stage.inputs, "metrics": {}})
 
-    step = SimpleNamespace(run=None, values_in_force=lambda settings, stage: stage.inputs)
+    step = SimpleNamespace(run=None)
     monkeypatch.setattr(building, "_steps", lambda: dict.fromkeys(ALL, step))
     monkeypatch.setattr(building, "build_stage", build)
     monkeypatch.setattr(tasks, "run_all", in_this_process)
     monkeypatch.setattr(building, "check_before_training", lambda settings, stages: None)
-    monkeypatch.setattr(building, "settings_text", lambda name, inputs: "")
     monkeypatch.setattr(building, "show_found", lambda job: None)
     return made
 

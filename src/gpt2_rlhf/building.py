@@ -12,7 +12,6 @@ from types import ModuleType
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Launch, Settings
 from gpt2_rlhf.evidence import terminal
-from gpt2_rlhf.evidence.card_training import settings_text
 from gpt2_rlhf.launch import child, slurm, tasks, whole_run, world
 from gpt2_rlhf.launch.build import build as build_stage
 from gpt2_rlhf.launch.tasks import Task
@@ -154,7 +153,6 @@ def build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Pat
         submitted,
         planned[0].settings.launch,
         is_done=lambda task: fault(jobs[task.directory].stage) is None,
-        on_start=lambda task: _show_values(jobs[task.directory]),
         on_end=lambda task, code: None if code else show_found(jobs[task.directory]),
     )
 
@@ -167,21 +165,20 @@ def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
     Raises:
         UserError: as check_arguments; or a stage needs more memory than there is.
     """
-    from gpt2_rlhf.models import estimates  # as in _steps
+    from gpt2_rlhf.models import estimates, memory  # as in _steps
     from gpt2_rlhf.rows import lengths
 
     check_arguments(settings, [stage for stage in stages if stage.name in TRAINED])
     processes = int(next(stage.inputs["processes"] for stage in stages if stage.name in TRAINED))
     tables = lengths.of_tables(stages[0].needs["data"].directory, model_files.load_tokenizer(settings.model))
     found = estimates.of([stage.name for stage in stages], settings, tables, processes)
-    for name, one in found.items():
-        if one.memory is not None:
-            print(f"{name} needs about {one.memory}", flush=True)
     estimates.require_memory(found, settings, tables, processes)
     seconds = {name: one.seconds for name, one in found.items()}
     whole = whole_run.in_words(whole_run.write(stages, seconds, stages_at_once(settings.launch)))
     each = ", ".join(f"{name} {whole_run.in_words(one_s)}" for name, one_s in seconds.items())
-    print(f"about {whole}: {each}", flush=True)
+    sizes = {name: one.memory for name, one in found.items() if one.memory is not None}
+    print(f"about {whole}: {each}")
+    print(f"memory: {', '.join(f'{name} {memory.in_words(one.total)}' for name, one in sizes.items())}", flush=True)
 
 
 def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
@@ -207,13 +204,12 @@ def stages_at_once(launch: Launch) -> int:
 def show_found(job: Job) -> None:
     """Print what a finished stage found."""
     stage, record = job.stage, manifest(job.stage)
+    found = terminal.found(stage.name, record["metrics"])
+    print(f"{job.label} done in {record['wall_s']:.0f} s: {found}", flush=True)
     if stage.name == "data":
         from gpt2_rlhf.rows import row_report  # as in _steps
 
-        print(f"{row_report.text(row_report.read(stage.directory))}\n", flush=True)
-    elif stage.name != "evaluate":
-        found = terminal.found(stage.name, record["metrics"])
-        print(f"{job.label} done in {record['wall_s']:.0f} s: {found}", flush=True)
+        print(end="".join(f"  {line}\n" for line in row_report.notices(record["metrics"])), flush=True)
 
 
 def _jobs(planned: Sequence[Run]) -> dict[Path, Job]:
@@ -275,7 +271,6 @@ def _run(jobs: Sequence[Job], at_once: int | None, goes_on: Callable[[int], bool
     return tasks.run_all(
         [_task(job, job.settings.launch.processes) for job in jobs],
         at_once or max((stages_at_once(job.settings.launch) for job in jobs), default=1),
-        on_start=lambda task: _show_values(by_directory[task.directory]),
         on_end=show_end,
     )
 
@@ -286,8 +281,6 @@ def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[St
         is_first, is_trained = world.rank() == 0, stage.name in TRAINED
         job = Job(stage, planned.label(stage), planned.settings)
         task = _task(job, 1)
-        if is_first:
-            _show_values(job)
         if is_trained:
             tasks.run(replace(task, action=partial(world.in_own_group, world.numbered_group(), task.action)))
         elif is_first:
@@ -335,13 +328,6 @@ def _task(job: Job, processes: int) -> Task:
 def _are_changed(finished: Sequence[Stage]) -> bool:
     """Whether a finished stage was built on what an earlier one was before it was built again."""
     return bool(world.agree(lambda: "yes" if any(fault(one) is not None for one in finished) else ""))
-
-
-def _show_values(job: Job) -> None:
-    stage = job.stage
-    if stage.name in TRAINED:
-        inputs = _steps()["ppo"].values_in_force(job.settings, stage) if stage.name == "ppo" else stage.inputs
-        print(f"{job.label}: {settings_text(stage.name, inputs)}", flush=True)
 
 
 def _steps() -> dict[str, ModuleType]:

@@ -16,8 +16,10 @@ from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.config.system_faults import exit_with_one_line
+from gpt2_rlhf.evidence import summary, terminal
 from gpt2_rlhf.launch import slurm
 from gpt2_rlhf.store import clean, status
+from gpt2_rlhf.store import run as runs
 
 USAGE = """usage: gpt2-rlhf {verb} [key=value ...]     (or: make {verb} [key=value ...])
 
@@ -46,6 +48,7 @@ VERBS = {
     "sweep": "Build all points of lists such as seed=0,1 ppo.args.kl_coef=0.05,0.1, and compare them.",
     "config": "Print every value that is set, after overrides.",
     "status": "Print which stages are done, running, partial or missing, and why.",
+    "show": "Print every table of the newest run; table=reward_model prints one.",
     "card": "Write the model cards again, without a push.",
     "publish": "Push the newest run: publish.repo_id=user/name; publish.dry_run=true only shows it.",
     "clean": "Delete unfinished and set-aside stages; with --all, ask, and delete everything.",
@@ -75,6 +78,7 @@ def _run(arguments: Sequence[str]) -> None:
         "sweep": sweep.run,
         "config": _config,
         "status": _status,
+        "show": _show,
         "card": _card,
         "publish": _publish,
         "clean": _clean,
@@ -107,6 +111,16 @@ def _status(overrides: Sequence[str]) -> None:
     with console.capture() as text:  # rich itself would exit without a word after a broken pipe
         console.print(table)
     print(text.get(), end="")
+
+
+def _show(arguments: Sequence[str]) -> None:
+    chosen = [one.removeprefix("table=") for one in arguments if one.startswith("table=")]
+    overrides = [one for one in arguments if not one.startswith("table=")]
+    composed = compose.load(overrides)
+    is_newest = all(one.startswith("output_dir=") for one in overrides)
+    latest = runs.latest(composed.settings.output_dir)
+    found = summary.read(latest if is_newest else pipeline.plan(composed).directory)
+    print(terminal.tables(found, chosen[-1] if chosen else None), end="")
 
 
 def _card(overrides: Sequence[str]) -> None:

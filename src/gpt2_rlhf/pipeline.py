@@ -163,12 +163,10 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
     clean.delete(clean.leftovers([planned.directory, *(stage.directory for stage in planned.stages)]))
     if planned.last.name == LAST:
         figures = summary.write(planned, built, wall_s)
-        print(terminal.render(figures), end="", flush=True)
+        print(f"\n{terminal.story(figures)}", end="", flush=True)
         report.write(planned.directory, planned.settings, planned.manifests()[0], figures)
         product.write(planned)  # after the report, whose plots it takes along
     if planned.last.name == "data":
-        if not built:  # otherwise the build has printed it
-            building.show_found(building.Job(planned.last, planned.last.name, planned.settings))
         _show_rows(planned)
     runs.make_newest(planned)
     _print_end(planned)
@@ -178,8 +176,9 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
 
 def _show_rows(planned: Run) -> None:
     from gpt2_rlhf.models import loading  # as in _steps
-    from gpt2_rlhf.rows import preview, tables
+    from gpt2_rlhf.rows import preview, row_report, tables
 
+    print(f"{row_report.text(row_report.read(planned.last.directory))}\n")
     rows = {name: tables.load(planned.last.directory, name, preview.ROWS_SHOWN) for name in ("sft", "reward", "ppo")}
     print(f"{preview.preview(loading.load_base_tokenizer(planned.settings.model), rows)}\n")
 
@@ -189,13 +188,11 @@ def _print_end(planned: Run) -> None:
     if last.name != LAST:
         print(f"{last.name} is done: {latest / last.name} ({manifest(last)['wall_s']:.1f} s when it was built)")
         return
-    print(f"\nModel and card: {latest / 'model'}")
-    print(f"Figures: {latest / 'summary.json'}   samples: {latest / 'samples.jsonl'}")
-    print(f"Report: {latest / report.DIRECTORY / report.PAGE}")
+    print(f"Report:  {latest / report.DIRECTORY / report.PAGE}")
+    print(f"Model:   {latest / 'model'}")
+    print(f"Samples: {latest / 'samples.jsonl'}")
     if planned.settings.publish.repo_id is None:
-        print(
-            "To publish: hf auth login, then the same command with publish.repo_id=<user>/<name>; nothing trains again"
-        )
+        print("Next: `make show` prints all tables of this run")
 
 
 if __name__ == "__main__":  # `python -m gpt2_rlhf.pipeline` is `python -m gpt2_rlhf pipeline`

@@ -58,11 +58,6 @@ def arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
     return {**training.arguments(stage, settings.ppo.args), **own}
 
 
-def values_in_force(settings: Settings, stage: Stage) -> dict[str, Any]:
-    """Return the inputs of the stage with the episodes of one update after the fit to the data."""
-    return {**stage.inputs, "episodes_per_update": _sizes(settings, stage).episodes_per_update}
-
-
 def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the `ppo` prompts, save the policy in `stage.model_dir`, and return what was measured."""
     ppo, reward_report = settings.ppo, manifest(stage.needs["reward"])["metrics"]

@@ -108,7 +108,7 @@ def test_a_metric_that_the_evaluation_computes_is_printed_everywhere_once_the_ca
     assert f"| Length, words | {figure} | {figure} | {figure} | {figure} | 14 |" in text_of_card
     assert f"Length, words: {figure}, n = 14" in text_of_card
     assert "mean_words" in text_of_card
-    assert f"| Length, words | {figure} | {figure} | {figure} |" in " ".join(terminal.render(summary).split())
+    assert f"| Length, words | {figure} | {figure} | {figure} |" in " ".join(terminal.tables(summary).split())
     assert "| Length, words | 7.50 | 0.00 | 7.50 | 7.50 | 2 |" in text_of_card
     assert page.count('data-better="higher">Length, words</th>') == 3  # of the models, by seed, and over seeds
     assert page.count("7.50\n[6.00, 9.00]") == 4 + 2

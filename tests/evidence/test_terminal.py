@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 
-from gpt2_rlhf.evidence.terminal import found, render
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.evidence.terminal import found, story, tables
+from gpt2_rlhf.evidence.verdict import verdict
 
 
 def estimate(mean: float, half_width: float = 0.1, n: int = 256) -> dict[str, float]:
@@ -99,6 +101,7 @@ SUMMARY: dict[str, Any] = {
         "stopped": None,
         "heldout": None,
         "forced": [],
+        "judge_fault": None,
     },
     "seeds": None,
     "evaluation": {
@@ -144,24 +147,24 @@ def test_no_line_is_wider_than_100_columns_even_for_wide_figures():
     long_name = {"helpful-rejection-sampled": wide["evaluation"]["by_subset"]["helpful"]}
     long_name["helpful-rejection-sampled"]["ppo_minus_sft"]["reward"] = estimate(-123.456, 10)
     wide["evaluation"]["by_subset"] |= long_name
-    for text in (render(SUMMARY), render(wide)):
+    for text in (tables(SUMMARY), tables(wide)):
         assert max(map(len, text.splitlines())) <= 100
         assert "\u2026" not in text  # nothing cut short
-    assert cells(render(wide), "Reward")[0] == "-123.5 [-133.5, -113.5]"
-    assert cells(render(wide), "Perplexity")[0] == "50257 [49257, 51257]"
+    assert cells(tables(wide), "Reward")[0] == "-123.5 [-133.5, -113.5]"
+    assert cells(tables(wide), "Perplexity")[0] == "50257 [49257, 51257]"
 
 
 def test_text_is_plain_ascii_for_any_terminal_and_log(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
-    text = render(SUMMARY)
+    text = tables(SUMMARY) + story(SUMMARY)
     assert text.isascii()
     assert "\x1b" not in text
-    assert text == render(SUMMARY)
+    assert text == tables(SUMMARY) + story(SUMMARY)
 
 
 def test_each_model_has_its_column_of_mean_and_interval():
-    text = render(SUMMARY)
+    text = tables(SUMMARY, "models")
     assert cells(text, "Mean per answer") == ["Base", "SFT", "PPO"]
     assert cells(text, "Reward") == ["-0.50 [-0.60, -0.40]", "0.75 [0.65, 0.85]", "1.50 [1.40, 1.60]"]
     assert cells(text, "Utility")[2] == "0.50 [0.40, 0.60]"
@@ -183,29 +186,20 @@ def test_win_rates_are_side_by_side_and_first_the_one_that_ppo_was_not_trained_o
     known = copy.deepcopy(SUMMARY)
     del known["evaluation"]["models"]["best_of_n"], known["evaluation"]["paired"]["ppo_minus_best_of_n"]
     by_all = [f"Wins vs SFT by {by}" for by in ("utility", "judge", "reward")]
-    assert labels(render(known), "Wins vs SFT") == by_all
-    assert labels(render(known), "Wins vs base") == [label.replace("SFT", "base") for label in by_all]
+    assert labels(tables(known), "Wins vs SFT") == by_all
+    assert labels(tables(known), "Wins vs base") == [label.replace("SFT", "base") for label in by_all]
     for unknown, left in (("utility", by_all[1:]), ("judge", by_all[2:])):
         for figures in known["evaluation"]["models"].values():
             figures |= {f"win_rate_vs_{rival}_by_{unknown}": None for rival in ("base", "sft")}
-        assert labels(render(known), "Wins vs SFT") == left
+        assert labels(tables(known), "Wins vs SFT") == left
     for figures in known["evaluation"]["models"].values():  # of an evaluation by an older version
         for rival in ("base", "sft"):
             del figures[f"win_rate_vs_{rival}_by_judge"], figures[f"win_rate_vs_{rival}_by_utility"]
-    assert labels(render(known), "Wins vs SFT") == by_all[2:]
-
-
-def test_the_judge_that_chose_the_policy_is_named():
-    for by in ("judge", "utility", "reward", None):
-        chosen = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "chosen_by": by}}
-        name = "reward model" if by == "reward" else by
-        sentence = f"The {name} also chose the policy that was handed on, so its figures for PPO are optimistic."
-        assert (sentence in " ".join(render(chosen).split())) == (by is not None)
-    assert "also chose" not in render(SUMMARY)
+    assert labels(tables(known), "Wins vs SFT") == by_all[2:]
 
 
 def test_reward_model_accuracy_stands_beside_its_baselines():
-    text = render(SUMMARY)
+    text = tables(SUMMARY)
     rows = text[text.index("| Held-out pairs ") :]
     assert cells(rows, "Reward model") == ["72.4 % [68.3, 76.1]", "55.1 % [50.8, 59.4]", "50.0 %", "84.3 %", "512"]
     assert cells(rows, "Judge")[::4] == ["71.0 % [68.3, 76.1]", "512"]
@@ -213,7 +207,7 @@ def test_reward_model_accuracy_stands_beside_its_baselines():
 
 
 def test_the_reward_models_confidence_and_length_bias_are_told_with_their_pairs():
-    text = render(SUMMARY)
+    text = tables(SUMMARY)
     rows = text[text.index("| Calibration and length bias ") :]
     assert cells(rows, "Calibration and length bias") == ["Reward model", "Judge", "n"]
     assert cells(rows, "Calibration error")[::2] == ["6.2 % [3.1, 9.4]", "512"]
@@ -231,7 +225,7 @@ def test_what_is_unknown_of_one_model_is_a_dash_and_of_all_has_no_row():
         figures["utility"] = figures["judge_reward"] = None
     for one in unknown["evaluation"]["paired"].values():
         one["utility"] = one["judge_reward"] = one["by_judge"] = one["length_matched"] = one["reward_sd"] = None
-    text = render(unknown)
+    text = tables(unknown)
     assert cells(text[text.index("| Held-out pairs ") :], "Reward model")[3] == "-"
     assert cells(text, "Wins vs base by reward")[0] == "-"
     for label in (
@@ -247,13 +241,13 @@ def test_what_is_unknown_of_one_model_is_a_dash_and_of_all_has_no_row():
 
 
 def test_stages_say_seconds_and_whether_they_ran():
-    text = render(SUMMARY)
+    text = tables(SUMMARY)
     assert cells(text, "sft")[:3] == ["20.2 s", "18.5 s", "re-used"]
     assert cells(text, "evaluate") == ["1234.5 s", "8.0 s", "ran", "evaluate-abcdef012345"]
 
 
 def test_differences_are_paired_by_prompt():
-    text = render(SUMMARY)
+    text = tables(SUMMARY)
     rows = text[text.index("| Paired difference") :]
     assert cells(rows, "Paired difference") == ["PPO - SFT", "SFT - base", "PPO - base"]
     assert cells(rows, "Reward") == ["0.75 [0.65, 0.85]", "1.25 [1.15, 1.35]", "2.00 [1.90, 2.10]"]
@@ -267,7 +261,7 @@ def test_differences_are_paired_by_prompt():
 
 
 def test_best_of_n_is_compared_with_ppo_where_it_was_evaluated():
-    text = render(SUMMARY)
+    text = tables(SUMMARY)
     best, pair = (text[text.rindex(f"| {title} ") :] for title in ("Mean per answer", "Paired difference"))
     assert cells(best, "Mean per answer")[0] == "Best of 4"
     assert cells(best, "Reward")[0] == "1.25 [1.15, 1.35]"
@@ -277,65 +271,94 @@ def test_best_of_n_is_compared_with_ppo_where_it_was_evaluated():
     assert cells(pair, "Reward rose")[0] == "50.0 % [45.0, 55.0]"
     without = copy.deepcopy(SUMMARY)
     del without["evaluation"]["models"]["best_of_n"], without["evaluation"]["paired"]["ppo_minus_best_of_n"]
-    assert "est of 4" not in render(without)
+    assert "est of 4" not in tables(without)
 
 
 def test_each_subset_says_how_many_prompts_it_has():
-    text = render(SUMMARY)
+    text = tables(SUMMARY)
     rows = text[text.index("| Subset ") :]
     assert cells(rows, "helpful") == ["0.50 [0.40, 0.60]", "0.25 [0.15, 0.35]", "188"]
     assert cells(rows, "multi-turn")[-1] == "51"
 
 
 def test_seed_prompts_and_kind_of_interval_are_stated():
-    text = " ".join(render(SUMMARY).split())
+    text = " ".join(tables(SUMMARY).split())
     assert "Run quickstart, seed 7" in text
     assert "the same 256 held-out prompts: n = 256 for each figure without another" in text
     assert "sampled with seed 3, temperature 0.7, at most 48 tokens" in text
     assert "95 % intervals: bootstrap over prompts" in text
-    assert cells(render(SUMMARY), "Loss, nats per token") == ["3.25 [3.15, 3.35]", "1.75 [1.65, 1.85]", "512"]
+    assert cells(tables(SUMMARY), "Loss, nats per token") == ["3.25 [3.15, 3.35]", "1.75 [1.65, 1.85]", "512"]
 
 
 @pytest.mark.parametrize(("stage", "key"), [("sft", "sft"), ("reward", "reward_model")])
-def test_a_figure_on_some_of_the_test_pairs_says_how_many_and_which_setting_decides(stage: str, key: str):
+def test_a_figure_on_some_of_the_test_pairs_says_how_many(stage: str, key: str):
     line = found(stage, {**SUMMARY[key], "test_pairs": 8552})
-    assert line.endswith(" (512 of 8552 test pairs, evaluate.pairs)")
+    assert line.endswith(" (512 of 8552 pairs)")
 
 
-def test_each_training_stage_says_in_one_line_what_it_found():
-    assert found("sft", SUMMARY["sft"]) == (
-        "held-out loss 3.25 [3.15, 3.35] before, 1.75 [1.65, 1.85] after, nats per token"
-    )
-    assert found("reward", SUMMARY["reward_model"]) == (
-        "held-out accuracy 72.4 % [68.3, 76.1], the longer answer wins 55.1 % [50.8, 59.4]"
-    )
+def test_each_stage_says_in_one_line_of_80_columns_what_it_found():
+    sides = {
+        "train": {"kept": 99954, "dropped": {"same": 30, "empty": 1}},
+        "test": {"kept": 8552, "dropped": {"same": 9}},
+    }
+    lines = {
+        "data": found("data", sides),
+        "sft": found("sft", SUMMARY["sft"]),
+        "reward": found("reward", SUMMARY["reward_model"]),
+        "evaluate": found("evaluate", SUMMARY["evaluation"]),
+    }
+    assert lines == {
+        "data": "99954 training, 8552 test pairs; 40 left out, see `make data`",
+        "sft": "held-out loss 3.25 -> 1.75 nats per token",
+        "reward": "right on 72.4 % of held-out pairs, length alone on 55.1 %",
+        "evaluate": "4 models answered 256 held-out prompts",
+    }
     ppo = {"episodes": 1536, "updates": 12, "heldout": None}
-    assert found("ppo", ppo) == "1536 episodes in 12 updates"
+    assert found("ppo", ppo) == "12 updates"
     unknown = {"judge_reward": None, "utility": None}
     heldout = {"start": {"reward": estimate(0.5), **unknown}, "kept": {"reward": estimate(1.5), **unknown}}
-    assert found("ppo", {**ppo, "heldout": heldout}) == (
-        "1536 episodes in 12 updates, held-out reward 0.50 [0.40, 0.60] before, 1.50 [1.40, 1.60] after"
-    )
+    assert found("ppo", {**ppo, "heldout": heldout}) == "held-out reward 0.50 -> 1.50"
     with_judge = {name: {**one, "judge_reward": estimate(-0.5)} for name, one in heldout.items()}
-    assert found("ppo", {**ppo, "heldout": with_judge}) == (
-        "1536 episodes in 12 updates, held-out judge's reward -0.50 [-0.60, -0.40] before, -0.50 [-0.60, -0.40] after, "
-        "held-out reward 0.50 [0.40, 0.60] before, 1.50 [1.40, 1.60] after"
-    )
-    assert found("ppo", {**ppo, "heldout": {**heldout, "kept": None}}) == "1536 episodes in 12 updates"
+    of_both = found("ppo", {**ppo, "heldout": with_judge})
+    assert of_both == "held-out judge's reward -0.50 -> -0.50, reward 0.50 -> 1.50"
+    assert found("ppo", {**ppo, "heldout": {**heldout, "kept": None}}) == "12 updates"
+    for name, line in {**lines, "ppo": of_both}.items():
+        assert len(f"{name} done in 999 s: {line}") <= 80
 
 
-def test_a_gate_that_was_forced_is_named():
-    forced = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "forced": ["reward: no better than chance; give it more pairs"]}}
-    line = "A gate failed, and force=true continued the run: no better than chance.\n"
-    assert line in render(forced)
-    assert "force" not in render(SUMMARY)
-
-
-def test_a_guard_that_stopped_ppo_is_named_with_the_update_it_went_back_to():
-    stopped = {**SUMMARY, "ppo": {**SUMMARY["ppo"], "stopped": "update 12: KL too high", "kept_update": 8}}
-    text = " ".join(render(stopped).split())
+def test_faults_stand_in_the_story_below_the_verdict():
+    forced = {"forced": ["reward: no better than chance; give it more pairs"]}
+    stopped = {"stopped": "update 12: KL too high", "kept_update": 8}
+    text = " ".join(story({**SUMMARY, "ppo": {**SUMMARY["ppo"], **forced, **stopped}}).split())
+    assert "A gate failed, and force=true continued the run: no better than chance." in text
     assert "The guard stopped PPO: update 12: KL too high. The policy of update 8 was handed on." in text
-    assert "guard" not in render(SUMMARY)
+    assert not {"force=true", "guard", "collapsed"} & set(story(SUMMARY).split())
+
+
+def test_the_story_is_the_verdict_and_one_table_of_at_most_eight_rows_in_80_columns():
+    text = story(SUMMARY)
+    assert " ".join(text.split()).startswith(verdict(SUMMARY))
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) <= 2 + 8
+    assert cells(text, "Utility, true quality") == ["-1.50", "-0.25", "0.50", "-0.75 [-0.85, -0.65]"]
+    assert cells(text, "PPO's answer is better")[-1] == "90.0 % [85.0, 95.0]"
+    assert cells(text, "Answers that end")[2] == "87.5 %"
+
+
+def test_an_interval_in_the_story_is_never_broken_over_two_lines():
+    for length in range(40):  # of what comes before
+        reason = f"{'x' * length} reward 1.00 [-0.25, 1.25]"
+        text = story({**SUMMARY, "ppo": {**SUMMARY["ppo"], "stopped": reason, "kept_update": 8}})
+        assert "[-0.25, 1.25]" in text
+
+
+def test_one_table_can_be_chosen_and_an_unknown_name_lists_the_names():
+    chosen = tables(SUMMARY, "reward_model")
+    assert cells(chosen, "Reward model")[4] == "512"
+    assert "Paired difference" not in chosen
+    with pytest.raises(UserError, match="table: there is no 'x'; expected one of overview, stages, sft, reward_model,"):
+        tables(SUMMARY, "x")
 
 
 def test_several_seeds_are_a_table_of_their_spread_and_a_line_on_those_that_failed():
@@ -350,10 +373,10 @@ def test_several_seeds_are_a_table_of_their_spread_and_a_line_on_those_that_fail
         "stopped": [4],
         "over_seeds": {"reward": over, "utility": None, "win_rate_vs_sft": share},
     }
-    text = render({**SUMMARY, "seeds": seeds})
+    text = tables({**SUMMARY, "seeds": seeds})
     rows = text[text.index("PPO over seeds") :]
     assert cells(rows, "Reward") == ["1.50", "0.25", "1.25", "1.75", "2"]
     assert cells(rows, "Wins vs SFT by reward") == ["75.0 %", "5.0 %", "70.0 %", "80.0 %", "2"]
     assert "| Utility" not in rows
     line = "1 of 2 seeds collapsed. Seed 4 collapsed: EOS rate 0.010. Seed 4: the guard stopped PPO and kept update 8."
-    assert line in " ".join(text.split())
+    assert line in " ".join(story({**SUMMARY, "seeds": seeds}).split())

@@ -44,6 +44,8 @@ REWARD = Metric("reward", "Reward", heldout_key="reward", over_seeds=True, hub_t
 JUDGE_REWARD = Metric("judge_reward", "Judge's reward", "points", "higher", "judge_reward", True, "mean_judge_reward")
 UTILITY = Metric("utility", "Utility", "points", "higher", "utility", True, "mean_utility")
 TOKENS = Metric("answer_tokens", "Length", "tokens", None, "answer_tokens", True)
+EOS_RATE = Metric("eos_rate", "Ended with EOS", "share", "higher", "eos_rate", True)
+DISTINCT = Metric("distinct_2", "Distinct bigrams", "share", "higher", "distinct_2", True)
 KL = Metric("kl_to_sft_nats", "KL to SFT", "nats", None, "kl_nats", True, "kl_divergence")
 
 MEASURES = (UTILITY, JUDGE_REWARD, REWARD)  # of an answer; first those that PPO is not trained on
@@ -59,8 +61,8 @@ OF_MODEL = (  # evaluation/models/NAME/
     Metric("win_rate_vs_base_by_judge", "Wins vs base by judge", "share", "higher", hub_type="win_rate"),
     Metric("win_rate_vs_base", "Wins vs base by reward", "share", hub_type="win_rate"),
     TOKENS,
-    Metric("eos_rate", "Ended with EOS", "share", "higher", "eos_rate", True),
-    Metric("distinct_2", "Distinct bigrams", "share", "higher", "distinct_2", True),
+    EOS_RATE,
+    DISTINCT,
     KL,
     Metric("kl_bound_nats", "KL bound", "nats"),
     Metric("chosen_perplexity", "Perplexity", better="lower"),

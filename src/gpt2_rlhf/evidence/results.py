@@ -7,11 +7,34 @@ from gpt2_rlhf.evidence.comparison import BEST_OF_N
 from gpt2_rlhf.evidence.tables import Cell, Row, Sources, Table, by_metric, by_place, cell, look_up
 
 _REWARD_MODELS = {"reward_model": "Reward model", "judge": "Judge"}
+_IN_SHORT = {  # for who reads no other page; at most 22 characters, so that 80 columns suffice
+    metrics.UTILITY: "Utility, true quality",
+    metrics.JUDGE_REWARD: "Judge, second opinion",
+    metrics.REWARD: "Reward, PPO's target",
+    metrics.TOKENS: "Tokens per answer",
+    metrics.EOS_RATE: "Answers that end",
+    metrics.DISTINCT: "Distinct word pairs",
+    metrics.KL: "Distance to SFT (KL)",
+}
 
 
 def model_names(sources: Sources) -> dict[str, str]:
     """Return what the models of the evaluation are called, by key."""
     return {"base": "Base", "sft": "SFT", "ppo": "PPO", BEST_OF_N: f"Best of {sources['evaluation']['best_of']}"}
+
+
+def overview(sources: Sources) -> Table:
+    """Return the figures that tell most, at most eight rows: a mean for each model, and PPO against SFT by prompt."""
+    ppo, gain = "evaluation/models/ppo", "evaluation/paired/ppo_minus_sft"
+    won = next(one for one in metrics.WINS_VS_SFT if look_up(sources, f"{ppo}/{one.key}") is not None)
+    rows = [Row("PPO's answer is better", [Cell("")] * 3 + [cell(sources, f"{ppo}/{won.key}", won.unit)])]
+    for place, (one, label) in enumerate(_IN_SHORT.items()):
+        is_measure = one in metrics.MEASURES
+        means = [cell(sources, f"evaluation/models/{name}/{one.key}/mean", one.unit) for name in ("base", "sft", "ppo")]
+        change = cell(sources, f"{gain}/{one.key}", one.unit) if is_measure else Cell("")
+        rows.insert(place if is_measure else len(rows), Row(label, [*means, change], one.better))
+    columns = {"base": "Base", "sft": "SFT", "ppo": "PPO", "ppo_minus_sft": "PPO against SFT"}
+    return Table("overview", "Mean per answer", columns, [row for row in rows if row.cells[2].text != "-"])
 
 
 def models(sources: Sources) -> Table:

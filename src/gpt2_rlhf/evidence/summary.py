@@ -1,9 +1,11 @@
 """Write the summary.json of a finished run, which the README documents; every figure comes from a manifest."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import seeds
 from gpt2_rlhf.store.files import link, write_json
 from gpt2_rlhf.store.run import Run
@@ -40,6 +42,20 @@ def write(run: Run, built: Sequence[Stage], wall_s: float) -> dict[str, Any]:
     write_json(run.directory / FILE, result)
     link(run.directory / "samples.jsonl", Path("evaluate", "samples.jsonl"))
     return result
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    """Return the summary of a finished run.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{run_dir / FILE}: there is no finished run; run `make pipeline` first, with the same overrides"
+        ) from error
 
 
 def findings(records: Mapping[str, Mapping[str, Any]], over_seeds: Mapping[str, Any] | None) -> dict[str, Any]:

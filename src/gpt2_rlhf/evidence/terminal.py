@@ -1,19 +1,22 @@
-"""Turn a run's summary into the text printed at its end: what ran, how good the reward model is, what changed.
+"""Turn a run's summary into text for a terminal: its story on one screen, and every table for who wants to know more.
 
-Plain text in ASCII of at most 100 columns, the same on a terminal, in a log file and under LANG=C. The rows of tables
-are Markdown, so that they can be pasted into a page as they are.
+Plain text in ASCII, the same on a terminal, in a log file and under LANG=C. The rows of tables are Markdown, so that
+they can be pasted into a page as they are.
 """
 
+import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt2_rlhf.config.errors import UserError, did_you_mean
 from gpt2_rlhf.config.metrics import MEASURES
 from gpt2_rlhf.evidence import results, verdict
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
-from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Table, plain, text
+from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Sources, Table, plain, text
 
+_STORY_WIDTH = 80
 _NOTE = (
     "In brackets 95 % intervals: bootstrap over prompts; Wilson's for accuracies and shares of all or none. Utility is "
     "the data's own measure of quality, where it has one. The judge is a second reward model that PPO is not trained "
@@ -23,78 +26,115 @@ _NOTE = (
 )
 
 
-def render(summary: Mapping[str, Any]) -> str:
-    """Return the summary as text: stages, SFT loss, reward model beside its baselines, the models compared.
+def story(summary: Mapping[str, Any]) -> str:
+    """Return what a run came to, in 80 columns: the verdict, what went wrong if anything did, one table."""
+    ppo, seeds = summary["ppo"], summary["seeds"]
+    faults = [verdict.forced_text(fault) for fault in ppo["forced"]]
+    faults += [] if ppo["stopped"] is None else [verdict.stopped_text(ppo)]
+    faults += [] if seeds is None else [verdict.failed_seeds(seeds)]
+    means = f"Means over the same {summary['evaluation']['prompts']} held-out prompts; in brackets 95 % intervals."
+    paragraphs = [verdict.verdict(summary), *faults]
+    filled = "\n".join(map(_filled, paragraphs))
+    return f"{filled}\n\n{plain(results.overview(summary))}\n{means}\n"
+
+
+def tables(summary: Mapping[str, Any], name: str | None = None) -> str:
+    """Return every table of a run as text, or those with this name.
 
     Figures read `mean [low, high]`, the ends of the 95 % interval. "-" is a figure that is unknown or compares a model
     with itself. What is unknown of every model has no row.
+
+    Raises:
+        UserError: there is none with this name; the line lists the names.
     """
-    evaluation, ppo = summary["evaluation"], summary["ppo"]
-    models, paired = results.models(summary), results.paired(summary)
-    best_pair = f"ppo_minus_{BEST_OF_N}"
+    made = {one: [table for table in make(summary) if table.rows] for one, make in _TABLES.items()}
+    known = {one: found for one, found in made.items() if found}
+    if name is not None and name not in known:
+        raise UserError(f"table: there is no {name!r}; {did_you_mean(name, list(known))}")
+    of_all = ("models", "paired", "best_of_n")  # their n is in the note; a column more would not fit
     parts = [
-        f"Run {summary['run']}, seed {summary['seed']}",
-        plain(_stages(summary["stages"])),
-        plain(results.sft_loss(summary)),
-        plain(results.accuracy(summary)),
-        plain(results.reward_model_faults(summary)),
-        *(_filled(verdict.forced_text(fault)) for fault in ppo["forced"]),
+        plain(table, with_n=one not in of_all) for one, found in known.items() if name in (one, None) for table in found
     ]
-    if ppo["stopped"] is not None:
-        parts.append(_filled(verdict.stopped_text(ppo)))
-    if (chosen := verdict.chosen_text(ppo)) is not None:
-        parts.append(_filled(chosen))
-    # n of all prompts is in the note; a column more would not fit
-    parts.append(plain(models.only("base", "sft", "ppo"), with_n=False))
-    parts.append(plain(paired.only(*(key for key in paired.columns if key != best_pair)), with_n=False))
-    if BEST_OF_N in models.columns:
-        parts.append(plain(models.only(BEST_OF_N)))
-        parts.append(plain(paired.only(best_pair)))
-    parts.append(plain(results.subsets(summary).only("ppo_minus_sft/reward", "ppo_minus_sft/judge_reward")))
-    if summary["seeds"] is not None:
-        parts += [plain(results.over_seeds(summary)), _filled(verdict.failed_seeds(summary["seeds"]))]
+    evaluation = summary["evaluation"]
     sampled = (
         f"All models on the same {evaluation['prompts']} held-out prompts: n = {evaluation['prompts']} for each figure "
         f"without another; answers sampled with seed {evaluation['seed']}, temperature "
         f"{evaluation['temperature']:g}, at most {evaluation['max_new_tokens']} tokens."
     )
-    return "\n\n".join([*parts, _filled(f"{sampled} {_NOTE}")]) + "\n"
+    note = textwrap.fill(f"{sampled} {_NOTE}", WIDTH, break_on_hyphens=False)
+    return "\n\n".join([f"Run {summary['run']}, seed {summary['seed']}", *parts, note]) + "\n"
 
 
 def found(stage: str, metrics: Mapping[str, Any]) -> str:
-    """Return what a training stage found, in one line."""
+    """Return what a stage found, short enough for a line of 80 columns; intervals are in the tables."""
+    if stage == "data":
+        train, test = (metrics[side] for side in ("train", "test"))
+        left_out = sum(train["dropped"].values()) + sum(test["dropped"].values())
+        more = f"; {left_out} left out, see `make data`" if left_out else ""
+        return f"{train['kept']} training, {test['kept']} test pairs{more}"
+    if stage == "evaluate":
+        return f"{len(metrics['models'])} models answered {metrics['prompts']} held-out prompts"
     if stage == "sft":
-        before, after = metrics["heldout_loss_before"], metrics["heldout_loss_after"]
-        return f"held-out loss {text(before)} before, {text(after)} after, nats per token{_sample(after['n'], metrics)}"
+        before, after = (metrics[f"heldout_loss_{when}"]["mean"] for when in ("before", "after"))
+        pairs = metrics["heldout_loss_after"]["n"]
+        return f"held-out loss {text(before)} -> {text(after)} nats per token{_sample(pairs, metrics)}"
     if stage in ("reward", "judge"):
-        longer = text(metrics["baselines"]["longer_answer_wins"], "share")
-        accuracy = text(metrics["accuracy"], "share")
-        return f"held-out accuracy {accuracy}, the longer answer wins {longer}{_sample(metrics['pairs'], metrics)}"
-    episodes = f"{metrics['episodes']} episodes in {metrics['updates']} updates"
+        longer = text(metrics["baselines"]["longer_answer_wins"]["mean"], "share")
+        accuracy = text(metrics["accuracy"]["mean"], "share")
+        return f"right on {accuracy} of held-out pairs, length alone on {longer}{_sample(metrics['pairs'], metrics)}"
     if metrics["heldout"] is None or metrics["heldout"]["kept"] is None:
-        return episodes
+        return f"{metrics['updates']} updates"
     points = [metrics["heldout"][name] for name in ("start", "kept")]
     known = [one for one in MEASURES if points[0][one.key] is not None]
-    changes = ((one.label.lower(), *(text(point[one.key]) for point in points)) for one in known)
-    return ", ".join(
-        [episodes, *(f"held-out {name} {before} before, {after} after" for name, before, after in changes)]
-    )
+    first_and_reward = dict.fromkeys((known[0], known[-1]))
+    changes = ((one.label.lower(), *(text(point[one.key]["mean"]) for point in points)) for one in first_and_reward)
+    return f"held-out {', '.join(f'{name} {before} -> {after}' for name, before, after in changes)}"
+
+
+def _filled(paragraph: str) -> str:
+    whole = re.sub(r"(?<=,) (?=[-.\d]+\])", "\xa0", paragraph)  # an interval is not broken over two lines
+    return textwrap.fill(whole, _STORY_WIDTH, break_on_hyphens=False).replace("\xa0", " ")
 
 
 def _sample(measured: int, metrics: Mapping[str, Any]) -> str:
     every = metrics["test_pairs"]
-    return f" ({measured} of {every} test pairs, evaluate.pairs)" if measured < every else ""
+    return f" ({measured} of {every} pairs)" if measured < every else ""
 
 
-def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Table:
+def _best_of_n(sources: Sources) -> list[Table]:
+    pairs = results.paired(sources).only(f"ppo_minus_{BEST_OF_N}")
+    return [results.models(sources).only(BEST_OF_N), pairs] if pairs.columns else []
+
+
+def _paired(sources: Sources) -> Table:
+    table = results.paired(sources)
+    return table.only(*(key for key in table.columns if key != f"ppo_minus_{BEST_OF_N}"))
+
+
+def _seeds(sources: Sources) -> list[Table]:
+    return [] if sources["seeds"] is None else [results.over_seeds(sources), results.by_seed(sources)]
+
+
+def _stages(sources: Sources) -> Table:
     columns = {"wall_s": "Wall time", "work_s": "Of which work", "reused": "", "directory": "Directory"}
     rows = []
-    for name, stage in stages.items():
+    for name, stage in sources["stages"].items():
         seconds = (text(stage[key], "seconds") for key in ("wall_s", "work_s"))
         texts = (*seconds, "re-used" if stage["reused"] else "ran", Path(stage["directory"]).name)
         rows.append(Row(name, [Cell(one) for one in texts]))
     return Table("stages", "Stage", columns, rows)
 
 
-def _filled(paragraph: str) -> str:
-    return textwrap.fill(paragraph, WIDTH, break_on_hyphens=False)
+_TABLES: Mapping[str, Callable[[Sources], list[Table]]] = {  # in the order in which they are printed
+    "overview": lambda sources: [results.overview(sources)],
+    "stages": lambda sources: [_stages(sources)],
+    "sft": lambda sources: [results.sft_loss(sources)],
+    "reward_model": lambda sources: [results.accuracy(sources), results.reward_model_faults(sources)],
+    "calibration": lambda sources: [results.calibration(sources)],
+    "ppo": lambda sources: [results.heldout(sources)],
+    "models": lambda sources: [results.models(sources).only("base", "sft", "ppo")],
+    "paired": lambda sources: [_paired(sources)],
+    "best_of_n": _best_of_n,
+    "subsets": lambda sources: [results.subsets(sources).only("ppo_minus_sft/reward", "ppo_minus_sft/judge_reward")],
+    "seeds": _seeds,
+}

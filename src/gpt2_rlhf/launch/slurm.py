@@ -90,7 +90,6 @@ def run_all(
     tasks: Sequence[Task],
     launch: Launch,
     is_done: Callable[[Task], bool],
-    on_start: Callable[[Task], None],
     on_end: Callable[[Task, int], None],
 ) -> dict[Path, int]:
     """Submit each task as a job that begins when those that it needs have ended well, and wait for all.
@@ -114,7 +113,7 @@ def run_all(
                 found = State(_record(task.directory)["job"], "PENDING", "None", "")
             jobs[task.directory] = found.job
             print(f"{task.name}: {found}; its log is {_log(task.directory)}", flush=True)
-        _wait(tasks, jobs, codes, is_done, on_start, on_end)
+        _wait(tasks, jobs, codes, is_done, on_end)
     except KeyboardInterrupt:
         left = [job for directory, job in jobs.items() if directory not in codes]
         say(
@@ -130,11 +129,9 @@ def _wait(
     jobs: Mapping[Path, str],
     codes: dict[Path, int],
     is_done: Callable[[Task], bool],
-    on_start: Callable[[Task], None],
     on_end: Callable[[Task, int], None],
 ) -> None:
     shown: dict[Path, str] = {}  # the newest state that was printed
-    started: set[Path] = set()
     seen = dict.fromkeys(jobs, time.monotonic())
     answers = True
     while len(codes) < len(tasks):
@@ -150,9 +147,6 @@ def _wait(
             if found is not None and found.is_active:
                 seen[directory] = time.monotonic()
                 if found.state != shown.get(directory, "PENDING"):
-                    if found.state == "RUNNING" and directory not in started:  # not again after a requeue
-                        started.add(directory)
-                        on_start(task)
                     print(f"{task.name}: {found}", flush=True)
                 shown[directory] = found.state
             elif is_done(task):

@@ -55,7 +55,6 @@ def run(task: Task) -> None:
 def run_all(
     tasks: Sequence[Task],
     at_once: int,
-    on_start: Callable[[Task], None] = lambda task: None,
     on_end: Callable[[Task, int], bool] = lambda task, code: code == 0,
 ) -> dict[Path, int]:
     """Run each task when those that it needs have ended well, at most `at_once` side by side, in the given order.
@@ -77,7 +76,6 @@ def run_all(
                 ready = all(codes.get(need) == 0 for need in task.needs & directories)
                 if ready and len(running) < at_once:
                     waiting.remove(task)
-                    on_start(task)
                     with _signals_blocked():  # until the child has its own handlers
                         running.append(_start(task, at_once))
                     for signum in received[-1:]:  # it came before `forward` knew the child, through another thread

@@ -89,15 +89,7 @@ def text(report: Mapping[str, Any]) -> str:
         _cells(f"  of these {subset or '(no subset)'}", found["train"], found["test"])
         for subset, found in report["subsets"].items()
     ]
-    if report["held_out_prompts"]:
-        lines.append(f"no test file: {report['held_out_prompts']} prompts were held out as the test set")
-    if report["not_read"]:
-        lines.append(f"files not read: {_shortened(report['not_read'])}")
-    if end := report["prompts_end_alike"]:
-        lines.append(
-            f"{end['prompts']} of {train['kept']} training prompts end with {end['word']!r}; if it marks a turn, "
-            'remove it from the prompts, since "Assistant:" follows it'
-        )
+    lines += notices(report)
     lines += ["", _cells("table", "pairs", "prompts")]
     lines += [_cells(name, size["pairs"], size["prompts"]) for name, size in report["tables"].items()]
     lines += ["", _cells("tokens, median / p95 / max", "train", "test", width=24)]
@@ -109,6 +101,21 @@ def text(report: Mapping[str, Any]) -> str:
     intervals = [f"{share['mean']:.3f} [{share['low']:.3f}, {share['high']:.3f}]" for share in shares]
     lines.append(_cells("longer answer wins, 95 %", *intervals, width=24))
     return "\n".join(map(printable, lines))
+
+
+def notices(report: Mapping[str, Any]) -> list[str]:
+    """Return what a user may have to act on, a line each: no test set of its own, files not read, unknown markers."""
+    lines = []
+    if report["held_out_prompts"]:
+        lines.append(f"no test file: {report['held_out_prompts']} prompts were held out as the test set")
+    if report["not_read"]:
+        lines.append(f"files not read: {_shortened(report['not_read'])}")
+    if end := report["prompts_end_alike"]:
+        lines.append(
+            f"{end['prompts']} of {report['train']['kept']} training prompts end with {end['word']!r}; if it marks a "
+            'turn, remove it from the prompts, since "Assistant:" follows it'
+        )
+    return [printable(line) for line in lines]
 
 
 def _side(side: Side) -> dict[str, Any]:
