@@ -308,7 +308,7 @@ def test_each_stage_says_in_one_line_of_80_columns_what_it_found():
         "evaluate": found("evaluate", SUMMARY["evaluation"]),
     }
     assert lines == {
-        "data": "99954 training, 8552 test pairs; 40 left out, see `make data`",
+        "data": "99954 training, 8552 test pairs; 40 left out (`make data`)",
         "sft": "held-out loss 3.25 -> 1.75 nats per token",
         "reward": "right on 72.4 % of held-out pairs, length alone on 55.1 %",
         "evaluate": "4 models answered 256 held-out prompts",

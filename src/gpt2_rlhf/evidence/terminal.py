@@ -70,7 +70,7 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
     if stage == "data":
         train, test = (metrics[side] for side in ("train", "test"))
         left_out = sum(train["dropped"].values()) + sum(test["dropped"].values())
-        more = f"; {left_out} left out, see `make data`" if left_out else ""
+        more = f"; {left_out} left out (`make data`)" if left_out else ""
         return f"{train['kept']} training, {test['kept']} test pairs{more}"
     if stage == "evaluate":
         return f"{len(metrics['models'])} models answered {metrics['prompts']} held-out prompts"
