@@ -3,7 +3,7 @@
 What is built is under a lock, each stage in processes of its own. A stage that fails has said why.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -119,7 +119,9 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
     refused: dict[Path, int] = {}
     with locks.held(missing):
         _begin(missing)
-        codes = _run([jobs[stage.directory] for stage in missing if stage.name == "data"], at_once, lambda code: True)
+        every = [job.stage for job in jobs.values()]
+        of_data = [jobs[stage.directory] for stage in missing if stage.name == "data"]
+        codes = _run(of_data, at_once, lambda code: True, every)
         wanted: set[Path] = set()
         for one in planned:
             rest = [stage for stage in one.stages if stage in missing and stage.name != "data"]
@@ -128,7 +130,7 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
                 refused |= tasks.run_all([check], 1) if check else {}
                 wanted |= {stage.directory for stage in rest if not refused.get(one.directory)}
         chosen = [jobs[stage.directory] for stage in missing if stage.directory in wanted]
-        codes |= _run(chosen, at_once, lambda code: True)
+        codes |= _run(chosen, at_once, lambda code: True, every)
     return {directory: child.reason(directory, code) for directory, code in (codes | refused).items() if code != 0}
 
 
@@ -173,9 +175,9 @@ def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
     tables = lengths.of_tables(stages[0].needs["data"].directory, model_files.load_tokenizer(settings.model))
     found = estimates.of([stage.name for stage in stages], settings, tables, processes)
     estimates.require_memory(found, settings, tables, processes)
-    seconds = {name: one.seconds for name, one in found.items()}
+    seconds = {stage.directory: found[stage.name].seconds for stage in stages}
     whole = whole_run.in_words(whole_run.write(stages, seconds, stages_at_once(settings.launch)))
-    each = ", ".join(f"{name} {whole_run.in_words(one_s)}" for name, one_s in seconds.items())
+    each = ", ".join(f"{name} {whole_run.in_words(one.seconds)}" for name, one in found.items())
     sizes = {name: one.memory for name, one in found.items() if one.memory is not None}
     print(f"about {whole}: {each}")
     print(f"memory: {', '.join(f'{name} {memory.in_words(one.total)}' for name, one in sizes.items())}", flush=True)
@@ -250,29 +252,38 @@ def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> 
     if world.is_started_by_launcher():
         return _build_in_order(stages, planned, finished)
     jobs = [Job(stage, planned.label(stage), planned.settings) for stage in stages]
-    codes = _run(jobs, None, lambda code: code == 0 and not _are_changed(finished))
+    codes = _run(jobs, None, lambda code: code == 0 and not _are_changed(finished), planned.stages)
     if (code := next(filter(None, codes.values()), 0)) != 0:
         raise SystemExit(code)
     return [stage for stage in stages if stage.directory in codes]
 
 
-def _run(jobs: Sequence[Job], at_once: int | None, goes_on: Callable[[int], bool]) -> dict[Path, int]:
+def _run(
+    jobs: Sequence[Job], at_once: int | None, goes_on: Callable[[int], bool], every: Sequence[Stage]
+) -> dict[Path, int]:
     """Build stages side by side where they do not need each other, and return the exit codes by directory.
 
-    goes_on: whether to go on with what does not need a stage that ended with this code.
+    goes_on: whether to go on with what does not need a stage that ended with this code. every: all stages, in order,
+    those that are built before or later too.
     """
     by_directory = {job.stage.directory: job for job in jobs}
+    count = at_once or max((stages_at_once(job.settings.launch) for job in jobs), default=1)
+    stages = [job.stage for job in jobs]
+    expected = whole_run.read(stages)
 
     def show_end(task: Task, code: int) -> bool:
         if code == 0:
             show_found(by_directory[task.directory])
         return goes_on(code)
 
-    return tasks.run_all(
-        [_task(job, job.settings.launch.processes) for job in jobs],
-        at_once or max((stages_at_once(job.settings.launch) for job in jobs), default=1),
-        on_end=show_end,
-    )
+    def overall(running: Mapping[Path, tuple[float, float | None]], took: Mapping[Path, float]) -> str:
+        numbers = [str(place) for place, stage in enumerate(every, start=1) if stage.directory in running]
+        left_s = whole_run.left_s(stages, expected, running, took, count)
+        left = "" if left_s is None else f", about {whole_run.in_words(left_s)} left"
+        return f"stage{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)} of {len(every)}{left}"
+
+    tasks_of = [_task(job, job.settings.launch.processes) for job in jobs]
+    return tasks.run_all(tasks_of, count, on_end=show_end, overall=overall)
 
 
 def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:

@@ -144,8 +144,8 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
             "" if stage not in missing else "?" if took is None else whole_run.in_words(took),
         )
         print(line(stage.name, state, *cells, stage.directory))
-    if missing and all(seconds[stage.name] is not None for stage in missing):
-        known = {name: one_s for name, one_s in seconds.items() if one_s is not None}
+    known = {stage.directory: one_s for stage in missing if (one_s := seconds[stage.name]) is not None}
+    if missing and len(known) == len(missing):
         whole_s = max(whole_run.ends(missing, known, building.stages_at_once(settings.launch)).values())
         print(f"about {whole_run.in_words(whole_s)} in all")
     print(f"device: {estimates.device()}; results: {planned.directory}; nothing was built or written")

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from gpt2_rlhf.launch import progress
 from gpt2_rlhf.launch.progress import Interrupted, Progress, StopOnSignal
-from gpt2_rlhf.launch.whole_run import Expected
+from gpt2_rlhf.launch.progress_line import Doing
 
 
 def state(step: int, history: list[dict[str, float]] | None = None) -> TrainerState:
@@ -20,10 +21,18 @@ def args(tmp_path: Path) -> TrainingArguments:
     return TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
 
 
-def log(progress: Progress, args: TrainingArguments, at: TrainerState, logs: dict[str, float]) -> None:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Doing]:
+    """What was told to the process that started this one."""
+    received: list[Doing] = []
+    monkeypatch.setattr(progress, "tell", lambda doing: received.append(doing) is None)
+    return received
+
+
+def log(callback: Progress, args: TrainingArguments, at: TrainerState, logs: dict[str, float]) -> None:
     """Add the logs to the history and call the callback, as Trainer.log does."""
     at.log_history.append({**logs, "step": at.global_step})
-    progress.on_log(args, at, TrainerControl(), logs=logs)
+    callback.on_log(args, at, TrainerControl(), logs=logs)
 
 
 def steps_kept(path: Path) -> list[int]:
@@ -54,61 +63,51 @@ def test_a_resumed_run_keeps_each_step_once(tmp_path: Path, args: TrainingArgume
     assert json.loads(path.read_text().splitlines()[-1])["loss"] == 5.0
 
 
-def test_the_eta_counts_from_the_step_of_the_resume(
-    tmp_path: Path, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_eta_counts_from_the_step_of_the_resume_which_is_printed(
+    tmp_path: Path,
+    args: TrainingArguments,
+    monkeypatch: pytest.MonkeyPatch,
+    told: list[Doing],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    progress = Progress("sft", tmp_path / "metrics.jsonl")
-    progress.on_train_begin(args, state(20), TrainerControl())
+    callback = Progress("sft", tmp_path / "metrics.jsonl")
+    callback.on_train_begin(args, state(20), TrainerControl())
+    assert capsys.readouterr().out == "sft goes on from step 20 of 40\n"
     now[0] += 30.0  # 10 steps took 30 s, 10 are left
-    log(progress, args, state(30), {"loss": 0.5})
-    assert capsys.readouterr().out == "  sft 30/40  eta 30 s  loss 0.5\n"
-
-
-def test_the_time_to_the_end_of_the_run_follows_the_eta(
-    tmp_path: Path, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    progress = Progress("sft", tmp_path / "metrics.jsonl", Expected(own_s=30.0, later_s=25.0, built_s=0.0, took_s=0.0))
-    now[0] += 10.0  # loading
-    progress.on_train_begin(args, state(0), TrainerControl())
-    now[0] += 20.0  # 10 of 40 steps, so that 60 s are left: 90 s in place of 30, and 3 x 25 s follow
-    log(progress, args, state(10), {"loss": 0.5})
-    assert capsys.readouterr().out == "  sft 10/40  eta 60 s, whole run 2 min  loss 0.5\n"
+    log(callback, args, state(30), {"loss": 0.5})
+    assert told == [Doing("30/40", 30.0, ["loss 0.5"])]
 
 
 def test_an_evaluation_before_the_first_step_does_not_enter_the_eta(
-    tmp_path: Path, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, told: list[Doing]
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    progress = Progress("ppo", tmp_path / "metrics.jsonl")
-    progress.on_train_begin(args, state(0), TrainerControl())
+    callback = Progress("ppo", tmp_path / "metrics.jsonl")
+    callback.on_train_begin(args, state(0), TrainerControl())
     now[0] += 500.0
-    log(progress, args, state(0), {"eval/reward": 1.0})
+    log(callback, args, state(0), {"eval/reward": 1.0})
     now[0] += 20.0  # one step, and 39 to go
-    log(progress, args, state(1), {"objective/scores": 2.0})
-    assert capsys.readouterr().out == (
-        "  ppo 0/40  held-out reward 1\n  ppo 1/40  eta 780 s  held-out reward 1  reward 2\n"
-    )
+    log(callback, args, state(1), {"objective/scores": 2.0})
+    assert [(doing.step, doing.eta_s) for doing in told] == [("0/40", None), ("1/40", 780.0)]
 
 
-def test_one_line_shows_training_and_the_evaluation_of_the_same_step(
-    tmp_path: Path, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_held_out_figures_stand_beside_the_training_of_their_step_only_and_reward_and_kl_come_first(
+    tmp_path: Path, args: TrainingArguments, told: list[Doing]
 ) -> None:
-    now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    progress = Progress("ppo", tmp_path / "metrics.jsonl")
-    progress.on_train_begin(args, state(0), TrainerControl())
-    now[0] += 40.0
-    log(progress, args, state(4), {"objective/scores": 0.5, "objective/kl": 3.0, "lr": 1e-5})
-    now[0] += 20.0  # the evaluation is part of what four steps cost: 15 s each, 36 to go
-    log(progress, args, state(4), {"eval/reward": 0.25, "eval/kl_nats": 2.0, "val/ratio": 1.0})
-    assert capsys.readouterr().out.splitlines() == [
-        "  ppo 4/40  eta 360 s  reward 0.5  kl 3  lr 1e-05",
-        "  ppo 4/40  eta 540 s  reward 0.5  kl 3  lr 1e-05  held-out reward 0.25  held-out kl 2",
+    callback = Progress("ppo", tmp_path / "metrics.jsonl")
+    callback.on_train_begin(args, state(0), TrainerControl())
+    training = {"lr": 1e-5, "objective/kl": 3.0, "objective/scores": 0.5, "val/ratio": 1.0}
+    log(callback, args, state(4), training)
+    log(callback, args, state(4), {"eval/kl_nats": 2.0, "eval/reward": 0.25, "eval/utility": 1.5})
+    log(callback, args, state(5), training)
+    of_training = ["reward 0.5", "KL 3"]
+    assert [doing.figures for doing in told] == [
+        [*of_training, "lr 1e-05"],
+        [*of_training, "held-out utility 1.5", "held-out reward 0.25", "held-out KL 2", "lr 1e-05"],
+        [*of_training, "lr 1e-05"],
     ]
 
 
@@ -174,35 +173,6 @@ def test_other_processes_than_the_first_write_nothing(tmp_path: Path, args: Trai
     progress.on_train_begin(args, other, TrainerControl())
     progress.on_log(args, other, TrainerControl(), logs={"eval/reward": 1.0})
     assert path.read_text() == '{"step": 9}\n'
-
-
-def test_the_line_of_a_terminal_is_cut_so_that_it_can_be_rewritten_in_place(
-    tmp_path: Path, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "21")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    progress = Progress("ppo", tmp_path / "metrics.jsonl")
-    progress.on_train_begin(args, state(40), TrainerControl())
-    log(progress, args, state(40), {"loss": 2.0, "accuracy": 0.5})
-    assert capsys.readouterr().out == "\r  ppo 40/40  loss 2 "
-
-
-def test_a_log_file_gets_a_line_every_ten_seconds_and_one_at_the_end(
-    tmp_path: Path, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    progress = Progress("sft", tmp_path / "metrics.jsonl")
-    progress.on_train_begin(args, state(0), TrainerControl())
-    for step, loss in ((10, 4.0), (20, 3.0), (30, 2.0), (40, 1.0)):  # at 4 s, 8 s, 12 s, 16 s
-        now[0] += 4.0
-        log(progress, args, state(step), {"loss": loss})
-    log(progress, args, state(40), {"train_loss": 2.5})
-    progress.on_train_end(args, state(40), TrainerControl())
-    assert [line.split("  ")[1:4:2] for line in capsys.readouterr().out.splitlines()] == [
-        ["sft 10/40", "loss 4"],
-        ["sft 40/40", "loss 1"],
-    ]
 
 
 def test_a_signal_asks_for_a_checkpoint_and_stops_once_it_is_written(args: TrainingArguments) -> None:

@@ -1,8 +1,10 @@
-import itertools
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 
 import pytest
 
-from gpt2_rlhf.launch.progress_line import ProgressLine
+from gpt2_rlhf.launch import progress_line
+from gpt2_rlhf.launch.progress_line import Doing, ProgressLine
 
 
 @pytest.fixture
@@ -12,57 +14,54 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def test_work_of_seconds_shows_a_line_at_least_every_five(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    line, shown_at = ProgressLine("data: train rows", 600), [now[0]]
-    for _ in range(60):
-        now[0] += 0.5
-        line.add(10)
-        if capsys.readouterr().out:
-            shown_at.append(now[0])
-    line.end()
-    assert max(after - before for before, after in itertools.pairwise(shown_at)) <= 5
-    assert 6 <= len(shown_at) <= 12
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Connection:
+    """The end at which the process that started this one would read."""
+    received, to = Pipe(duplex=False)
+    monkeypatch.setattr(progress_line._Connected, "to", to)
+    return received
 
 
-def test_the_eta_is_what_is_left_at_the_pace_so_far(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    line = ProgressLine("data: train rows", 400)
+def test_the_eta_is_what_is_left_at_the_pace_so_far(now: list[float], told: Connection) -> None:
+    line = ProgressLine("train rows", 400)
     now[0] += 30  # 100 rows took it, 300 are left
     line.add(100)
-    assert capsys.readouterr().out == "  data: train rows 100/400  eta 90 s\n"
+    assert told.recv() == Doing("train rows 100/400", 90.0)
 
 
-def test_without_a_total_there_is_no_eta(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    line = ProgressLine("data: rows read")
+def test_without_a_total_there_is_no_eta(now: list[float], told: Connection) -> None:
+    line = ProgressLine("rows read")
     now[0] += 30
     line.add(7)
-    assert capsys.readouterr().out == "  data: rows read 7\n"
+    assert told.recv() == Doing("rows read 7", None)
 
 
-def test_short_work_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    line = ProgressLine("data: train rows", 3)
-    line.add(3)
+def test_work_is_told_at_most_five_times_a_second_and_its_end_always(now: list[float], told: Connection) -> None:
+    line = ProgressLine("train rows", 1000)
+    for _ in range(1000):
+        now[0] += 0.01
+        line.add()
     line.end()
-    assert capsys.readouterr().out == ""
+    received = [told.recv() for _ in iter(told.poll, False)]
+    assert 10 <= len(received) <= 51
+    assert received[-1] == Doing("")
 
 
-def test_a_terminal_shows_one_line_that_is_rewritten_and_cleared(
-    now: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    line = ProgressLine("data: train rows", 400)
-    for _ in range(2):
-        now[0] += 30
-        line.add(100)
-    line.end()
-    shown = [part.rstrip() for part in capsys.readouterr().out.split("\r")]
-    assert shown == ["", "  data: train rows 100/400  eta 90 s", "  data: train rows 200/400  eta 60 s", "", ""]
-
-
-def test_only_the_first_process_shows_it(
-    now: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_first_process_tells(now: list[float], told: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    line = ProgressLine("sft: rows to tokens", 400)
+    line = ProgressLine("rows to tokens", 400)
     now[0] += 30
     line.add(100)
-    assert capsys.readouterr().out == ""
+    line.end()
+    assert not told.poll()
+
+
+def test_work_outside_of_a_task_prints_a_line_every_ten_seconds(
+    now: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ProgressLine("rows read")
+    for _ in range(25):
+        now[0] += 1
+        line.add(10)
+    line.end()
+    assert capsys.readouterr().out == "  rows read 100\n  rows read 200\n"

@@ -1,5 +1,6 @@
 """Processes of tasks: the signals they get, from a terminal, from their parent and from a launcher, and their order."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -7,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,8 +61,8 @@ def test_a_signal_that_arrives_while_a_process_is_started_reaches_it(
 ) -> None:
     start = tasks._start
 
-    def start_and_send(task: Task, at_once: int) -> object:
-        running = start(task, at_once)
+    def start_and_send(*given: Any) -> object:
+        running = start(*given)
         os.kill(os.getpid(), signal.SIGTERM)
         return running
 
@@ -311,3 +313,14 @@ def test_a_defect_in_another_process_than_the_first_is_named_with_its_error(
         tasks.run(Task("sft", tmp_path, action, processes=2))
     details = f"details in {tmp_path / 'error-2.log'}"
     assert capfd.readouterr().err == f"error: sft in process 2 of 2: TypeError: of ours ({details})\n"
+
+
+def test_what_runs_is_stopped_if_what_it_does_can_no_longer_be_shown(tmp_path: Path) -> None:
+    def closed(*_: object) -> str:
+        raise OSError("the terminal is closed")
+
+    with pytest.raises(OSError, match="closed"):
+        tasks.run_all([Task("sft", tmp_path, lambda: time.sleep(60))], 1, overall=closed)
+    for process in multiprocessing.active_children():
+        process.join(10)
+    assert multiprocessing.active_children() == []

@@ -1,11 +1,8 @@
-import os
 from pathlib import Path
 
 import pytest
 
 from gpt2_rlhf.launch import whole_run
-from gpt2_rlhf.launch.whole_run import Expected
-from gpt2_rlhf.store import files
 from gpt2_rlhf.store.stage import Stage
 
 SECONDS = {"sft": 10.0, "reward": 40.0, "judge": 30.0, "ppo": 75.0, "evaluate": 20.0}
@@ -20,50 +17,47 @@ def stages(folder: Path) -> list[Stage]:
     return [sft, reward, judge, ppo, Stage("evaluate", folder / "evaluate-0", {}, {**ppo.needs, "ppo": ppo})]
 
 
-def finish(stage: Stage, wall_s: float) -> None:
-    files.write_json(stage.directory / "manifest.json", {"wall_s": wall_s})
+def expected_of(run: list[Stage]) -> dict[Path, float]:
+    return {stage.directory: SECONDS[stage.name] for stage in run}
 
 
 def test_stages_end_one_after_the_other_or_side_by_side_where_they_do_not_need_each_other(tmp_path: Path) -> None:
     run = stages(tmp_path)
-    assert list(whole_run.ends(run, SECONDS, at_once=1).values()) == [10, 50, 80, 155, 175]
-    assert list(whole_run.ends(run, SECONDS, at_once=2).values()) == [10, 50, 40, 125, 145]
-    assert list(whole_run.ends(run[3:], SECONDS, at_once=2).values()) == [75, 95]  # the others are built
+    expected = expected_of(run)
+    assert list(whole_run.ends(run, expected, at_once=1).values()) == [10, 50, 80, 155, 175]
+    assert list(whole_run.ends(run, expected, at_once=2).values()) == [10, 50, 40, 125, 145]
+    assert list(whole_run.ends(run[3:], expected, at_once=2).values()) == [75, 95]  # the others are built
 
 
-def test_what_follows_is_scaled_by_what_was_built_and_by_the_stage_itself() -> None:
-    expected = Expected(own_s=40.0, later_s=95.0, built_s=10.0, took_s=25.0)
+def test_what_has_no_eta_is_expected_to_be_as_much_slower_as_what_was_built_and_what_runs(tmp_path: Path) -> None:
+    sft, reward, judge, _, _ = run = stages(tmp_path)
+    expected = expected_of(run)
+    assert whole_run.left_s(run, expected, {sft.directory: (4.0, None)}, {}, at_once=2) == 145 - 4
+    took = {sft.directory: 25.0}
     # 30 s so far and 45 s to go make 75 s in place of 40, and 25 s in place of 10: all twice as slow
-    assert expected.rest_s(elapsed_s=30.0, eta_s=45.0) == 45 + 2 * 95
+    running = {reward.directory: (30.0, 45.0), judge.directory: (30.0, None)}
+    assert whole_run.left_s(run, expected, running, took, at_once=2) == 45 + 2 * (75 + 20)
+    assert whole_run.left_s(run, expected, {}, dict.fromkeys(expected, 1.0), at_once=2) == 0
 
 
-def test_a_stage_reads_what_follows_it_and_what_those_before_it_took(tmp_path: Path) -> None:
-    sft, reward, judge, ppo, _ = run = stages(tmp_path)
-    assert whole_run.read(sft) is None
-    assert whole_run.write(run, SECONDS, at_once=2) == 145
-    assert whole_run.read(sft) == Expected(own_s=10, later_s=135, built_s=0, took_s=0)
-    for stage, wall_s in ((sft, 12.0), (reward, 44.0), (judge, 30.0)):
-        finish(stage, wall_s)
-    assert whole_run.read(ppo) == Expected(own_s=75, later_s=20, built_s=80, took_s=86)
-    os.utime(judge.directory / "manifest.json", (0, 0))  # built by an earlier run, at another pace
-    assert whole_run.read(ppo) == Expected(own_s=75, later_s=20, built_s=50, took_s=56)
-
-
-def test_two_runs_in_one_store_keep_what_each_expects(tmp_path: Path) -> None:
+def test_nothing_is_said_of_a_run_with_a_stage_of_which_nothing_is_expected(tmp_path: Path) -> None:
     run = stages(tmp_path)
-    for stage in run[:3]:
-        finish(stage, 1.0)
-    whole_run.write(run, SECONDS, at_once=1)
+    assert whole_run.left_s(run, expected_of(run[1:]), {}, {}, at_once=1) is None
+
+
+def test_what_is_expected_is_read_as_it_was_written_also_of_two_runs_in_one_store(tmp_path: Path) -> None:
+    run = stages(tmp_path)
+    assert whole_run.read(run) == {}
+    assert whole_run.write(run, expected_of(run), at_once=2) == 145
     other = Stage("ppo", tmp_path / "ppo-1", {}, run[3].needs)
-    whole_run.write([other], {"ppo": 7.0}, at_once=1)
-    assert [one.own_s for one in (whole_run.read(run[3]), whole_run.read(other)) if one] == [75, 7]
+    whole_run.write([other], {other.directory: 7.0}, at_once=1)
+    assert whole_run.read([*run, other]) == {**expected_of(run), other.directory: 7.0}
 
 
-def test_a_file_that_cannot_be_read_is_no_fault(tmp_path: Path) -> None:
-    run = stages(tmp_path)
-    whole_run.write(run, SECONDS, at_once=1)
-    (tmp_path / ".expected.json").write_text("{")
-    assert whole_run.read(run[0]) is None
+@pytest.mark.parametrize("content", ["{", "[]", '{"ppo-0": {"own_s": 1.0, "later_s": 2.0}}'])
+def test_a_file_that_cannot_be_read_is_no_fault(tmp_path: Path, content: str) -> None:
+    (tmp_path / ".expected.json").write_text(content)
+    assert whole_run.read(stages(tmp_path)) == {}
 
 
 @pytest.mark.parametrize(

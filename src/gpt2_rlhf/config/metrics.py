@@ -149,16 +149,16 @@ PANELS = {  # of the picture of PPO's training: the keys of metrics.jsonl by lab
         "other": "time/other_s",
     },
 }
-PROGRESS = {  # the figures of the progress line: labels by key of metrics.jsonl
+PROGRESS = {  # the figures of the progress line, most important first: labels by key of metrics.jsonl
     "loss": "loss",
     "train_loss": "mean loss",
     "accuracy": "accuracy",
     "objective/scores": "reward",
-    "objective/kl": "kl",
+    "objective/kl": "KL",
+    "eval/utility": "held-out utility",
+    "eval/judge_reward": "held-out judge",
     "eval/reward": "held-out reward",
-    "eval/judge_reward": "judge",
-    "eval/utility": "utility",
-    "eval/kl_nats": "held-out kl",
+    "eval/kl_nats": "held-out KL",
     "learning_rate": "lr",
     "lr": "lr",
 }

@@ -5,12 +5,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.system_faults import AGAIN, in_one_line, say
-from gpt2_rlhf.launch import world
+from gpt2_rlhf.launch import progress_line, world
 
 LOST = 75  # exit code of a process that lost its connection to another
 
@@ -23,13 +24,16 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def work(name: str, log_dir: Path, place: world.Place, action: Callable[[], None]) -> None:
-    """Call `action`, and exit with 0, or print one line and exit with another code.
+def work(
+    name: str, log_dir: Path, place: world.Place, action: Callable[[], None], to: Connection, with_lines: bool
+) -> None:
+    """Call `action`, and exit with 0, or print one line and exit with another code; see `connect` for the last two.
 
     The code is 2 for a fault that the user can correct, 130 or 143 after Ctrl-C or SIGTERM, 75 if another process of
     the task ended, 1 for a defect, whose traceback is in `log_dir`.
     """
     die_with_parent()
+    progress_line.connect(to, with_lines)
     for signum in world.STOPS:
         signal.signal(signum, _stop)
     sys.unraisablehook = _raise_again

@@ -1,4 +1,4 @@
-"""Show the progress of a trainer, write its metrics to metrics.jsonl, and stop it with a checkpoint on a signal.
+"""Tell the progress of a trainer, write its metrics to metrics.jsonl, and stop it with a checkpoint on a signal.
 
 Both callbacks work with SFTTrainer, RewardTrainer and PPOTrainer. The ETA is from the steps of this process alone, so
 it is right after a resume. metrics.jsonl is the log history of the trainer, which its checkpoints restore: each log is
@@ -18,11 +18,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.launch import world
-from gpt2_rlhf.launch.progress_line import can_rewrite, rewrite
-from gpt2_rlhf.launch.whole_run import Expected, in_words
+from gpt2_rlhf.launch.progress_line import Doing, tell
 from gpt2_rlhf.store.files import replacing
-
-_LINE_EVERY_S = 10.0  # in a log file; the line of a terminal is rewritten at each log
 
 
 class Interrupted(Exception):
@@ -34,22 +31,21 @@ class Interrupted(Exception):
 
 
 class Progress(TrainerCallback):
-    """Print a line with step, ETA of stage and run, and figures, and write each log as a line of metrics.jsonl."""
+    """Tell step, ETA and figures at each log, and write each log as a line of metrics.jsonl."""
 
-    def __init__(self, name: str, metrics_file: Path, expected: Expected | None = None):
-        self._name, self._metrics_file, self._expected = name, metrics_file, expected
-        self._created = time.monotonic()
-        self._first_step, self._started, self._printed = 0, 0.0, -_LINE_EVERY_S
-        self._waiting = ""  # the newest line if it is not printed: the step may log more, or it is too early
-        self._figures: dict[str, float] = {}
-        self._rewrites_line = can_rewrite()
+    def __init__(self, name: str, metrics_file: Path):
+        self._name, self._metrics_file = name, metrics_file
+        self._first_step, self._started = 0, 0.0
+        self._step, self._figures = -1, dict[str, float]()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clock of the ETA."""
+        """Start the clock of the ETA, and print from where a resumed stage goes on."""
         self._first_step, self._started = state.global_step, time.monotonic()
+        if state.global_step > 0 and state.is_world_process_zero:
+            print(f"{self._name} goes on from step {state.global_step} of {state.max_steps}", flush=True)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        """Write the metrics and print the line."""
+        """Write the metrics, and tell the newest."""
         if not state.is_world_process_zero:
             return
         if state.global_step == self._first_step:
@@ -57,32 +53,16 @@ class Progress(TrainerCallback):
         with replacing(self._metrics_file) as file:
             for record in state.log_history:
                 file.write(json.dumps({"step": record["step"], **record}) + "\n")
-        self._print(state, given["logs"])
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Print the newest line if it is not printed yet; on a terminal, end the line."""
-        if state.is_world_process_zero and (self._waiting or self._rewrites_line):
-            print(self._waiting, flush=True)
-
-    def _print(self, state: TrainerState, logs: dict[str, Any]) -> None:
-        # the training and the evaluation of a step are logged one after the other, and one line shows both
-        self._figures |= {label: float(logs[key]) for key, label in metrics.PROGRESS.items() if key in logs}
-        now = time.monotonic()
-        line = f"  {self._name} {state.global_step}/{state.max_steps}"
-        done = state.global_step - self._first_step
+        if state.global_step != self._step:  # what was measured at an earlier step is not new
+            self._step, self._figures = state.global_step, {}
+        self._figures |= {key: float(given["logs"][key]) for key in metrics.PROGRESS if key in given["logs"]}
+        done, eta_s = state.global_step - self._first_step, None
         if done > 0:
-            eta_s = (now - self._started) / done * (state.max_steps - state.global_step)
-            line += f"  eta {eta_s:.0f} s"
-            if self._expected is not None and self._expected.later_s > 0:
-                line += f", whole run {in_words(self._expected.rest_s(now - self._created, eta_s))}"
-        line += "".join(f"  {label} {value:z.3g}" for label, value in self._figures.items())
-        if self._rewrites_line:
-            rewrite(line)
-        elif now - self._printed >= _LINE_EVERY_S and state.global_step < state.max_steps:
-            print(line, flush=True)
-            self._printed, self._waiting = now, ""
-        else:
-            self._waiting = line
+            eta_s = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step)
+        shown = [
+            f"{label} {self._figures[key]:z.3g}" for key, label in metrics.PROGRESS.items() if key in self._figures
+        ]
+        tell(Doing(f"{state.global_step}/{state.max_steps}", eta_s, shown))
 
 
 class StopOnSignal(TrainerCallback):

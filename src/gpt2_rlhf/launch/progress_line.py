@@ -1,54 +1,90 @@
-"""Show how much of some work is done, and when it will be: one line, rewritten on a terminal, repeated in a log."""
+"""Tell the process that started this one how far its work is, and when it will be done; `display` shows it.
 
-import shutil
+Work outside of a task, such as reading the rows for a dry run, has no such process; then it is printed here.
+"""
+
+import contextlib
+import io
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 from gpt2_rlhf.launch import world
 
-_FIRST_AFTER_S, _LINE_EVERY_S = 1.0, 4.0  # shorter work shows nothing
+LINE_EVERY_S = 10.0  # in a log; the lines of a terminal are rewritten
+_TOLD_EVERY_S = 0.2
 
 
-def can_rewrite() -> bool:
-    """Whether the last line is on a terminal, and of this task alone."""
-    return sys.stdout.isatty() and not world.is_side_by_side()
+@dataclass(frozen=True)
+class Doing:
+    """How far a task is, the seconds that it still takes if they are known, and its newest figures."""
+
+    step: str
+    eta_s: float | None = None
+    figures: Sequence[str] = ()
 
 
-def rewrite(line: str) -> None:
-    """Replace the terminal's last line; it is cut to the width, since a line that wraps cannot be replaced."""
-    width = shutil.get_terminal_size().columns - 1
-    print(f"\r{line[:width]:<{width}}", end="", flush=True)
+class _Connected:
+    """Where this process sends what it does; None in a process that no task runs in."""
+
+    to: Connection | None = None
+
+
+def connect(to: Connection, with_lines: bool) -> None:
+    """Send what this process does to the one that started it; with_lines: all that it prints too."""
+    _Connected.to = to
+    if with_lines:
+        sys.stdout, sys.stderr = _Lines(to, "stdout"), _Lines(to, "stderr")
+
+
+def tell(doing: Doing) -> bool:
+    """Send what this process does; return whether another process shows it."""
+    if _Connected.to is None:
+        return False
+    with contextlib.suppress(OSError):  # the other has ended, and so will this one
+        _Connected.to.send(doing)
+    return True
+
+
+class _Lines(io.TextIOBase):
+    """A stream that sends its lines, for a terminal of which another process rewrites the end."""
+
+    def __init__(self, to: Connection, name: str):
+        self._to, self._name, self._rest = to, name, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._to.send((self._name, line))
+        return len(text)
 
 
 class ProgressLine:
     """Counts what is done of `total`; None: how many there are is not known, so there is no ETA."""
 
     def __init__(self, what: str, total: int | None = None):
-        self._what, self._total, self._done, self._shown = what, total, 0, False
-        self._started = time.monotonic()
-        self._due = self._started + _FIRST_AFTER_S if world.rank() == 0 else float("inf")
-        self._rewrites_line = can_rewrite()
+        self._what, self._total, self._done = what, total, 0
+        self._started = self._printed = time.monotonic()
+        self._due = self._started + _TOLD_EVERY_S if world.rank() == 0 else float("inf")
 
     def add(self, count: int = 1) -> None:
-        """Count work that is done, and show the line if it is due."""
+        """Count work that is done, and show it if it is due."""
         self._done += count
         now = time.monotonic()
         if now < self._due:
             return
-        self._shown = True
-        self._due = now + (_LINE_EVERY_S if not self._rewrites_line else 0.2)
-        line = f"  {self._what} {self._done}"
+        self._due = now + _TOLD_EVERY_S
+        step, eta_s = f"{self._what} {self._done}", None
         if self._total is not None:
-            line += f"/{self._total}  eta {(now - self._started) / self._done * (self._total - self._done):.0f} s"
-        if self._rewrites_line:
-            rewrite(line)
-        else:
-            print(line, flush=True)
+            step += f"/{self._total}"
+            eta_s = (now - self._started) / self._done * (self._total - self._done)
+        if not tell(Doing(step, eta_s)) and now - self._printed >= LINE_EVERY_S:
+            print(f"  {step}", flush=True)
+            self._printed = now
 
     def end(self) -> None:
-        """Clear the line on a terminal, for what is printed next; a log gets the last count."""
-        if self._rewrites_line:
-            rewrite("")
-            print("\r", end="", flush=True)
-        elif self._shown:
-            print(f"  {self._what} {self._done}", flush=True)
+        """Show it no longer."""
+        if world.rank() == 0:
+            tell(Doing(""))

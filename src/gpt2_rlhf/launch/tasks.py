@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
 from gpt2_rlhf.config.system_faults import AGAIN, say
 from gpt2_rlhf.launch import child, world
+from gpt2_rlhf.launch.display import Display, Overall
 
 _PATIENCE_S = 10.0  # until the processes that lost another have noticed it
 _POLL_S = 0.2
@@ -56,11 +57,13 @@ def run_all(
     tasks: Sequence[Task],
     at_once: int,
     on_end: Callable[[Task, int], bool] = lambda task, code: code == 0,
+    overall: Overall | None = None,
 ) -> dict[Path, int]:
     """Run each task when those that it needs have ended well, at most `at_once` side by side, in the given order.
 
     on_end: called with the exit code of each task; returns whether others may go on. If not, no more are started,
         and those that run are asked to stop if this one failed.
+    overall: returns the line on all tasks, for `display`.
 
     Returns:
         The exit code of each task that was started.
@@ -70,21 +73,28 @@ def run_all(
     """
     waiting, running, codes = list(tasks), list[_Running](), dict[Path, int]()
     directories = {task.directory for task in tasks}
-    with _signals_passed_to(running) as received:
+    display = Display(overall)
+    with _signals_passed_to(running, display) as received:
         while True:
             for task in list(waiting) if not received else []:
                 ready = all(codes.get(need) == 0 for need in task.needs & directories)
                 if ready and len(running) < at_once:
                     waiting.remove(task)
                     with _signals_blocked():  # until the child has its own handlers
-                        running.append(_start(task, at_once))
+                        display.start(task.directory, task.name)
+                        running.append(_start(task, at_once, display.is_live))
                     for signum in received[-1:]:  # it came before `forward` knew the child, through another thread
                         running[-1].send(signum)
             if not running:
                 break
             wait([process.sentinel for one in running for process in one.processes if process.is_alive()], _POLL_S)
-            for one in [one for one in running if one.has_ended()]:
+            ended = [one for one in running if one.has_ended()]
+            for one in running:
+                one.pass_on_to(display)
+            display.refresh()
+            for one in ended:
                 running.remove(one)
+                display.end(one.task.directory)
                 code = codes[one.task.directory] = one.exit_code(received)
                 if on_end(one.task, code):
                     continue
@@ -105,6 +115,7 @@ class _Running:
 
     task: Task
     processes: Sequence[BaseProcess]
+    messages: list[Connection]  # of each process
     killed: set[int | None] = field(default_factory=set)  # process ids; no cause of a failure
     deadline: float | None = None
 
@@ -113,6 +124,15 @@ class _Running:
             if process.is_alive():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid or 0, signum)
+
+    def pass_on_to(self, display: Display) -> None:
+        """Have everything shown that the processes have sent."""
+        for connection in list(self.messages):
+            try:
+                while connection.poll():
+                    display.receive(self.task.directory, connection.recv())
+            except EOFError:
+                self.messages.remove(connection)
 
     def has_ended(self) -> bool:
         """Whether all processes have ended; those that wait for one that failed are killed."""
@@ -162,17 +182,19 @@ def _after_the_launcher(code: int, received: Sequence[int]) -> int:
     return code
 
 
-def _start(task: Task, at_once: int) -> _Running:
+def _start(task: Task, at_once: int, with_lines: bool) -> _Running:
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     sys.stdout.flush()
     places = world.places(task.processes, task.threads, at_once)
+    pipes = [context.Pipe(duplex=False) for _ in places]
     started = [
-        context.Process(target=child.work, args=(task.name, task.directory, place, task.action), name=task.name)
-        for place in places
+        context.Process(target=child.work, args=(task.name, task.directory, place, task.action, to, with_lines))
+        for place, (_, to) in zip(places, pipes, strict=True)
     ]
-    for process in started:
+    for process, (_, to) in zip(started, pipes, strict=True):
         process.start()
-    return _Running(task, started)
+        to.close()
+    return _Running(task, started, [received for received, _ in pipes])
 
 
 @contextlib.contextmanager
@@ -185,7 +207,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_passed_to(running: Sequence[_Running]) -> Iterator[list[int]]:
+def _signals_passed_to(running: Sequence[_Running], display: Display) -> Iterator[list[int]]:
     """Within the block, pass signals on and say so at once; a second Ctrl-C kills. Yield those received."""
     received: list[int] = []
 
@@ -194,12 +216,17 @@ def _signals_passed_to(running: Sequence[_Running]) -> Iterator[list[int]]:
         kills = received.count(signal.SIGINT) > 1
         if not kills and not world.is_started_by_launcher():
             _announce_stop(signum, " and ".join(one.task.name for one in running) or "the run")
+            display.leave()
         for one in list(running):
             one.send(signal.SIGKILL if kills else signum)
 
     before = {signum: signal.signal(signum, forward) for signum in world.STOPS}
     try:
         yield received
+    except BaseException:  # such as a terminal that was closed
+        for one in running:
+            one.send(signal.SIGTERM)
+        raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -21,7 +21,7 @@ from transformers.training_args import OptimizerNames
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.launch import sharding, whole_run, world
+from gpt2_rlhf.launch import sharding
 from gpt2_rlhf.launch.progress import Progress, StopOnSignal
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.stage import TRAINED, Stage, newest_whole_checkpoint
@@ -140,8 +140,7 @@ def say_precision(settings: Settings) -> None:
 def callbacks(stage: Stage) -> list[TrainerCallback]:
     """Return the callbacks of a stage: progress and metrics, sealed checkpoints, then stopping on a signal."""
     sealing = [] if stage.name == "ppo" else [SealCheckpoints()]  # our PPO seals its own
-    progress = Progress(world.task_name(stage.name), stage.directory / "metrics.jsonl", whole_run.read(stage))
-    return [progress, *sealing, StopOnSignal()]
+    return [Progress(stage.name, stage.directory / "metrics.jsonl"), *sealing, StopOnSignal()]
 
 
 class SealCheckpoints(TrainerCallback):
@@ -185,6 +184,4 @@ def train(trainer: Trainer, stage: Stage) -> None:
     if first:
         for path, wrong in damaged.items():
             print(f"  {path.name}: {wrong}; it is kept as {digests.set_aside(path).name}", flush=True)
-        if checkpoint is not None:
-            print(f"  resuming from {checkpoint}", flush=True)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

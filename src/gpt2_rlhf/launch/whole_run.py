@@ -1,34 +1,17 @@
-"""How long the whole run will still take: the check before training writes what it expects, and each stage reads it."""
+"""How long a run will still take: the check before training writes what it expects of each stage."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_rlhf.store.files import write_json
-from gpt2_rlhf.store.stage import Stage, manifest
+from gpt2_rlhf.store.stage import Stage
 
 
-@dataclass(frozen=True)
-class Expected:
-    """Seconds around one stage: expected of it, of what follows it, of what is built; and what the latter took."""
-
-    own_s: float
-    later_s: float
-    built_s: float
-    took_s: float
-
-    def rest_s(self, elapsed_s: float, eta_s: float) -> float:
-        """Return the seconds to the end of the run: what follows is expected to be as much slower as what was built."""
-        pace = (self.took_s + elapsed_s + eta_s) / (self.built_s + self.own_s)
-        return eta_s + pace * self.later_s
-
-
-def ends(stages: Sequence[Stage], seconds: Mapping[str, float], at_once: int) -> dict[Path, float]:
+def ends(stages: Sequence[Stage], seconds: Mapping[Path, float], at_once: int) -> dict[Path, float]:
     """Return when each stage is expected to end, by directory: as `tasks.run_all` starts them, from second 0.
 
-    seconds: of each stage by name; what is not among the stages is built already.
+    What is not among the stages is built already.
     """
     found: dict[Path, float] = {}
     waiting, running = list(stages), list[Stage]()
@@ -39,39 +22,48 @@ def ends(stages: Sequence[Stage], seconds: Mapping[str, float], at_once: int) ->
             if len(running) < at_once and not any(need.directory in undone for need in stage.needs.values()):
                 waiting.remove(stage)
                 running.append(stage)
-                found[stage.directory] = now + seconds[stage.name]
+                found[stage.directory] = now + seconds[stage.directory]
         first = min(running, key=lambda stage: found[stage.directory])
         running.remove(first)
         now = found[first.directory]
     return found
 
 
-def write(stages: Sequence[Stage], seconds: Mapping[str, float], at_once: int) -> float:
-    """Write what is expected of each stage for `read`, beside them, and return the seconds of all."""
-    end = ends(stages, seconds, at_once)
-    last = max(end.values())
-    own = {
-        one.directory.name: {"own_s": seconds[one.name], "later_s": last - end[one.directory], "at": time.time()}
-        for one in stages
-    }
-    place = _place(stages[0])
-    write_json(place, {**_read(place), **own})
-    return last
+def left_s(
+    stages: Sequence[Stage],
+    expected: Mapping[Path, float],
+    running: Mapping[Path, tuple[float, float | None]],
+    took: Mapping[Path, float],
+    at_once: int,
+) -> float | None:
+    """Return the seconds until the stages are built; None if nothing is expected of one of them.
 
-
-def read(stage: Stage) -> Expected | None:
-    """Return what is expected around a stage, or None if nothing was written for it."""
-    written = _read(_place(stage))
-    own = written.get(stage.directory.name)
-    if own is None:
+    running: seconds since the start of each stage that runs, and its ETA if it has one. took: seconds of those that
+    are built. What has no ETA is expected to be as much slower as the others are.
+    """
+    undone = [one for one in stages if one.directory not in took]
+    if any(one.directory not in expected for one in undone):
         return None
-    built = [
-        (written[need.directory.name]["own_s"], manifest(need)["wall_s"])
-        for need in stage.needs.values()
-        if need.directory.name in written
-        and (need.directory / "manifest.json").stat().st_mtime > written[need.directory.name]["at"]  # in this run
-    ]
-    return Expected(own["own_s"], own["later_s"], *(sum(column) for column in zip((0.0, 0.0), *built, strict=True)))
+    known = {place: elapsed_s + eta_s for place, (elapsed_s, eta_s) in running.items() if eta_s is not None}
+    known |= {place: seconds for place, seconds in took.items() if place in expected}
+    pace = sum(known.values()) / sum(expected[place] for place in known) if known else 1.0
+    seconds = {one.directory: pace * expected[one.directory] for one in undone}
+    for place, (elapsed_s, eta_s) in running.items():
+        seconds[place] = max(0.0, seconds[place] - elapsed_s) if eta_s is None else eta_s
+    undone.sort(key=lambda one: one.directory not in running)  # those that run have begun
+    return max(ends(undone, seconds, at_once).values(), default=0.0)
+
+
+def write(stages: Sequence[Stage], seconds: Mapping[Path, float], at_once: int) -> float:
+    """Write what is expected of each stage for `read`, beside them, and return the seconds of all."""
+    write_json(_file(stages[0]), {**_read(_file(stages[0])), **{path.name: one for path, one in seconds.items()}})
+    return max(ends(stages, seconds, at_once).values())
+
+
+def read(stages: Sequence[Stage]) -> dict[Path, float]:
+    """Return the seconds that are expected of the stages, of those for which they were written."""
+    written = _read(_file(stages[0])) if stages else {}
+    return {one.directory: written[one.directory.name] for one in stages if one.directory.name in written}
 
 
 def in_words(seconds: float) -> str:
@@ -83,12 +75,12 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.0f} days"
 
 
-def _place(stage: Stage) -> Path:
+def _file(stage: Stage) -> Path:
     return stage.directory.with_name(".expected.json")
 
 
-def _read(place: Path) -> dict[str, dict[str, float]]:
+def _read(file: Path) -> dict[str, float]:
     try:
-        return json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet; it is only for the progress line
+        return {name: float(seconds) for name, seconds in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or of another version
         return {}

@@ -5,7 +5,6 @@ which is at MASTER_ADDR:MASTER_PORT as long as the launcher on the first node ru
 """
 
 import math
-import multiprocessing
 import os
 import signal
 import socket
@@ -26,7 +25,6 @@ _POLL_S = 0.2
 _MEETING = timedelta(minutes=5)  # until each process has come to where all must be
 _FAILED = "failed"
 _agreements = count()
-_SIDE_BY_SIDE = "GPT2_RLHF_SIDE_BY_SIDE"  # set if another task writes to the same terminal
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,6 @@ class Place:
     size: int
     port: int  # where the processes of the task meet
     threads: int | None  # of the CPU; None leaves the libraries' choice
-    is_side_by_side: bool
 
 
 def places(processes: int, threads: int | None, at_once: int) -> list[Place]:
@@ -46,7 +43,7 @@ def places(processes: int, threads: int | None, at_once: int) -> list[Place]:
     if threads is None and sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, cores() // sharing)
     port = _free_port() if processes > 1 else 0
-    return [Place(rank, processes, port, threads, at_once > 1) for rank in range(processes)]
+    return [Place(rank, processes, port, threads) for rank in range(processes)]
 
 
 def take(place: Place) -> None:
@@ -55,8 +52,6 @@ def take(place: Place) -> None:
         import torch  # not every task has imported it
 
         torch.set_num_threads(place.threads)
-    if place.is_side_by_side:
-        os.environ[_SIDE_BY_SIDE] = "1"
     if place.size > 1:
         numbers = {"RANK": place.rank, "WORLD_SIZE": place.size, "MASTER_PORT": place.port}
         numbers |= {"LOCAL_RANK": place.rank, "LOCAL_WORLD_SIZE": place.size}
@@ -101,17 +96,6 @@ def log_name(name: str, rank: int) -> str:
 def is_started_by_launcher() -> bool:
     """Whether torchrun or accelerate launch started this process."""
     return "WORLD_SIZE" in os.environ
-
-
-def task_name(default: str) -> str:
-    """Return what messages call the task that this process works on; `default` in a process of its own."""
-    process = multiprocessing.current_process()
-    return default if process.name == "MainProcess" else process.name
-
-
-def is_side_by_side() -> bool:
-    """Whether another task may print while this one does."""
-    return _SIDE_BY_SIDE in os.environ
 
 
 def leave() -> None:

@@ -82,7 +82,7 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     usable: list[tuple[Split, Pair]] = []
     other_markers: set[str] = set()
     files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
-    line = ProgressLine("data: rows read")
+    line = ProgressLine("rows read")
     for raw in rows:
         line.add()
         row = _usable(raw, special_tokens)
@@ -158,7 +158,7 @@ def _fit(
     other_prompts: Set[str] = frozenset(),
 ) -> None:
     """Keep the pairs within the limits, with prompts cut where needed; none whose cut prompt is in `other_prompts`."""
-    line = ProgressLine(f"data: {name} rows", len(pairs))
+    line = ProgressLine(f"{name} rows", len(pairs))
     for start in range(0, len(pairs), _ROWS_AT_ONCE):
         some = pairs[start : start + _ROWS_AT_ONCE]
         # what the first text that is too long decides about a row, the others need not be counted for

@@ -47,7 +47,7 @@ def token_columns(directory: Path, name: str, encode: Callable[[list[dict[str, A
         UserError: the directory has no such table.
     """
     with _open(directory, name) as file:
-        line = ProgressLine(f"{name}: rows to tokens", file.metadata.num_rows)
+        line = ProgressLine("rows to tokens", file.metadata.num_rows)
         parts = []
         for batch in file.iter_batches(_ROWS_AT_ONCE):
             parts.append(Dataset.from_list(encode(batch.to_pylist())))
