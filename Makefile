@@ -18,7 +18,7 @@ help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "Overrides: make pipeline experiment=gpt2_hh seed=7 ppo.args.kl_coef=0.2"
 
-setup: $(STAMP)  ## create the virtual environment with pinned packages; other targets do it when needed
+setup: $(STAMP)  ## create .venv with pinned packages; others do it when needed
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: python %d.%d found, expected 3.11 or newer; set PYTHON=<python3.11>" % sys.version_info[:2])'
@@ -28,10 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-pipeline: $(STAMP)  ## build SFT, reward model, PPO and evaluation; reuses what is done
+pipeline: $(STAMP)  ## build what is not done: SFT, reward model, PPO, evaluation
 	@$(BIN)/python -m gpt2_rlhf pipeline $(OVERRIDES)
 
-sweep: $(STAMP)  ## build and compare all points: make sweep ppo.args.kl_coef=0.05,0.1 seed=0,1
+sweep: $(STAMP)  ## build and compare all points: make sweep seed=0,1
 	@$(BIN)/python -m gpt2_rlhf sweep $(OVERRIDES)
 
 data sft reward judge ppo evaluate: $(STAMP)
@@ -39,7 +39,7 @@ data sft reward judge ppo evaluate: $(STAMP)
 data:  ## print the row report, and rows as the trainers get them
 sft:  ## build up to supervised fine-tuning
 reward:  ## build up to the reward model
-judge:  ## build up to the judge, a second reward model that PPO is not trained on
+judge:  ## build up to the judge, a second reward model
 ppo:  ## build up to PPO
 evaluate:  ## build up to the comparison of base, SFT and PPO
 
@@ -47,13 +47,13 @@ config status show card publish: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
 config:  ## print every value that is set, after overrides
 status:  ## print which stages are done, partial or missing, and why
-show:  ## print every table of the newest run; table=reward_model prints one
+show:  ## print all tables of the newest run; table=NAME: one
 card:  ## write the model cards again, without a push
-publish:  ## push the newest run: make publish publish.repo_id=user/name; publish.dry_run=true only shows it
+publish:  ## push the newest run: make publish publish.repo_id=me/name
 
 clean prune: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
-clean:  ## delete unfinished stages, damaged ones that were set aside, and what killed runs left
+clean:  ## delete unfinished and damaged stages
 prune:  ## ask, and delete finished stages that no run shows
 clean-all: $(STAMP)  ## ask, and delete all stages and runs
 	@$(BIN)/python -m gpt2_rlhf clean --all $(OVERRIDES)
@@ -64,16 +64,16 @@ lint: $(STAMP)  ## run ruff and pyright
 	@$(BIN)/pyright
 
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-test: $(STAMP)  ## run all tests but those of test-cluster, one process per core, at most four
+test: $(STAMP)  ## run all tests but those of test-cluster
 	@$(PYTEST) -m "not cluster"
-test-fast: $(STAMP)  ## run the tests that are not marked slow: under 90 s on two cores
+test-fast: $(STAMP)  ## run the tests that are not marked slow: under 90 s
 	@$(PYTEST) -m "not slow"
 
-test-cluster: $(STAMP)  ## run the tests of several nodes and of a real Slurm, whose packages .ci/run installs
+test-cluster: $(STAMP)  ## run the tests of several nodes and of a real Slurm
 	@$(BIN)/python -m pytest -m cluster
 
-report-check: $(STAMP)  ## check the report in a headless Chromium, as wide as a phone and as a desktop
+report-check: $(STAMP)  ## check the report page in a headless Chromium
 	@PYTHONPATH=tests $(BIN)/python -m helpers.browser_check
 
-bench: $(STAMP)  ## compare the speed of stock TRL with ours: make bench BENCH='ppo-small --hh folder'
+bench: $(STAMP)  ## compare the speed with stock TRL: make bench BENCH=ppo-small
 	@$(BIN)/python -m benchmarks.bench $(BENCH) $(OVERRIDES)

@@ -1,9 +1,11 @@
-"""`make setup` after an interrupted one; here Python is a script that makes an environment of two files."""
+"""`make help`, and `make setup` after an interrupted one; here Python is a script that makes an environment of two files."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from gpt2_rlhf import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHON = """#!/bin/sh
@@ -38,3 +40,9 @@ def test_an_interrupted_setup_repairs_itself(tmp_path: Path, left: str) -> None:
     assert done.returncode == 0, done.stderr
     assert (venv / "installed").exists()
     assert (venv / ".installed").exists()
+
+
+def test_help_lists_every_command_in_80_columns() -> None:
+    lines = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert set(cli.VERBS) <= {line.split()[1] for line in lines.splitlines()}
+    assert max(map(len, lines.splitlines())) <= 80

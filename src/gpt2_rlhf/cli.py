@@ -21,39 +21,49 @@ from gpt2_rlhf.launch import slurm
 from gpt2_rlhf.store import clean, status
 from gpt2_rlhf.store import run as runs
 
-USAGE = """usage: gpt2-rlhf {verb} [key=value ...]     (or: make {verb} [key=value ...])
+USAGE = """usage: gpt2-rlhf {verb} {arguments}
+   or: make {target}
 
 {about}
+"""
 
-Settings are Hydra overrides; every argument of TRL's SFTConfig, RewardConfig and PPOConfig is one:
-  ppo.args.kl_coef=0.2  sft.args.learning_rate=1e-4  seed=7  data.path=my_pairs.jsonl  sft.peft.r=8
+SETTINGS = """
+Settings are Hydra overrides. Every argument of TRL's SFTConfig, RewardConfig
+and PPOConfig is one:
+  seed=7  data.path=my_pairs.jsonl  ppo.args.kl_coef=0.2  sft.peft.r=8
 
 Groups, chosen by group=option:
 {groups}
 
-`gpt2-rlhf config` prints every value that is set, `gpt2-rlhf status` what is built.
+`gpt2-rlhf config` prints every value that is set, `gpt2-rlhf status` what is
+built.
 """
 
 STAGES = {
-    "data": "Prepare the rows; print the row report, and rows as the trainers see them.",
+    "data": "Prepare the rows; print their report, and how trainers get them.",
     "sft": "Build up to supervised fine-tuning.",
     "reward": "Build up to the reward model.",
-    "judge": "Build up to the judge, a second reward model that PPO is not trained on.",
+    "judge": "Build up to the judge, a reward model that PPO is not trained on.",
     "ppo": "Build up to PPO.",
     "evaluate": "Build up to the comparison of base, SFT and PPO.",
 }
 VERBS = {
-    "pipeline": "Build all stages that are not done: SFT, reward model, PPO, evaluation.",
+    "pipeline": "Build what is not done: SFT, reward model, PPO, evaluation.",
     **STAGES,
-    "sweep": "Build all points of lists such as seed=0,1 ppo.args.kl_coef=0.05,0.1, and compare them.",
+    "sweep": "Build all points of lists such as seed=0,1, and compare them.",
     "config": "Print every value that is set, after overrides.",
-    "status": "Print which stages are done, running, partial or missing, and why.",
-    "show": "Print every table of the newest run; table=reward_model prints one.",
+    "status": "Print which stages of such a run are done, and why others are not.",
+    "show": "Print all tables of the newest run, or one: table=reward_model.",
     "card": "Write the model cards again, without a push.",
-    "publish": "Push the newest run: publish.repo_id=user/name; publish.dry_run=true only shows it.",
-    "clean": "Delete unfinished and set-aside stages; with --all, ask, and delete everything.",
+    "publish": "Push the newest run to the Hub: publish.repo_id=user/name.",
+    "clean": "Delete unfinished stages; with --all, ask, and delete everything.",
     "prune": "Ask, and delete finished stages that no run shows.",
 }
+_OWN_ARGUMENTS = {  # of the verbs that other settings do not change
+    "clean": "[--all] [output_dir=FOLDER]",
+    "prune": "[output_dir=FOLDER]",
+}
+_WIDTH = 80
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -102,15 +112,17 @@ def _config(overrides: Sequence[str]) -> None:
 def _status(overrides: Sequence[str]) -> None:
     run = pipeline.plan(compose.load(overrides))
     table = Table(box=box.MARKDOWN)
-    for header in ("Stage", "State", "Why", "Directory"):
-        table.add_column(header, overflow="fold")
+    table.add_column("Stage", no_wrap=True)
+    table.add_column("State", no_wrap=True)
+    table.add_column("Why", overflow="fold")
     for stage in run.stages:
         state = slurm.status(stage.directory) or status.status(stage, run.processes)
-        table.add_row(stage.name, *map(printable, (*state, str(stage.directory))))
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+        table.add_row(*map(printable, (stage.directory.name, *state)))
+    print(f"in {printable(str(run.last.directory.parent))}:")
+    console = Console(width=_WIDTH, highlight=False, markup=False)
     with console.capture() as text:  # rich itself would exit without a word after a broken pipe
         console.print(table)
-    print(text.get(), end="")
+    print(text.get().strip())
 
 
 def _show(arguments: Sequence[str]) -> None:
@@ -144,5 +156,11 @@ def _list() -> str:
 
 
 def _usage(verb: str) -> str:
-    groups = "\n".join(f"  {group}={' | '.join(options)}" for group, options in compose.groups().items())
-    return USAGE.format(verb=verb, about=VERBS[verb], groups=groups)
+    arguments = _OWN_ARGUMENTS.get(verb, "[key=value ...]")
+    target = f"{verb} {arguments}" if verb != "clean" else "clean, or for --all: make clean-all"
+    usage = USAGE.format(verb=verb, arguments=arguments, target=target, about=VERBS[verb])
+    if verb in _OWN_ARGUMENTS:
+        return usage
+    return usage + SETTINGS.format(
+        groups="\n".join(f"  {group}={' | '.join(options)}" for group, options in compose.groups().items())
+    )

@@ -180,7 +180,7 @@ def _kept_update(settings: Settings, trainer: PPOTrainer) -> int:
         return trainer.state.global_step
     if trainer.stopped is not None:
         line = f"the guard stopped PPO: {trainer.stopped}; back to the policy of update {trainer.best_update}"
-        print(f"\n  {line}", flush=True)
+        print(f"  {line}", flush=True)
     return trainer.best_update
 
 

@@ -41,13 +41,20 @@ def _nearest_difference(stage: Stage) -> str:
             theirs = dict(_flat(json.loads(path.read_text(encoding="utf-8"))["inputs"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # a damaged manifest
-        keys = [k for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
-        differences.append([f"{k} is {mine.get(k)}, not {theirs.get(k)} as in {path.parent.name}" for k in keys])
+        keys = [k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)]
+        keys.sort(key=lambda key: (key.startswith("needs."), key))  # a setting says more than another stage's hash
+        differences.append([_difference(key, mine, theirs, path.parent.name) for key in keys])
     if not differences:
         return "never built"
     nearest = min(differences, key=len)
     more = f" (and {len(nearest) - 1} more)" if len(nearest) > 1 else ""
     return f"not built: {nearest[0]}{more}"
+
+
+def _difference(key: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> str:
+    if key.startswith("needs."):
+        return f"needs another {key.removeprefix('needs.')} than {name}"
+    return f"{key} is {mine.get(key)}, not {theirs.get(key)} as in {name}"
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
