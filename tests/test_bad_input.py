@@ -47,7 +47,7 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     ("overrides", "words"),
     [
         (["ppo.args.kl_coeff=0.2"], "ppo.args.kl_coeff: there is no such setting; did you mean ppo.args.kl_coef?"),
-        (["sft.args.learning_rate=fast"], "sft.args.learning_rate: Value 'fast' of type 'str'"),
+        (["sft.args.learning_rate=fast"], "sft.args.learning_rate: fast; expected a number"),
         (["experiment=gpt3"], "experiment: there is no 'gpt3'"),
         (["nothing/model=gpt2"], "nothing/model: there is no such setting"),
         (["reward.args.output_dir=here"], "reward.args.output_dir: cannot be set here"),

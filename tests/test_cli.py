@@ -45,12 +45,13 @@ def test_help_of_a_command_says_what_it_does_and_names_the_groups(
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_an_unknown_command_is_one_line_that_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("typed", ["pipelin", "sft::", "run"])
+def test_an_unknown_command_is_one_line_that_names_the_commands(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["pipelin"])
+        cli.main([typed])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: pipelin: there is no such command; expected one of pipeline, data,")
+    assert error.startswith(f"error: there is no command {typed!r}; expected one of pipeline, data, sft,")
     assert error.count("\n") == 1
 
 
@@ -58,6 +59,17 @@ def test_config_prints_every_value_that_is_set(capsys: pytest.CaptureFixture[str
     text = printed(capsys, "config", "seed=7")
     assert text == compose.load(["seed=7"]).yaml
     assert "seed: 7\n" in text
+
+
+@pytest.mark.parametrize("verb", ["config", "status"])
+def test_values_that_a_run_refuses_are_refused_when_they_are_shown(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([verb, "evaluate.temperature=0", f"output_dir={tmp_path}"])
+    shown = capsys.readouterr()
+    assert shown.err == "error: evaluate.temperature: 0.0; expected a number above 0\n"
+    assert ("temperature: 0.0\n" in shown.out) == (verb == "config")  # which shows where it is set
 
 
 def test_a_dry_run_says_what_each_stage_takes_and_writes_nothing(
@@ -191,7 +203,7 @@ def test_show_prints_all_tables_of_the_newest_run_or_the_one_that_is_named(
     _, found = report_run.write(tmp_path / "runs" / "1")
     (tmp_path / "latest").mkdir()
     (tmp_path / "latest" / "summary.json").write_text(json.dumps(found))
-    every, one = (printed(capsys, "show", f"output_dir={tmp_path}", *name) for name in ([], ["table=reward_model"]))
+    every, one = (printed(capsys, "show", f"output_dir={tmp_path}", *name) for name in ([], ["reward_model"]))
     assert "| Paired difference" in every
     assert "| Calibration and length bias" in one
     assert "| Paired difference" not in one

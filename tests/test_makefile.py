@@ -1,4 +1,4 @@
-"""`make help`, and `make setup` after an interrupted one; here Python is a script that makes an environment of two files."""
+"""`make help`; and `make setup` after an interrupted one, where Python is a script that makes two files."""
 
 import subprocess
 from pathlib import Path

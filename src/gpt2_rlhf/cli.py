@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt2_rlhf import pipeline, publish, sweep
-from gpt2_rlhf.config import compose
+from gpt2_rlhf.config import compose, preflight
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.config.system_faults import exit_with_one_line
@@ -75,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     verb, *rest = arguments or ["--help"]
-    if verb in ("--help", "-h"):
+    if verb in ("--help", "-h", "help"):
         print(_list())
         return
     if verb not in VERBS:
-        raise UserError(f"{verb}: there is no such command; expected one of {', '.join(VERBS)}")
+        raise UserError(f"there is no command {verb!r}; expected one of {', '.join(VERBS)}")
     if "--help" in rest or "-h" in rest:
         print(_usage(verb))
         return
@@ -106,11 +106,15 @@ def _pipeline(overrides: Sequence[str]) -> None:
 
 
 def _config(overrides: Sequence[str]) -> None:
-    print(compose.load(overrides).yaml, end="")
+    composed = compose.load(overrides)
+    print(composed.yaml, end="", flush=True)
+    preflight.check(composed.settings)
 
 
 def _status(overrides: Sequence[str]) -> None:
-    run = pipeline.plan(compose.load(overrides))
+    composed = compose.load(overrides)
+    preflight.check(composed.settings)
+    run = pipeline.plan(composed)
     table = Table(box=box.MARKDOWN)
     table.add_column("Stage", no_wrap=True)
     table.add_column("State", no_wrap=True)
@@ -118,16 +122,15 @@ def _status(overrides: Sequence[str]) -> None:
     for stage in run.stages:
         state = slurm.status(stage.directory) or status.status(stage, run.processes)
         table.add_row(*map(printable, (stage.directory.name, *state)))
-    print(f"in {printable(str(run.last.directory.parent))}:")
     console = Console(width=_WIDTH, highlight=False, markup=False)
     with console.capture() as text:  # rich itself would exit without a word after a broken pipe
         console.print(table)
-    print(text.get().strip())
+    print(f"in {printable(str(run.last.directory.parent))}:\n{text.get().strip()}")
 
 
 def _show(arguments: Sequence[str]) -> None:
-    chosen = [one.removeprefix("table=") for one in arguments if one.startswith("table=")]
-    overrides = [one for one in arguments if not one.startswith("table=")]
+    chosen = [one.removeprefix("table=") for one in arguments if one.startswith("table=") or "=" not in one]
+    overrides = [one for one in arguments if "=" in one and not one.startswith("table=")]
     composed = compose.load(overrides)
     is_newest = all(one.startswith("output_dir=") for one in overrides)
     latest = runs.latest(composed.settings.output_dir)

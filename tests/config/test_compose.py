@@ -100,15 +100,41 @@ def test_the_yaml_has_what_is_set_and_nothing_else() -> None:
         ("++anything=1", "anything: there is no such setting"),
         ("modle=gpt2", "did you mean model?"),
         ("model=gtp2", "did you mean gpt2?"),
-        ("ppo.args.kl_coef=high", "ppo.args.kl_coef: Value 'high'"),
-        ("sft.peft.r=1.5", "sft.peft.r: Value '1.5'"),
-        ("seed=one", "seed: Value 'one'"),
+        ("ppo.args.kl_coef=high", "ppo.args.kl_coef: high; expected a number"),
+        ("sft.peft.r=1.5", "sft.peft.r: 1.5; expected a whole number"),
+        ("seed=one", "seed: one; expected a whole number"),
         ("ppo.args.kl_estimator=k2", "expected one of k1, k3"),
-        ("sft.args.lr_scheduler_type=cosin", "did you mean cosine?"),
+        ("sft.args.lr_scheduler_type=cosin", "did you mean cosine, cosine_with_restarts"),
         ("sft.args.output_dir=x", "set here: stages are named by content"),
         ("ppo.args.label_smoothing_factor=0.1", "PPO does nothing with it"),
         ("~model", "model.name: no value is set"),
-        ("ppo.args={", "not an override; expected key=value"),
+        ("ppo.args={", "ppo.args: { cannot be read; expected a value for one of its settings"),
+        ("seed==3", "seed: =3 cannot be read; expected a whole number"),
+        (
+            "ppo.seeds=(0,1)",
+            "ppo.seeds: (0,1) cannot be read; expected null or a list of whole numbers, such as [1, 2]",
+        ),
+        ("ppo.seeds=3", "ppo.seeds: 3; expected null or a list of whole numbers, such as [1, 2]"),
+        ("ppo.seeds=[0,one]", "ppo.seeds: [0, 'one']; expected null or a list of whole numbers"),
+        ("ppo.seeds=0,1", "several values; expected one (a list has brackets: [0,1]), or `make sweep`"),
+        ("data.subsets=helpful-base", "data.subsets: helpful-base; expected null or a list of texts, such as [a, b]"),
+        ("data.train_pairs=1,000", "expected one (a whole number has no comma: 1000), or `make sweep`"),
+        ("data.train_pairs=0.5", "data.train_pairs: 0.5; expected a whole number or null"),
+        ("evaluate.prompts=null", "evaluate.prompts: null; expected a whole number"),
+        ("force=maybe", "force: maybe; expected true or false"),
+        ("ppo.args.kl_coef=", "ppo.args.kl_coef: no value; expected a number"),
+        ("data.shares=0.5", "data.shares: 0.5; expected numbers by name, such as {a: 0.5}"),
+        ("data.shares.judge=no", "data.shares.judge: no; expected a number"),
+        ("data.shares.rm=0.3", "data.shares.rm: there is no such setting; expected one of sft, reward, judge, ppo"),
+        ("ppo.kl=0.1", "ppo.kl: 0.1; expected a value for one of its settings, such as ppo.kl.target_nats or"),
+        ("kl_coef=0,2", "kl_coef: there is no such setting; did you mean ppo.args.kl_coef?"),
+        ("hydra.run.dir=x", "hydra.run.dir: there is no such setting"),
+        ("--until=ppo", "--until=ppo: there is no such option; settings are key=value"),
+        ("seed", "seed: no value; expected key=value, without spaces"),
+        ("=3", "=3: no value; expected key=value, without spaces"),
+        ("model=gpt2-medium", "expected one of embedded, gpt2, gpt2_random, own, or model.name=<folder or Hub name>"),
+        ("data=my.jsonl", "or data.path=<file or folder>, or data.name=<Hub dataset>"),
+        ("sft.args.optim=adam", "did you mean adamw_torch, adamw_torch_fused or"),
         ("ppo.args.kl_coef=0,2", "several values; expected one (a decimal number has a point: 0.2), or `make sweep`"),
         ("sft.args.run_name=${nothing.there}", "nothing.there"),
         ("launch=accelerate", "launch.accelerate_config: no value is set"),
@@ -119,6 +145,37 @@ def test_a_faulty_override_is_refused_in_one_line(override: str, words: str) -> 
         compose.load([override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "end"),
+    [
+        ("sft.args.lr", "did you mean sft.args.learning_rate?"),  # not tf32, which is spelt more alike
+        ("sft.lr", "did you mean sft.args.learning_rate?"),
+        ("ppo.args.kl", "did you mean ppo.args.kl_coef or ppo.args.kl_estimator?"),
+        ("reward.args.epochs", "did you mean reward.args.num_train_epochs?"),
+        ("sft.args.batch_size", "did you mean sft.args.per_device_train_batch_size?"),  # not auto_find_batch_size
+        ("sft.lora.r", "did you mean sft.peft.r?"),
+        ("sft.peft.rank", "expected one of sft.peft.r, sft.peft.lora_alpha, "),
+        ("evaluate.n", "expected one of evaluate.prompts, "),
+        ("temperature", "did you mean ppo.args.temperature or evaluate.temperature?"),
+        ("guard", "did you mean ppo.guard.enabled, "),
+        ("out_dir", "did you mean output_dir?"),
+        ("sft.args.weight_dekay", "did you mean sft.args.weight_decay?"),
+        ("sft.args.torch_compyle", "did you mean sft.args.torch_compile?"),  # one that few set
+        ("gpus", "`make config` shows what is set"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_answered_with_the_one_that_is_meant(key: str, end: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose.load([f"{key}=1"])
+    assert str(caught.value).startswith(f"{key}: there is no such setting; {end}")
+
+
+def test_a_whole_number_may_be_typed_with_an_exponent_and_a_setting_with_a_plus() -> None:
+    settings = compose.load(["data.train_pairs=1e4", "+seed=3"]).settings
+    assert (settings.data.train_pairs, settings.seed) == (10_000, 3)
+    assert type(settings.data.train_pairs) is int
 
 
 def test_overrides_are_ordered_by_key_and_the_later_of_two_stays_the_later() -> None:

@@ -43,6 +43,7 @@ def test_a_list_as_one_value_and_a_path_that_hydra_cannot_read_are_no_lists() ->
         (["output_dir=a,b"], "output_dir is the same for all points"),
         (["sweep.parallel=1,2"], "sweep.parallel is the same for all points"),
         (["publish.repo_id=a/b,c/d"], "publish.repo_id is the same for all points"),
+        (["seed=0,1", "seed=2"], "seed is set twice, so that its points would be alike; set it once"),
         (["model=glob(*)"], r"glob\(\) is not read"),
     ],
 )

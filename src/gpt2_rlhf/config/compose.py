@@ -18,10 +18,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from gpt2_rlhf.config import trl_arguments, trl_fields
-from gpt2_rlhf.config.errors import UserError, did_you_mean
+from gpt2_rlhf.config import suggestions, trl_arguments, trl_fields
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Publish, Settings
 
 CONF_DIR = Path(__file__).parent / "conf"
@@ -44,9 +44,9 @@ def load(overrides: Sequence[str]) -> Composed:
             a field that the pipeline sets itself.
     """
     kinds = _kinds(_schema(Settings))
-    parsed = [_with_quotes(override, kinds) for override in overrides]
+    parsed = [_as_hydra_reads_it(override.lstrip("+"), kinds) for override in overrides]  # every setting exists
     typed = _check_names(parsed, kinds)
-    values = _without_missing(OmegaConf.to_container(_compose([*_groups_of_names(typed), *parsed])))
+    values = _without_missing(OmegaConf.to_container(_compose([*_groups_of_names(typed), *parsed], typed, kinds)))
     for stage in trl_fields.STAGES:
         trl_arguments.check(stage, values[stage]["args"])
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0])
@@ -69,20 +69,24 @@ def groups() -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def _with_quotes(override: str, kinds: Mapping[str, Any]) -> str:
-    """Return the override of a text, such as a path, with the quotes that Hydra needs to take it as it was typed.
+def _as_hydra_reads_it(override: str, kinds: Mapping[str, Any]) -> str:
+    """Return the override of a text with quotes, so that Hydra takes it as it was typed, and 1e4 as a whole number.
 
     Hydra reads only some characters of a text without quotes: none with an accent, no bracket, no apostrophe. And it
     would read `1e5` as a number and `a,b` as a sweep. A text that the user put in quotes stays as it is.
     """
     key, equals, value = override.partition("=")
-    if not equals or kinds.get(key) not in (str, str | None):
+    kind = kinds.get(key)
+    if not equals or kind not in (str, str | None, int, int | None):
         return override
     try:
-        if isinstance(OverridesParser.create().parse_override(override).value(), str | None):
-            return override
+        read = OverridesParser.create().parse_override(override).value()
     except HydraException:
-        pass
+        read = ...
+    if kind in (int, int | None):
+        return f"{key}={read:.0f}" if isinstance(read, float) and read.is_integer() else override
+    if isinstance(read, str | None):
+        return override
     # in Hydra's quotes, a backslash stands for itself unless a quote follows it
     escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", r"\'")
     return f"{key}='{escaped}'"
@@ -93,22 +97,46 @@ def _check_names(overrides: Sequence[str], kinds: Mapping[str, Any]) -> dict[str
     options = groups()
     typed: dict[str, Any] = {}
     for text in overrides:
+        key, equals, given = text.lstrip("~").partition("=")
+        if text.startswith("-"):
+            raise UserError(f"{text}: there is no such option; settings are key=value")
+        if not key or not (equals or text.startswith("~")):
+            raise UserError(f"{text}: no value; expected key=value, without spaces")
+        if key not in options and not _exists(key, kinds):
+            common = [name for name in kinds if trl_arguments.is_common(name)]
+            rare = [name for name in kinds if name not in common and not trl_arguments.is_refused(name)]
+            like = suggestions.setting_like(key, [*common, *options], rare)
+            raise UserError(f"{key}: there is no such setting; {like}")
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
-            raise UserError(f"{text}: not an override; expected key=value, strings with = or , in quotes") from error
-        key, value = override.key_or_group, override.value()
+            expected = suggestions.value_of(key, kinds) or "key=value, strings with = or , in quotes"
+            raise UserError(f"{key}: {given} cannot be read; expected {expected}") from error
         if override.is_sweep_override():
             raise UserError(
-                f"{text}: several values; expected one (a decimal number has a point: 0.2), or `make sweep` for all"
+                f"{text}: several values; expected one{_without_comma(key, given, kinds)}, or `make sweep` for all"
             )
-        typed[key] = value
-        if key in options:
-            if isinstance(value, str) and value not in options[key]:
-                raise UserError(f"{key}: there is no {value!r}; {did_you_mean(value, options[key])}")
-        elif not _exists(key, kinds) and key.split("/")[0].split(".")[0] != "hydra":
-            raise UserError(f"{key}: there is no such setting; {did_you_mean(key, [*kinds, *options])}")
+        typed[key] = value = override.value()
+        if key in options and isinstance(value, str) and value not in options[key]:
+            more = f", or {_INSTEAD[key]}" if key in _INSTEAD else ""
+            raise UserError(f"{key}: there is no {value!r}; {suggestions.did_you_mean(value, options[key])}{more}")
     return typed
+
+
+_INSTEAD = {  # what is set where a user gives it as the group's option
+    "model": "model.name=<folder or Hub name>",
+    "data": "data.path=<file or folder>, or data.name=<Hub dataset>",
+    "publish": "publish.repo_id=<user>/<name>",
+}
+
+
+def _without_comma(key: str, given: str, kinds: Mapping[str, Any]) -> str:
+    kind = kinds.get(key)
+    if kind in (list[int], list[int] | None, list[str], list[str] | None):
+        return f" (a list has brackets: [{given}])"
+    if kind in (int, int | None):
+        return f" (a whole number has no comma: {given.replace(',', '')})"
+    return f" (a decimal number has a point: {given.replace(',', '.')})" if re.fullmatch(r"\d+,\d+", given) else ""
 
 
 def _groups_of_names(typed: Mapping[str, Any]) -> list[str]:
@@ -132,23 +160,31 @@ def _exists(key: str, kinds: Mapping[str, Any]) -> bool:
     )
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def _compose(overrides: Sequence[str], typed: Mapping[str, Any], kinds: Mapping[str, Any]) -> DictConfig:
     ConfigStore.instance().store(name="schema", node=_schema(Settings))
     try:
         with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
             cfg = compose("config", overrides=list(overrides))
         OmegaConf.resolve(cfg)
-    except HydraException as error:
-        raise UserError(_one_line(error.__cause__ or error)) from error  # the cause says more than Hydra's wrapper
-    except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error
+        raise UserError(_one_line(cause, typed, kinds)) from error  # the cause says more than Hydra's wrapper
     return cfg
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException, typed: Mapping[str, Any], kinds: Mapping[str, Any]) -> str:
     lines = str(error).strip().splitlines()
-    key = error.full_key if isinstance(error, OmegaConfBaseException) else None
-    return f"{key}: {lines[0]}" if key else " ".join(lines)
+    full_key = error.full_key if isinstance(error, OmegaConfBaseException) else None
+    if not full_key:
+        return " ".join(lines)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.parent_node is not None:
+        return f"{full_key}: there is no such setting; {suggestions.did_you_mean(full_key, list(error.parent_node))}"
+    key = full_key.partition("[")[0]
+    if isinstance(error, ValidationError) and key in typed and (expected := suggestions.value_of(key, kinds)):
+        value = typed[key]
+        given = {"None": "null", "True": "true", "False": "false"}.get(str(value), value)
+        return f"{key}: {given if given != '' else 'no value'}; expected {expected}"
+    return f"{full_key}: {lines[0]}"
 
 
 @cache

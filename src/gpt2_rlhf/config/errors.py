@@ -1,8 +1,6 @@
 """The one kind of error a user sees: a line that says where, what was given, what was expected, what to do next."""
 
-import difflib
 import re
-from collections.abc import Sequence
 
 from gpt2_rlhf.config.printable import printable
 
@@ -18,11 +16,3 @@ class UserError(Exception):
 def one_line(text: object) -> str:
     """Return an error's text in one short line, without the queries of addresses, which can hold signatures."""
     return re.sub(r"\?\S+", "", " ".join(str(text).split()))[:300]
-
-
-def did_you_mean(given: str, known: Sequence[str]) -> str:
-    """Return the end of an error message: the closest known name, or the known names if they are few."""
-    close = difflib.get_close_matches(given, known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"expected one of {', '.join(known)}" if len(known) < 20 else "`make config` shows what is set"

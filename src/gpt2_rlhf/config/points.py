@@ -46,6 +46,8 @@ def points(overrides: Sequence[str]) -> list[Point]:
         key = override.partition("=")[0]
         if key.split(".")[0] in _OF_THE_SWEEP:
             raise UserError(f"{override}: {key} is the same for all points of a sweep; expected one value")
+        if sum(one.startswith(f"{key}=") for one in overrides) > 1:
+            raise UserError(f"{override}: {key} is set twice, so that its points would be alike; set it once")
     return [
         Point(chosen, tuple(one for one, values in zip(chosen, lists, strict=True) if len(values) > 1))
         for chosen in itertools.product(*lists)

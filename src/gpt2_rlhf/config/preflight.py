@@ -4,8 +4,9 @@ Neither this module nor what it imports needs torch, so that a wrong value shows
 is not refused for the settings of later stages.
 """
 
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
@@ -41,6 +42,7 @@ _ABOVE_0 = (
 # What is expected, the check, the settings that it holds for. A value that is null or not set is not checked.
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number above 0", lambda number: number > 0, _ABOVE_0),
+    ("a number of 0 or more", lambda number: number >= 0, ("ppo.args.kl_coef",)),
     ("a number above 1", lambda number: number > 1, ("ppo.guard.max_length_ratio",)),
     ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("ppo.guard.min_eos_rate", "ppo.guard.min_distinct_2")),
     ("a whole number from 0 to 4294967295", lambda seed: 0 <= seed < 2**32, ("seed",)),
@@ -68,6 +70,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda by: by in ("reward", "judge", "utility"),
         ("ppo.heldout.best_by", "sweep.best_by"),
     ),
+    ("the name of a folder", lambda name: name != "", ("output_dir",)),
     ("last or best", lambda policy: policy in ("last", "best"), ("ppo.heldout.hand_on",)),
     ("static, compiled or null", lambda cache: cache in ("static", "compiled"), ("ppo.rollout_cache",)),
 )
@@ -82,17 +85,28 @@ def check(settings: Settings, last: str = "evaluate") -> None:
     values, later = asdict(settings), _later(last)
     if last == "judge" and not settings.data.has_judge:
         raise UserError("judge: these settings have none; expected data.disjoint=true and a data.shares.judge above 0")
+    for key, value in _flat(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}: {value}; expected a finite number")
     for expected, is_valid, keys in RANGES:
         for key in keys:
             *parents, name = key.split(".")
             value = reduce(getitem, parents, values).get(name)
             is_used = key.split(".")[0] not in later or key in _OF_ALL_STAGES
             if is_used and value is not None and not is_valid(value):
-                raise UserError(f"{key}: {value}; expected {expected}")
+                raise UserError(f"{key}: {'no value' if value == '' else value}; expected {expected}")
     for fault in _launch_faults(settings, later):
         raise UserError(fault)
     for fault in _contradictions(settings) if "ppo" not in later else ():
         raise UserError(fault)
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _later(last: str) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from fnmatch import fnmatch
 from typing import Any
 
 from gpt2_rlhf.config import trl_fields
-from gpt2_rlhf.config.errors import UserError, did_you_mean
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.suggestions import did_you_mean
 
 _NAMES_BY_REASON = {
     "the pipeline sets it": (
@@ -77,6 +78,18 @@ PPO_USES = frozenset(
         "save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps",
     }
 )  # fmt: skip
+
+
+def is_refused(key: str) -> bool:
+    """Whether the setting is an argument of TRL's that must not be set, whatever its value."""
+    stage, _, name = key.partition(".args.")
+    return name in REFUSED or (stage == "ppo" and name != "" and name not in PPO_USES)
+
+
+def is_common(key: str) -> bool:
+    """Whether the setting is one of this project, or an argument of TRL's that PPO uses too."""
+    name = key.partition(".args.")[2]
+    return name == "" or (name in PPO_USES and name not in REFUSED)
 
 
 def check(stage: str, args: Mapping[str, Any]) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf.config.errors import UserError, did_you_mean
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.metrics import MEASURES
+from gpt2_rlhf.config.suggestions import did_you_mean
 from gpt2_rlhf.evidence import results, verdict
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
 from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Sources, Table, plain, text
