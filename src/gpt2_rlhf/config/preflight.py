@@ -6,7 +6,7 @@ is not refused for the settings of later stages.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import TABLES, Settings
+from gpt2_rlhf.config.settings import TABLES, Settings, flat
 
 _STAGES = ("data", "sft", "reward", "judge", "ppo", "evaluate")
 
@@ -85,7 +85,7 @@ def check(settings: Settings, last: str = "evaluate") -> None:
     values, later = asdict(settings), _later(last)
     if last == "judge" and not settings.data.has_judge:
         raise UserError("judge: these settings have none; expected data.disjoint=true and a data.shares.judge above 0")
-    for key, value in _flat(values):
+    for key, value in flat(values):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}: {value}; expected a finite number")
     for expected, is_valid, keys in RANGES:
@@ -99,14 +99,6 @@ def check(settings: Settings, last: str = "evaluate") -> None:
         raise UserError(fault)
     for fault in _contradictions(settings) if "ppo" not in later else ():
         raise UserError(fault)
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _later(last: str) -> tuple[str, ...]:

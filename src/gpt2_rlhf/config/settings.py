@@ -3,6 +3,7 @@
 Defaults live in conf/ alone. A field here has none, so that a value that nobody set is an error.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -202,3 +203,12 @@ def with_value(node: Any, key: str, value: Any) -> Any:
     if isinstance(node, dict):
         return {**node, name: with_value(node[name], rest, value) if rest else value}
     return replace(node, **{name: with_value(getattr(node, name), rest, value) if rest else value})
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of nested settings with its dotted key."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,10 +1,11 @@
 """Say which stages of a run are done, partial or missing, and why."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from gpt2_rlhf.config.settings import flat
 from gpt2_rlhf.store import locks
 from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, manifest, newest_whole_checkpoint
 
@@ -34,11 +35,11 @@ def status(stage: Stage, processes: int) -> tuple[str, str]:
 
 def _nearest_difference(stage: Stage) -> str:
     """Name the input that differs from the most similar finished stage of the same name."""
-    mine = dict(_flat(stage.inputs))
+    mine = dict(flat(stage.inputs))
     differences: list[list[str]] = []
     for path in stage.directory.parent.glob(f"{stage.name}-*/manifest.json"):
         try:
-            theirs = dict(_flat(json.loads(path.read_text(encoding="utf-8"))["inputs"]))
+            theirs = dict(flat(json.loads(path.read_text(encoding="utf-8"))["inputs"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # a damaged manifest
         keys = [k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)]
@@ -55,11 +56,3 @@ def _difference(key: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], na
     if key.startswith("needs."):
         return f"needs another {key.removeprefix('needs.')} than {name}"
     return f"{key} is {mine.get(key)}, not {theirs.get(key)} as in {name}"
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
