@@ -172,7 +172,7 @@ def test_a_guard_that_stops_ppo_hands_on_the_best_policy_and_says_so(finished: P
     done = pipeline(finished, "ppo.guard.max_kl_nats=1e-9")
     assert done.returncode == 0, done.stderr
     assert "the guard stopped PPO: update 2: KL to SFT" in done.stdout
-    assert "The policy of update 0 was handed on." in " ".join(done.stdout.split())
+    assert "The SFT model was handed on." in " ".join(done.stdout.split())
     found = summary(finished)["ppo"]
     assert (found["updates"], found["kept_update"]) == (2, 0)
     assert found["heldout"]["kept"] == found["heldout"]["start"]

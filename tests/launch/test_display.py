@@ -2,12 +2,16 @@ import io
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.launch import tasks
 from gpt2_rlhf.launch.display import Display
-from gpt2_rlhf.launch.progress_line import Doing
+from gpt2_rlhf.launch.progress_line import Doing, tell
+from gpt2_rlhf.launch.tasks import Task
 
 SFT, PPO = Path("sft-0"), Path("ppo-0")
 
@@ -127,3 +131,21 @@ def test_of_the_processes_of_a_launcher_the_first_alone_shows_what_runs(
     now[0] += 60
     display.refresh()
     assert capsys.readouterr().out == ""
+
+
+def test_all_that_a_task_prints_on_a_terminal_stands_above_the_lines_and_is_left_when_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal(monkeypatch)
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def action() -> None:
+        print("a line of its own", flush=True)
+        tell(Doing("1/2"))
+        time.sleep(0.3)  # until it is shown
+        raise UserError("data: a fault")
+
+    with pytest.raises(SystemExit, match="2"):
+        tasks.run(Task("sft", tmp_path, action))
+    assert "  sft 1/2" in terminal.getvalue()
+    assert terminal.screen() == ["a line of its own", "error: data: a fault", ""]
