@@ -210,18 +210,19 @@ def test_show_prints_all_tables_of_the_newest_run_or_the_one_that_is_named(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "words", "kept"),
     [
-        (["table=reward"], "table: there is no 'reward'; did you mean reward_model?"),
-        (["seed=7"], "summary.json: there is no finished run; run `make pipeline` first, with the same overrides"),
+        (["table=reward"], "table: there is no 'reward'; did you mean reward_model?", {}),
+        (["seed=7"], "summary.json: there is no finished run; run `make pipeline` first, with the same overrides", {}),
+        ([], "latest: made by another version; run `make pipeline` again, with the same overrides", {"evaluation": {}}),
     ],
 )
 def test_show_says_in_one_line_what_there_is_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str, kept: dict[str, Any]
 ) -> None:
     _, found = report_run.write(tmp_path / "runs" / "1")
     (tmp_path / "latest").mkdir()
-    (tmp_path / "latest" / "summary.json").write_text(json.dumps(found))
+    (tmp_path / "latest" / "summary.json").write_text(json.dumps(found | kept))
     with pytest.raises(SystemExit, match="2"):
         cli.main(["show", f"output_dir={tmp_path}", *arguments])
     error = capsys.readouterr().err

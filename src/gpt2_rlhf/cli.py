@@ -133,9 +133,15 @@ def _show(arguments: Sequence[str]) -> None:
     overrides = [one for one in arguments if "=" in one and not one.startswith("table=")]
     composed = compose.load(overrides)
     is_newest = all(one.startswith("output_dir=") for one in overrides)
-    latest = runs.latest(composed.settings.output_dir)
-    found = summary.read(latest if is_newest else pipeline.plan(composed).directory)
-    print(terminal.tables(found, chosen[-1] if chosen else None), end="")
+    run_dir = runs.latest(composed.settings.output_dir) if is_newest else pipeline.plan(composed).directory
+    found = summary.read(run_dir)
+    try:
+        text = terminal.tables(found, chosen[-1] if chosen else None)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{run_dir}: made by another version; run `make pipeline` again, with the same overrides"
+        ) from error
+    print(text, end="")
 
 
 def _card(overrides: Sequence[str]) -> None:

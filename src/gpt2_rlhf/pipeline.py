@@ -192,7 +192,7 @@ def _print_end(planned: Run) -> None:
     print(f"Model:   {latest / 'model'}")
     print(f"Samples: {latest / 'samples.jsonl'}")
     if planned.settings.publish.repo_id is None:
-        print("Next: `make show` prints all tables of this run")
+        print("Next: `make chat` talks to these models; `make show` prints all tables")
 
 
 if __name__ == "__main__":  # `python -m gpt2_rlhf.pipeline` is `python -m gpt2_rlhf pipeline`
