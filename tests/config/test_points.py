@@ -44,6 +44,7 @@ def test_a_list_as_one_value_and_a_path_that_hydra_cannot_read_are_no_lists() ->
         (["sweep.parallel=1,2"], "sweep.parallel is the same for all points"),
         (["publish.repo_id=a/b,c/d"], "publish.repo_id is the same for all points"),
         (["seed=0,1", "seed=2"], "seed is set twice, so that its points would be alike; set it once"),
+        (["seed=0,1,0"], "two points would be alike; list each value once"),
         (["model=glob(*)"], r"glob\(\) is not read"),
     ],
 )

@@ -101,7 +101,7 @@ def _check_names(overrides: Sequence[str], kinds: Mapping[str, Any]) -> dict[str
         if text.startswith("-"):
             raise UserError(f"{text}: there is no such option; settings are key=value")
         if not key or not (equals or text.startswith("~")):
-            raise UserError(f"{text}: no value; expected key=value, without spaces")
+            raise UserError(f"{text or 'empty argument'}: no value; expected key=value, without spaces")
         if key not in options and not _exists(key, kinds):
             common = [name for name in kinds if trl_arguments.is_common(name)]
             rare = [name for name in kinds if name not in common and not trl_arguments.is_refused(name)]

@@ -48,6 +48,8 @@ def points(overrides: Sequence[str]) -> list[Point]:
             raise UserError(f"{override}: {key} is the same for all points of a sweep; expected one value")
         if sum(one.startswith(f"{key}=") for one in overrides) > 1:
             raise UserError(f"{override}: {key} is set twice, so that its points would be alike; set it once")
+        if len(set(values := _values(override))) < len(values):
+            raise UserError(f"{override}: two points would be alike; list each value once")
     return [
         Point(chosen, tuple(one for one, values in zip(chosen, lists, strict=True) if len(values) > 1))
         for chosen in itertools.product(*lists)

@@ -42,7 +42,12 @@ _ABOVE_0 = (
 # What is expected, the check, the settings that it holds for. A value that is null or not set is not checked.
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number above 0", lambda number: number > 0, _ABOVE_0),
-    ("a number of 0 or more", lambda number: number >= 0, ("ppo.args.kl_coef",)),
+    ("a number of 0 or more", lambda number: number >= 0, ("ppo.args.kl_coef", "ppo.args.missing_eos_penalty")),
+    (
+        "a number above 0, or -1 to count epochs",  # transformers takes all others for -1
+        lambda steps: steps == -1 or steps > 0,
+        ("sft.args.max_steps", "reward.args.max_steps", "ppo.args.max_steps"),
+    ),
     ("a number above 1", lambda number: number > 1, ("ppo.guard.max_length_ratio",)),
     ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("ppo.guard.min_eos_rate", "ppo.guard.min_distinct_2")),
     ("a whole number from 0 to 4294967295", lambda seed: 0 <= seed < 2**32, ("seed",)),
@@ -70,7 +75,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda by: by in ("reward", "judge", "utility"),
         ("ppo.heldout.best_by", "sweep.best_by"),
     ),
-    ("the name of a folder", lambda name: name != "", ("output_dir",)),
+    ("a name or a path", lambda name: name != "", ("output_dir", "model.name", "data.name", "data.path")),
     ("last or best", lambda policy: policy in ("last", "best"), ("ppo.heldout.hand_on",)),
     ("static, compiled or null", lambda cache: cache in ("static", "compiled"), ("ppo.rollout_cache",)),
 )
