@@ -211,6 +211,29 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
 
 @pytest.mark.slow
 @pytest.mark.cluster
+def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
+    environment: Mapping[str, str], straight: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(straight / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("ppo-*"))
+    here = command("sweep", tmp_path, "launch=slurm", "launch.processes=2", "ppo.args.kl_coef=0.1,0.2")
+    run(environment, *here)
+    jobs = [json.loads(path.read_text())["job"] for path in tmp_path.glob("stages/*.job")]
+    assert len(set(jobs)) == 4, "PPO and the evaluation of each point"
+    (table,) = tmp_path.glob("sweeps/*/sweep.json")
+    states = [point["state"] for point in json.loads(table.read_text())["points"]]
+    assert sorted(states) == ["", "best"]
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("stages/ppo-*/manifest.json")]
+    of_straight = json.loads((straight / "latest/ppo/manifest.json").read_text())
+    assert len(records) == 2
+    assert of_straight["weights_sha256"] in [
+        record["weights_sha256"] for record in records
+    ]  # its KL coefficient is 0.1
+    again = run(environment, *here)
+    assert "queued" not in again
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
