@@ -18,10 +18,10 @@ from markupsafe import Markup
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results, terminal
+from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results
 from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
 from gpt2_rlhf.evidence.tables import text as figure_text
-from gpt2_rlhf.evidence.verdict import verdict
+from gpt2_rlhf.evidence.verdict import notes, verdict
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
 
@@ -62,6 +62,7 @@ def write(
     content: dict[str, Any] = {
         "summary": kept,
         "verdict": verdict(summary),
+        "notes": notes(summary),
         "pictures": [
             {"picture": one, "png": base64.b64encode(one.save(directory)).decode()}
             for one in plots.pictures(run_dir, records, heldout)
@@ -70,8 +71,6 @@ def write(
         "models": results.model_names(sources),
         "facts": facts,
         "figure": figure_text,
-        "chosen": terminal.chosen_text(summary["ppo"]),
-        "forced": [terminal.forced_text(fault) for fault in summary["ppo"]["forced"]],
         "samples": [{**one, "change": card_samples.change(one)} for one in samples[: examples + SAMPLES_SHOWN]],
         "examples": examples,
         "heldout": len(heldout),
