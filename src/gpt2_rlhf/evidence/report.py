@@ -57,21 +57,28 @@ def write(
     directory.mkdir(exist_ok=True)
     samples = read_json_lines(run_dir / "samples.jsonl")  # the examples first
     heldout = [sample for sample in samples if sample["group"] == "heldout"]
-    examples = len(samples) - len(heldout)
+    examples, by = len(samples) - len(heldout), card_samples.measure(samples, summary["ppo"])
     tables, facts = _tables(sources), lineage.facts(sources)
+    story, *pictures = [
+        {"picture": one, "png": base64.b64encode(one.save(directory)).decode()}
+        for one in plots.pictures(run_dir, records, heldout)
+    ]
     content: dict[str, Any] = {
         "summary": kept,
         "verdict": verdict(summary),
         "notes": notes(summary),
-        "pictures": [
-            {"picture": one, "png": base64.b64encode(one.save(directory)).decode()}
-            for one in plots.pictures(run_dir, records, heldout)
-        ],
+        "story": story,
+        "pictures": pictures,
         "tables": tables,
         "models": results.model_names(sources),
         "facts": facts,
         "figure": figure_text,
-        "samples": [{**one, "change": card_samples.change(one)} for one in samples[: examples + SAMPLES_SHOWN]],
+        "measure": by,
+        "picked": card_samples.chosen(samples, by),
+        "story_models": card_samples.SHOWN,
+        "scores": card_samples.scores,
+        "change": card_samples.change,
+        "samples": samples[: examples + SAMPLES_SHOWN],
         "examples": examples,
         "heldout": len(heldout),
         "printed": SAMPLES_PRINTED,
