@@ -92,7 +92,7 @@ _FAINT = """(() => {
   }
   return Array.from(faint);
 })()"""
-_SKIPPED = """Array.from(document.querySelectorAll("h1, h2, h3, h4")).map((one) => Number(one.tagName[1]))
+_SKIPPED = """Array.from(document.querySelectorAll("h1, h2, h3, h4, h5, h6")).map((one) => Number(one.tagName[1]))
   .filter((level, place, every) => level > (place ? every[place - 1] : 0) + 1).length"""
 _UNPRINTED = """Array.from(document.querySelectorAll("details > div")).filter(
   (one) => !one.checkVisibility()).map((one) => one.id)"""
