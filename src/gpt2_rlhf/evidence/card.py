@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Publish, Settings
-from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, terminal
+from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, verdict
 from gpt2_rlhf.evidence.tables import markdown, text
 from gpt2_rlhf.store.stage import TRAINED
 
@@ -53,7 +53,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         lstrip_blocks=True,
     )
     environment.filters.update(table=markdown, figure=text)
-    modules = (results, lineage, card_training, card_samples, terminal)  # the templates call their functions
+    modules = (results, lineage, card_training, card_samples, verdict)  # the templates call their functions
     environment.globals.update({module.__name__.rpartition(".")[2]: module for module in modules})
     found = {**summary.findings(sources.records, sources.seeds), "manifests": sources.records}
     function = sources.records["ppo"]["inputs"]["ppo"]["reward"]["function"]

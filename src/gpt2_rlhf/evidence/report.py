@@ -18,10 +18,10 @@ from markupsafe import Markup
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results, terminal
+from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results
 from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
 from gpt2_rlhf.evidence.tables import text as figure_text
-from gpt2_rlhf.evidence.verdict import verdict
+from gpt2_rlhf.evidence.verdict import notes, verdict
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
 
@@ -57,22 +57,28 @@ def write(
     directory.mkdir(exist_ok=True)
     samples = read_json_lines(run_dir / "samples.jsonl")  # the examples first
     heldout = [sample for sample in samples if sample["group"] == "heldout"]
-    examples = len(samples) - len(heldout)
+    examples, by = len(samples) - len(heldout), card_samples.measure(samples, summary["ppo"])
     tables, facts = _tables(sources), lineage.facts(sources)
+    story, *pictures = [
+        {"picture": one, "png": base64.b64encode(one.save(directory)).decode()}
+        for one in plots.pictures(run_dir, records, heldout)
+    ]
     content: dict[str, Any] = {
         "summary": kept,
         "verdict": verdict(summary),
-        "pictures": [
-            {"picture": one, "png": base64.b64encode(one.save(directory)).decode()}
-            for one in plots.pictures(run_dir, records, heldout)
-        ],
+        "notes": notes(summary),
+        "story": story,
+        "pictures": pictures,
         "tables": tables,
         "models": results.model_names(sources),
         "facts": facts,
         "figure": figure_text,
-        "chosen": terminal.chosen_text(summary["ppo"]),
-        "forced": [terminal.forced_text(fault) for fault in summary["ppo"]["forced"]],
-        "samples": [{**one, "change": card_samples.change(one)} for one in samples[: examples + SAMPLES_SHOWN]],
+        "measure": by,
+        "picked": card_samples.chosen(samples, by),
+        "story_models": card_samples.SHOWN,
+        "scores": card_samples.scores,
+        "change": card_samples.change,
+        "samples": samples[: examples + SAMPLES_SHOWN],
         "examples": examples,
         "heldout": len(heldout),
         "printed": SAMPLES_PRINTED,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config.metrics import MEASURES
-from gpt2_rlhf.evidence import results
+from gpt2_rlhf.evidence import results, verdict
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
 from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Table, plain, text
 
@@ -38,12 +38,11 @@ def render(summary: Mapping[str, Any]) -> str:
         plain(results.sft_loss(summary)),
         plain(results.accuracy(summary)),
         plain(results.reward_model_faults(summary)),
-        *(_filled(forced_text(fault)) for fault in ppo["forced"]),
+        *(_filled(verdict.forced_text(fault)) for fault in ppo["forced"]),
     ]
     if ppo["stopped"] is not None:
-        stopped = f"The guard stopped PPO: {ppo['stopped']}. The policy of update {ppo['kept_update']} was handed on."
-        parts.append(_filled(stopped))
-    if (chosen := chosen_text(ppo)) is not None:
+        parts.append(_filled(verdict.stopped_text(ppo)))
+    if (chosen := verdict.chosen_text(ppo)) is not None:
         parts.append(_filled(chosen))
     # n of all prompts is in the note; a column more would not fit
     parts.append(plain(models.only("base", "sft", "ppo"), with_n=False))
@@ -53,7 +52,7 @@ def render(summary: Mapping[str, Any]) -> str:
         parts.append(plain(paired.only(best_pair)))
     parts.append(plain(results.subsets(summary).only("ppo_minus_sft/reward", "ppo_minus_sft/judge_reward")))
     if summary["seeds"] is not None:
-        parts += [plain(results.over_seeds(summary)), _filled(failed_seeds(summary["seeds"]))]
+        parts += [plain(results.over_seeds(summary)), _filled(verdict.failed_seeds(summary["seeds"]))]
     sampled = (
         f"All models on the same {evaluation['prompts']} held-out prompts: n = {evaluation['prompts']} for each figure "
         f"without another; answers sampled with seed {evaluation['seed']}, temperature "
@@ -85,30 +84,6 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
 def _sample(measured: int, metrics: Mapping[str, Any]) -> str:
     every = metrics["test_pairs"]
     return f" ({measured} of {every} test pairs, evaluate.pairs)" if measured < every else ""
-
-
-def failed_seeds(seeds: Mapping[str, Any]) -> str:
-    """Return how many seeds collapsed, and each one that did or that the guard stopped."""
-    lines = [f"{len(seeds['collapsed'])} of {len(seeds['by_seed'])} seeds collapsed."]
-    for one in seeds["by_seed"]:
-        if one["collapsed"] is not None:
-            lines.append(f"Seed {one['seed']} collapsed: {one['collapsed']}.")
-        if one["stopped"] is not None:
-            lines.append(f"Seed {one['seed']}: the guard stopped PPO and kept update {one['kept_update']}.")
-    return " ".join(lines)
-
-
-def forced_text(fault: str) -> str:
-    """Return the sentence on a gate that force=true passed. fault: `stage: what was found; what to do`."""
-    found = fault.partition(": ")[2].partition("; ")[0]
-    return f"A gate failed, and force=true continued the run: {found.rstrip('.')}."
-
-
-def chosen_text(ppo: Mapping[str, Any]) -> str | None:
-    """Return the sentence on what chose the policy of a PPO stage; None where nothing chose. ppo: its metrics."""
-    by = ppo.get("chosen_by")  # manifests of earlier versions have no such key
-    name = "reward model" if by == "reward" else by
-    return by and f"The {name} also chose the policy that was handed on, so its figures for PPO are optimistic."
 
 
 def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -1,4 +1,4 @@
-"""Turn a run's figures into one sentence that claims no more than its intervals show.
+"""Turn a run's figures into a verdict of two sentences, and into notes, that claim no more than the intervals show.
 
 A higher reward alone shows no better answers: PPO is trained on the reward model and comes to exploit its errors (Gao
 et al. 2023, arXiv:2210.10760). "Better" needs a measure that PPO was not trained on, the data's utility or else the
@@ -10,55 +10,82 @@ from typing import Any
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.evidence.comparison import BEST_OF_N
 from gpt2_rlhf.evidence.tables import text
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """Return what PPO did to the answers, in one sentence with n and intervals; differences are PPO - SFT."""
-    ppo, by = summary["ppo"], summary["ppo"].get("chosen_by")
-    chosen = f"chosen by the {'reward model' if by == 'reward' else by}, whose figures are optimistic" if by else ""
-    clauses = [_finding(summary) if ppo["kept_update"] != 0 else "PPO handed on the SFT model unchanged"]
-    handed_on = f" was handed on{', ' if chosen else ''}{chosen}"
-    if ppo["stopped"] is not None:
-        clauses.append(
-            f"the guard stopped PPO ({ppo['stopped']}) and the policy of update {ppo['kept_update']}{handed_on}"
-        )
-    elif ppo["kept_update"] != ppo["updates"]:
-        clauses.append(f"the policy of update {ppo['kept_update']} of {ppo['updates']}{handed_on}")
-    elif chosen:
-        clauses.append(f"the policy was {chosen}")
-    if ppo["forced"]:
-        clauses.append("PPO was trained although a gate failed (force=true)")
-    seeds = summary["seeds"]
-    if seeds is None:
-        clauses.append(f"one training seed ({summary['seed']})")
-    else:
-        clauses.append(f"{len(seeds['collapsed'])} of {len(seeds['by_seed'])} training seeds collapsed")
-    return f"{'; '.join(clauses)}."
+    """Return what PPO did to the answers, in at most two sentences. "(difference X [a, b])" is PPO - SFT by prompt."""
+    return " ".join(_findings(summary)[:2])
 
 
-def _finding(summary: Mapping[str, Any]) -> str:
-    evaluation, fault = summary["evaluation"], summary["ppo"]["judge_fault"]
-    gain, rates = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
-    usable = [one for one in metrics.MEASURES if gain[one.key] is not None]
-    usable = [one for one in usable if fault is None or one is not metrics.JUDGE_REWARD]
-    quality = usable[0] if usable[0] is not metrics.REWARD else None  # PPO was not trained on it
-    wins = ", ".join(
-        f"{text(rates[won.key], won.unit)} by {won.label.rpartition(' ')[2]}"
-        for measure, won in zip(metrics.MEASURES, metrics.WINS_VS_SFT, strict=True)
-        if measure in usable and rates.get(won.key) is not None
-    )
-    figures = ", ".join(f"{_name(one)} {text(gain[one.key], one.unit)}" for one in usable)
-    parts = [
-        _claim(evaluation, quality),
-        *([f"PPO wins against SFT: {wins}"] if wins else []),
-        f"PPO - SFT on the same {evaluation['prompts']} held-out prompts: {figures}"
-        + (", with neither a utility nor a usable judge" if quality is None else ""),
-    ]
-    return "; ".join(parts) + _longer(evaluation["models"])
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """Return what a reader needs beside the verdict, a sentence or two each: other measures, what was handed on, seeds.
+
+    A guard that stopped PPO and a gate that was passed by force come first, since they are faults.
+    """
+    ppo, seeds = summary["ppo"], summary["seeds"]
+    found = [] if ppo["stopped"] is None else [stopped_text(ppo)]
+    found += [forced_text(fault) for fault in ppo["forced"]]
+    found += _findings(summary)[2:] + _other_measures(summary)
+    if ppo["stopped"] is None and 0 != ppo["kept_update"] != ppo["updates"]:
+        found.append(f"The policy of update {ppo['kept_update']} of {ppo['updates']} was handed on.")
+    if (chosen := chosen_text(ppo)) is not None:
+        found.append(chosen)
+    one = f"One training seed ({summary['seed']}) was run; another may end differently."
+    return [*found, one if seeds is None else failed_seeds(seeds)]
 
 
-def _claim(evaluation: Mapping[str, Any], quality: Metric | None) -> str:
+def stopped_text(ppo: Mapping[str, Any]) -> str:
+    """Return why the guard stopped PPO and what was handed on. ppo: metrics of a PPO stage that was stopped."""
+    handed_on = f"policy of update {ppo['kept_update']}" if ppo["kept_update"] else "SFT model"
+    return f"The guard stopped PPO: {ppo['stopped']}. The {handed_on} was handed on."
+
+
+def failed_seeds(seeds: Mapping[str, Any]) -> str:
+    """Return how many seeds collapsed, and each one that did or that the guard stopped."""
+    lines = [f"{len(seeds['collapsed'])} of {len(seeds['by_seed'])} seeds collapsed."]
+    for one in seeds["by_seed"]:
+        if one["collapsed"] is not None:
+            lines.append(f"Seed {one['seed']} collapsed: {one['collapsed']}.")
+        if one["stopped"] is not None:
+            lines.append(f"Seed {one['seed']}: the guard stopped PPO and kept update {one['kept_update']}.")
+    return " ".join(lines)
+
+
+def forced_text(fault: str) -> str:
+    """Return the sentence on a gate that force=true passed. fault: `stage: what was found; what to do`."""
+    found = fault.partition(": ")[2].partition("; ")[0]
+    return f"A gate failed, and force=true continued the run: {found.rstrip('.')}."
+
+
+def chosen_text(ppo: Mapping[str, Any]) -> str | None:
+    """Return the sentence on what chose the policy of a PPO stage; None where nothing chose. ppo: its metrics."""
+    by = ppo.get("chosen_by")  # manifests of earlier versions have no such key
+    name = "reward model" if by == "reward" else by
+    return by and f"The {name} also chose the policy that was handed on, so its figures for PPO are optimistic."
+
+
+def _findings(summary: Mapping[str, Any]) -> list[str]:
+    """Return the claim, then what qualifies it, most important first, a sentence each."""
+    evaluation, ppo = summary["evaluation"], summary["ppo"]
+    if ppo["kept_update"] == 0:
+        return ["PPO handed on the SFT model unchanged."]
+    first, second = _claim(evaluation, _quality(summary))
+    longer = _longer(evaluation["models"])
+    best = _best_of_n(evaluation, _quality(summary) or metrics.REWARD)
+    both = [f"{'They' if first.startswith(_ANSWERS) else _ANSWERS} are {longer}"] if longer else []
+    if best:
+        both.append(f"the {best.removeprefix('The ')}" if both else best)
+    rest = [f"{'; '.join(both)}."] if both else []
+    return [first, *([second] if second else []), *rest]
+
+
+_ANSWERS = "PPO's answers"
+
+
+def _claim(evaluation: Mapping[str, Any], quality: Metric | None) -> tuple[str, str | None]:
+    """Return the claim about the answers, and what the reward adds to it."""
     gain, models, n = evaluation["paired"]["ppo_minus_sft"], evaluation["models"], evaluation["prompts"]
 
     def direction(metric: Metric) -> str | None:
@@ -68,30 +95,76 @@ def _claim(evaluation: Mapping[str, Any], quality: Metric | None) -> str:
         before, after = (text(float(models[name][metric.key]["mean"]), metric.unit) for name in ("sft", "ppo"))
         return f"{_name(metric)} {direction(metric)} from {before} to {after}"
 
+    def difference(metric: Metric) -> str:
+        return f"(difference {text(gain[metric.key], metric.unit)})"
+
     reward = direction(metrics.REWARD)
-    if quality is not None and direction(quality) == "rose":
-        but = "" if reward == "rose" else ", though no rise of its reward shows"
-        return f"PPO's answers are better: {change(quality)}{but}"
-    if quality is not None and direction(quality) == "fell":
-        exploited = f" although its {change(metrics.REWARD)}: PPO exploited the reward model, and"
-        return f"PPO's answers are worse{exploited if reward == 'rose' else ':'} {change(quality)}"
-    if reward is None:
-        return f"No difference between PPO and SFT shows on {n} prompts"
-    claim = f"PPO's {change(metrics.REWARD)}"
     if quality is None:
-        return f"{claim}, which alone does not show better answers" if reward == "rose" else claim
-    exploited = ": PPO may have exploited the reward model" if reward == "rose" else ""
-    return f"{claim}, but no change of its {_name(quality)} shows on {n} prompts{exploited}"
+        if reward is None:
+            return f"No difference between PPO and SFT shows on {n} prompts: reward {difference(metrics.REWARD)}.", None
+        claim = f"PPO's {change(metrics.REWARD)} {difference(metrics.REWARD)}."
+        alone = "That alone does not show better answers: the run has neither a utility nor a usable judge."
+        return claim, alone if reward == "rose" else None
+    reward_rose = f"The reward rose from {change(metrics.REWARD).partition(' from ')[2]}: PPO"
+    if direction(quality) == "rose":
+        better = f"{_ANSWERS} are better: {change(quality)} {difference(quality)}."
+        return better, None if reward == "rose" else "No rise of the reward shows."
+    if direction(quality) == "fell":
+        worse = f"{_ANSWERS} are worse: {change(quality)} {difference(quality)}."
+        return worse, f"{reward_rose} exploited the reward model." if reward == "rose" else None
+    if reward is None:
+        return f"No difference between PPO and SFT shows on {n} prompts: {_name(quality)} {difference(quality)}.", None
+    claim = f"No change of {_name(quality)} shows on {n} prompts {difference(quality)}."
+    return claim, f"{reward_rose} may have exploited the reward model." if reward == "rose" else (
+        f"The {change(metrics.REWARD)}."
+    )
 
 
-def _longer(models: Mapping[str, Any]) -> str:
-    """How much longer or shorter the answers became, where the intervals of the mean lengths do not overlap."""
+def _usable(summary: Mapping[str, Any]) -> list[Metric]:
+    """Return the measures that the run has, first those that PPO was not trained on; no judge at chance."""
+    gain = summary["evaluation"]["paired"]["ppo_minus_sft"]
+    known = [one for one in metrics.MEASURES if gain[one.key] is not None]
+    return [one for one in known if summary["ppo"]["judge_fault"] is None or one is not metrics.JUDGE_REWARD]
+
+
+def _quality(summary: Mapping[str, Any]) -> Metric | None:
+    """Return the measure of quality, which PPO was not trained on; None without one."""
+    return first if (first := _usable(summary)[0]) is not metrics.REWARD else None
+
+
+def _other_measures(summary: Mapping[str, Any]) -> list[str]:
+    """Return PPO against SFT by every usable measure: win rates, and differences where the verdict has another."""
+    evaluation, usable = summary["evaluation"], _usable(summary)
+    gain, rates = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
+    wins = ", ".join(
+        f"{text(rates[won.key], won.unit)} by {won.label.rpartition(' ')[2]}"
+        for measure, won in zip(metrics.MEASURES, metrics.WINS_VS_SFT, strict=True)
+        if measure in usable and rates.get(won.key) is not None
+    )
+    differences = ", ".join(f"{_name(one)} {text(gain[one.key], one.unit)}" for one in usable)
+    return [
+        *([f"PPO wins against SFT: {wins}."] if wins else []),
+        f"PPO - SFT on the same {evaluation['prompts']} held-out prompts: {differences}.",
+    ]
+
+
+def _best_of_n(evaluation: Mapping[str, Any], measure: Metric) -> str | None:
+    """Return what the best of several SFT answers reaches by this measure, the alternative to training."""
+    best = evaluation["models"].get(BEST_OF_N)
+    if best is None or best.get(measure.key) is None:
+        return None
+    reached = text(float(best[measure.key]["mean"]), measure.unit)
+    return f"The best of {evaluation['best_of']} SFT answers, without training, reaches {_name(measure)} {reached}"
+
+
+def _longer(models: Mapping[str, Any]) -> str | None:
+    """Return how much longer or shorter the answers became; None where the intervals of the mean lengths overlap."""
     sft, ppo = (models[name][metrics.TOKENS.key] for name in ("sft", "ppo"))
     if not sft["mean"] or (ppo["low"] <= sft["high"] and ppo["high"] >= sft["low"]):
-        return ""
+        return None
     change = ppo["mean"] / sft["mean"] - 1
-    return f"; PPO's answers are {100 * abs(change):.0f} % {'longer' if change > 0 else 'shorter'}"
+    return f"{100 * abs(change):.0f} % {'longer' if change > 0 else 'shorter'}"
 
 
 def _name(metric: Metric) -> str:
-    return metric.label.lower()
+    return f"{'the ' if metric is metrics.JUDGE_REWARD else ''}{metric.label.lower()}"
