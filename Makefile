@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline sweep data sft reward judge ppo evaluate config status card publish clean prune clean-all lint test test-fast test-cluster report-check bench
+.PHONY: help setup pipeline sweep data sft reward judge ppo evaluate config status chat card publish clean prune clean-all lint test test-fast test-cluster report-check bench
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,10 +43,11 @@ judge:  ## build up to the judge, a second reward model that PPO is not trained 
 ppo:  ## build up to PPO
 evaluate:  ## build up to the comparison of base, SFT and PPO
 
-config status card publish: $(STAMP)
+config status chat card publish: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
 config:  ## print every value that is set, after overrides
 status:  ## print which stages are done, partial or missing, and why
+chat:  ## talk to base, SFT and PPO side by side; chat.web=true opens a page for the browser
 card:  ## write the model cards again, without a push
 publish:  ## push the newest run: make publish publish.repo_id=user/name; publish.dry_run=true only shows it
 

@@ -46,6 +46,7 @@ VERBS = {
     "sweep": "Build all points of lists such as seed=0,1 ppo.args.kl_coef=0.05,0.1, and compare them.",
     "config": "Print every value that is set, after overrides.",
     "status": "Print which stages are done, running, partial or missing, and why.",
+    "chat": "Talk to base, SFT and PPO side by side; --web opens a page for the browser.",
     "card": "Write the model cards again, without a push.",
     "publish": "Push the newest run: publish.repo_id=user/name; publish.dry_run=true only shows it.",
     "clean": "Delete unfinished and set-aside stages; with --all, ask, and delete everything.",
@@ -75,6 +76,7 @@ def _run(arguments: Sequence[str]) -> None:
         "sweep": sweep.run,
         "config": _config,
         "status": _status,
+        "chat": _chat,
         "card": _card,
         "publish": _publish,
         "clean": _clean,
@@ -107,6 +109,13 @@ def _status(overrides: Sequence[str]) -> None:
     with console.capture() as text:  # rich itself would exit without a word after a broken pipe
         console.print(table)
     print(text.get(), end="")
+
+
+def _chat(arguments: Sequence[str]) -> None:
+    composed = compose.load(["chat.web=true" if one == "--web" else one for one in arguments])
+    from gpt2_rlhf import chat  # torch takes seconds to import
+
+    chat.run(composed)
 
 
 def _card(overrides: Sequence[str]) -> None:

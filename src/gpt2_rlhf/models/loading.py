@@ -64,6 +64,12 @@ def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:
     return model
 
 
+def on_device(model: PreTrainedModel) -> PreTrainedModel:
+    """Move a model to the accelerator, if there is one, and return it."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return model.to(device)  # type: ignore[arg-type]  # transformers wraps `to`, and the type of `self` is lost
+
+
 def check_lora(model: Model, peft: Peft, key: str, kind: Any = AutoModelForCausalLM) -> None:
     """Check the adapter's settings on a model without weights. kind: the class of transformers that loads the model.
 
