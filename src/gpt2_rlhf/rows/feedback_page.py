@@ -67,25 +67,26 @@ def build(first: Conversation, settings: Settings, load_run: Callable[[str], Con
     places = range(len(first.models.policies) + 1)  # the last for best of n
 
     def shown(view: _View, is_final: bool) -> list[Any]:
-        """Return the updates of all places: the transcript, the figures, the button."""
+        """Return the updates of all places: the column, the transcript, the figures, the button."""
         updates: list[Any] = []
         replies = view.conversation.replies
         for place, name in itertools.zip_longest(places, view.order):
             if name is None:
-                updates += [gr.Textbox(visible=False), gr.Textbox(visible=False), gr.Button(visible=False)]
+                updates += [gr.Column(visible=False), gr.Textbox(""), gr.Textbox(""), gr.Button(interactive=False)]
                 continue
             label = f"Answer {place + 1}" if view.is_blind else name
             figures = _BLIND if view.is_blind and is_final else replies[name].figures
             updates += [
-                gr.Textbox(replies[name].transcript, label=label, visible=True),
-                gr.Textbox(figures, label=f"{label}: scores", visible=True),
-                gr.Button(f"{label} is better", visible=True, interactive=is_final),
+                gr.Column(visible=True),
+                gr.Textbox(replies[name].transcript, label=label),
+                gr.Textbox(figures, label=f"{label}: scores"),
+                gr.Button(f"{label} is better", interactive=is_final),
             ]
         return updates
 
     def ask(view: _View | None, question: str, best_of: float, seed: str, is_blind: bool) -> Iterator[Any]:
         before = view.conversation if view else first
-        kept = [view, gr.skip(), *[gr.skip()] * 3 * len(places)]
+        kept = [view, gr.skip(), *[gr.skip()] * 4 * len(places)]
         if not question.strip():
             yield [*kept, "type a question"]
             return
@@ -108,7 +109,7 @@ def build(first: Conversation, settings: Settings, load_run: Callable[[str], Con
         try:
             conversation, done = feedback.prefer(view.conversation, view.order[place], feedback.file(settings))
         except UserError as error:
-            return [view, *[gr.skip()] * 3 * len(places), f"error: {error}"]
+            return [view, *[gr.skip()] * 4 * len(places), f"error: {error}"]
         view = replace(view, is_blind=False)
         said = f"{done}. To look at the pairs: make data data.path={feedback.file(settings)}"
         return [replace(view, conversation=conversation), *shown(view, is_final=False), said]
@@ -121,7 +122,7 @@ def build(first: Conversation, settings: Settings, load_run: Callable[[str], Con
         try:
             view = _View(load_run(name))
         except UserError as error:
-            return [*[gr.skip()] * (3 * len(places) + 3), f"error: {error}"]
+            return [*[gr.skip()] * (4 * len(places) + 3), f"error: {error}"]
         folder = runs.find(settings.output_dir, name)
         updates = [gr.Dataset(samples=_examples(folder)), _curve(folder), *shown(view, is_final=False)]
         return [view, *updates, f"talking to run {name}"]
@@ -139,11 +140,11 @@ def build(first: Conversation, settings: Settings, load_run: Callable[[str], Con
                 buttons: list[gr.Button] = []
                 with gr.Row():
                     for _ in places:
-                        with gr.Column(min_width=200):
-                            answers.append(gr.Textbox(visible=False, lines=8, max_lines=24, interactive=False))
-                            answers.append(gr.Textbox(visible=False, interactive=False))
-                            buttons.append(gr.Button(visible=False, interactive=False))
-                            answers.append(buttons[-1])
+                        with gr.Column(min_width=200, visible=False) as column:
+                            answer = gr.Textbox(lines=8, max_lines=24, interactive=False)
+                            figures = gr.Textbox(interactive=False)
+                            buttons.append(gr.Button(interactive=False))
+                        answers += [column, answer, figures, buttons[-1]]
                 curve = gr.HTML(_curve(folder))
             with gr.Column(scale=1, min_width=260):
                 examples = gr.Dataset(
