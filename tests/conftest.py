@@ -29,6 +29,7 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
     "ppo_trainer/test_resume.py",
     "ppo_trainer/test_trainer.py",
     "test_bad_input.py",
+    "test_chat.py",
     "test_evaluate.py",
     "test_publish.py",
 )

@@ -11,6 +11,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -157,42 +158,55 @@ def _of_run(settings: Settings) -> Models:
 
 def _named(places: Mapping[str, str], settings: Settings) -> Models:
     """Load the models at these places, which must have one vocabulary."""
-    folders = {name: _folder(name, place) for name, place in places.items()}
-    tokenizers = {name: tokens.load_tokenizer(str(folder), None) for name, folder in folders.items()}
-    (first, tokenizer), *others = tokenizers.items()
-    for name, other in others:
-        if other.get_vocab() != tokenizer.get_vocab():
-            raise UserError(f"chat.models.{name}: {places[name]}: expected the vocabulary of {places[first]}")
-    policies = {name: _policy(folder) for name, folder in folders.items() if name not in SCORERS}
-    if not policies:
+    folders: dict[str, Path] = {}
+    loaded: dict[str, PreTrainedModel] = {}
+    tokenizer = None
+    for name, place in places.items():
+        with _naming(name):
+            folders[name] = _folder(name, place)
+            own = tokens.load_tokenizer(str(folders[name]), None)
+            tokenizer = tokenizer or own
+            if own.get_vocab() != tokenizer.get_vocab():
+                raise UserError(f"{place}: expected the vocabulary of {next(iter(places.values()))}")
+            loaded[name] = _scorer(folders[name], own) if name in SCORERS else _policy(folders[name])
+    policies = {name: model for name, model in loaded.items() if name not in SCORERS}
+    if tokenizer is None or not policies:
         raise UserError("chat.models: no model that answers; set chat.models.base, sft or ppo")
     return Models(
         policies=policies,
-        scorers={name: _scorer(folder, tokenizer) for name, folder in folders.items() if name in SCORERS},
+        scorers={name: model for name, model in loaded.items() if name in SCORERS},
         tokenizer=tokenizer,
         temperature=settings.chat.temperature or settings.evaluate.temperature,
         max_new_tokens=settings.chat.max_new_tokens or settings.evaluate.max_new_tokens,
     )
 
 
-def _folder(name: str, place: str) -> Path:
-    """Return the folder of a model, downloaded if it is on the Hub, after all checks that need no torch."""
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Name the setting of the chat in an error about a model, where it names those of a run's base model."""
+    key = f"chat.models.{name}"
     try:
-        folder = model_files.local_dir(place)
-        if folder is None:
-            from huggingface_hub import snapshot_download  # takes a fifth of a second to import
-
-            repository, _, revision = place.partition("@")
-            with hub_errors("model", repository, revision or None):
-                folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=_FILES))
-        config = model_checks.check(Model(str(folder), None, None, None))
+        yield
     except UserError as error:
         words = str(error).replace(", or use model=embedded", "")
-        raise UserError(re.sub(r"model\.(name|revision|tokenizer)", f"chat.models.{name}", words)) from error
+        words = re.sub(r"model\.(name|revision|tokenizer)", key, words)
+        raise UserError(words if words.startswith(key) else f"{key}: {words}") from error
+
+
+def _folder(name: str, place: str) -> Path:
+    """Return the folder of a model, downloaded if it is on the Hub, after all checks that need no torch."""
+    folder = model_files.local_dir(place)
+    if folder is None:
+        from huggingface_hub import snapshot_download  # takes a fifth of a second to import
+
+        repository, _, revision = place.partition("@")
+        with hub_errors("model", repository, revision or None):
+            folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=_FILES))
+    config = model_checks.check(Model(str(folder), None, None, None))
     is_scorer = any("SequenceClassification" in kind for kind in config.get("architectures") or ())
     if is_scorer != (name in SCORERS):
         kinds = ("a model that answers", "a reward model")
-        raise UserError(f"chat.models.{name}: {place} is {kinds[is_scorer]}; expected {kinds[not is_scorer]}")
+        raise UserError(f"{place} is {kinds[is_scorer]}; expected {kinds[not is_scorer]}")
     return folder
 
 

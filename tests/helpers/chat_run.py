@@ -45,7 +45,7 @@ def write(output_dir: Path, name: str = "0123456789ab") -> Path:
             torch.manual_seed(number)
             with torch.no_grad():
                 for parameter in policy.parameters():  # so that each model gives other answers
-                    parameter.add_(torch.randn_like(parameter), alpha=0.02)
+                    parameter.add_(torch.randn_like(parameter), alpha=0.04)
             loading.save(policy, tokenizer, stage.model_dir)
     (stages["ppo"].directory / "ppo.png").write_bytes(PICTURE)
     samples = [{"prompt": f"\n\nHuman: {text}\n\nAssistant:"} for text in ("How do I rest?", HOSTILE)]
