@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline sweep data sft reward judge ppo evaluate config status chat card publish clean prune clean-all lint test test-fast test-cluster report-check bench
+.PHONY: help setup pipeline sweep data sft reward judge ppo evaluate config status chat card publish clean prune clean-all lint test test-fast test-cluster report-check chat-check bench
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,7 +47,7 @@ config status chat card publish: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
 config:  ## print every value that is set, after overrides
 status:  ## print which stages are done, partial or missing, and why
-chat:  ## talk to base, SFT and PPO side by side; chat.web=true opens a page for the browser
+chat:  ## talk to base, SFT and PPO; chat.web=true: in the browser
 card:  ## write the model cards again, without a push
 publish:  ## push the newest run: make publish publish.repo_id=user/name; publish.dry_run=true only shows it
 
@@ -74,6 +74,9 @@ test-cluster: $(STAMP)  ## run the tests of several nodes and of a real Slurm, w
 
 report-check: $(STAMP)  ## check the report in a headless Chromium, as wide as a phone and as a desktop
 	@PYTHONPATH=tests $(BIN)/python -m helpers.browser_check
+
+chat-check: $(STAMP)  ## use the page of the chat in a headless Chromium
+	@PYTHONPATH=tests $(BIN)/python -m helpers.chat_check
 
 bench: $(STAMP)  ## compare the speed of stock TRL with ours: make bench BENCH='ppo-small --hh folder'
 	@$(BIN)/python -m benchmarks.bench $(BENCH) $(OVERRIDES)

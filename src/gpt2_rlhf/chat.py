@@ -221,6 +221,7 @@ def _scorer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel
 
 def _answer(conversation: Conversation, question: str, console: Console) -> Conversation:
     """Show the replies side by side as they grow, or once they are complete where the output is no terminal."""
+    answered = conversation
     if console.is_terminal:
         with Live(console=console, refresh_per_second=20) as live:
             for answered in feedback.ask(conversation, question):

@@ -46,7 +46,7 @@ VERBS = {
     "sweep": "Build all points of lists such as seed=0,1 ppo.args.kl_coef=0.05,0.1, and compare them.",
     "config": "Print every value that is set, after overrides.",
     "status": "Print which stages are done, running, partial or missing, and why.",
-    "chat": "Talk to base, SFT and PPO side by side; --web opens a page for the browser.",
+    "chat": "Talk to base, SFT and PPO side by side; --web: in the browser.",
     "card": "Write the model cards again, without a push.",
     "publish": "Push the newest run: publish.repo_id=user/name; publish.dry_run=true only shows it.",
     "clean": "Delete unfinished and set-aside stages; with --all, ask, and delete everything.",

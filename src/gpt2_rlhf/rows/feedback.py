@@ -94,7 +94,7 @@ class Conversation:
 
     def continued(self) -> "Conversation":
         """Return the conversation after its replies: each column continues with its own."""
-        said = self.said | {name: _transcript(reply) for name, reply in self.replies.items()}
+        said = {**self.said, **{name: _transcript(reply) for name, reply in self.replies.items()}}
         return replace(self, said=said, turn=self.turn + 1)
 
     def restarted(self) -> "Conversation":

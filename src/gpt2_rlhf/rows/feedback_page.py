@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Default
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
@@ -24,7 +25,6 @@ from gpt2_rlhf.rows.transcripts import ASSISTANT, HUMAN
 from gpt2_rlhf.store import run as runs
 
 _EXAMPLES = 6
-_BLIND = "shown once you have chosen"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def serve(conversation: Conversation, settings: Settings, load_run: Callable[[st
     _, address, public = page.launch(
         server_name="127.0.0.1",  # GRADIO_SERVER_NAME could open it to the network
         share=settings.chat.share,
-        theme=gr.themes.Default(font=font, font_mono=("ui-monospace", "monospace")),
+        theme=Default(font=font, font_mono=("ui-monospace", "monospace")),
         prevent_thread_lock=True,
         quiet=True,
         footer_links=[],
@@ -75,7 +75,7 @@ def build(first: Conversation, settings: Settings, load_run: Callable[[str], Con
                 updates += [gr.Column(visible=False), gr.Textbox(""), gr.Textbox(""), gr.Button(interactive=False)]
                 continue
             label = f"Answer {place + 1}" if view.is_blind else name
-            figures = _BLIND if view.is_blind and is_final else replies[name].figures
+            figures = "shown once you have chosen" if view.is_blind else replies[name].figures
             updates += [
                 gr.Column(visible=True),
                 gr.Textbox(replies[name].transcript, label=label),
@@ -96,12 +96,12 @@ def build(first: Conversation, settings: Settings, load_run: Callable[[str], Con
             order = list(before.columns)
             if is_blind:
                 random.shuffle(order)
+            asked = before
             for asked in feedback.ask(before, question):
                 view = _View(asked, tuple(order), is_blind)
                 yield [view, gr.skip(), *shown(view, is_final=False), f"answering, seed {asked.drawn_with}"]
-                drawn_with = f"seed {asked.drawn_with}"
-            done = _View(asked.continued(), tuple(order), is_blind)
-            yield [done, "", *shown(done, is_final=True), f"{drawn_with}; which answer is better?"]
+            view = _View(asked.continued(), tuple(order), is_blind)
+            yield [view, "", *shown(view, is_final=True), f"seed {asked.drawn_with}; which answer is better?"]
         except UserError as error:
             yield [*kept, f"error: {error}"]
 
@@ -150,7 +150,9 @@ def build(first: Conversation, settings: Settings, load_run: Callable[[str], Con
                 examples = gr.Dataset(
                     components=[question], samples=_examples(folder), label="Examples", visible=folder is not None
                 )
-                best_of = gr.Number(first.best_of, label="Best of n SFT answers (1: none)", precision=0, minimum=1)
+                best_of = gr.Slider(
+                    1, max(16, first.best_of), first.best_of, step=1, label="Best of n SFT answers (1: none)"
+                )
                 seed = gr.Textbox(
                     "" if first.seed is None else str(first.seed), label="Seed (empty: new random numbers each time)"
                 )
