@@ -106,7 +106,8 @@ class Page:
 def served(output_dir: Path) -> Iterator[str]:
     """The address of the page of the newest run there."""
     command = [sys.executable, "-m", "gpt2_rlhf", "chat", "--web", f"output_dir={output_dir}", "chat.seed=1"]
-    environment = {**os.environ, "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SHARE": "True"}  # neither may take effect
+    misleading = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SHARE": "True", "http_proxy": "http://127.0.0.1:9"}
+    environment = {**os.environ, **misleading}  # which may have no effect
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         line = process.stdout.readline()

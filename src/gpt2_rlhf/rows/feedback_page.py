@@ -7,6 +7,7 @@ text fields, which interpret neither HTML nor Markdown.
 import base64
 import itertools
 import json
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ class _View:
 def serve(conversation: Conversation, settings: Settings, load_run: Callable[[str], Conversation]) -> None:
     """Serve the page until Ctrl-C."""
     page = build(conversation, settings, load_run)
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own server whether it runs, not the proxy
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
     font = ("system-ui", "sans-serif")  # Gradio's own would be loaded from Google
     _, address, public = page.launch(
         server_name="127.0.0.1",  # GRADIO_SERVER_NAME could open it to the network
