@@ -28,6 +28,7 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
     "ppo_trainer/test_families.py",
     "ppo_trainer/test_resume.py",
     "ppo_trainer/test_trainer.py",
+    "rows/test_feedback_page.py",
     "test_bad_input.py",
     "test_chat.py",
     "test_evaluate.py",

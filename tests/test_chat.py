@@ -80,6 +80,15 @@ def test_the_command_answers_each_line_of_its_input(
     assert lines[-1] == "> /quit"
 
 
+@pytest.mark.parametrize("stdin", [None, io.StringIO("")])
+def test_without_input_the_command_ends(
+    stdin: io.StringIO | None, outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)  # None: closed
+    cli.main(["chat", f"output_dir={outputs}"])
+    assert capsys.readouterr().out.startswith(f"run {RUN}: ")
+
+
 def test_the_settings_of_the_evaluation_hold_unless_the_chat_sets_others(
     outputs: Path, settings: Settings, conversation: Conversation
 ) -> None:

@@ -7,6 +7,7 @@ The models are those of the newest run, of another run, or named folders and rep
 
 import contextlib
 import importlib.util
+import io
 import re
 import runpy
 import sys
@@ -63,10 +64,12 @@ def run(composed: Composed) -> None:
 
         feedback_page.serve(conversation, settings, lambda name: load(of_run(settings, name)))
         return
-    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    if isinstance(sys.stdin, io.TextIOWrapper):  # not if it is closed
+        sys.stdin.reconfigure(errors="surrogateescape")
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     console.print(f"{_title(settings)}: {', '.join(conversation.columns)}; /help lists commands, /quit ends")
-    talk(conversation, settings, _typed() if sys.stdin.isatty() else _echoed(sys.stdin, console), console)
+    lines = _typed() if sys.stdin and sys.stdin.isatty() else _echoed(sys.stdin or (), console)
+    talk(conversation, settings, lines, console)
 
 
 def load(settings: Settings) -> Conversation:

@@ -8,8 +8,10 @@ page logs, and each request to anything but its server, is a fault.
 
 import argparse
 import base64
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -103,11 +105,17 @@ class Page:
 
 
 @contextmanager
-def served(output_dir: Path) -> Iterator[str]:
-    """The address of the page of the newest run there."""
+def served(output_dir: Path, proxy: socket.socket) -> Iterator[str]:
+    """The address of the page of the newest run there. Whatever its server asks of others would go to the proxy."""
     command = [sys.executable, "-m", "gpt2_rlhf", "chat", "--web", f"output_dir={output_dir}", "chat.seed=1"]
-    misleading = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SHARE": "True", "http_proxy": "http://127.0.0.1:9"}
-    environment = {**os.environ, **misleading}  # which may have no effect
+    address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+    misleading = {
+        "GRADIO_SERVER_NAME": "0.0.0.0",
+        "GRADIO_SHARE": "True",
+        "http_proxy": address,
+        "https_proxy": address,
+    }
+    environment = {**os.environ, **misleading}  # of which only the proxies may have an effect
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -115,6 +123,14 @@ def served(output_dir: Path) -> Iterator[str]:
             yield line.partition("the page is at ")[2].partition(";")[0]
         finally:
             process.terminate()
+
+
+def asked_of_others(proxy: socket.socket) -> Iterator[str]:
+    """What the server asked the proxy for."""
+    proxy.settimeout(0)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            yield f"its server asks the proxy: {proxy.accept()[0].recv(300)!r}"
 
 
 def check(page: Page, output_dir: Path, other_run: str) -> Iterator[str]:
@@ -179,9 +195,15 @@ def main() -> int:
         output_dir = Path(folder, "outputs")
         other = chat_run.write(output_dir, "bbbbbbbbbbbb")
         chat_run.write(output_dir)
-        with served(output_dir) as address, browser() as tab:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as proxy,
+            served(output_dir, proxy) as address,
+            browser() as tab,
+        ):
             page = Page(tab, address)
-            found = list(check(page, output_dir, other.name))
+            found = [*check(page, output_dir, other.name), *asked_of_others(proxy)]
+            if not address.startswith("http://127.0.0.1:"):
+                found.append(f"the page is at {address!r}")
             if arguments.pictures is not None:
                 arguments.pictures.mkdir(parents=True, exist_ok=True)
                 page.send("How do I rest?")

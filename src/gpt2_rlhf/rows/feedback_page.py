@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -114,7 +115,7 @@ def build(first: Conversation, settings: Settings, load_run: Callable[[str], Con
         except UserError as error:
             return [view, *[gr.skip()] * 4 * len(places), f"error: {error}"]
         view = replace(view, is_blind=False)
-        said = f"{done}. To look at the pairs: make data data.path={feedback.file(settings)}"
+        said = f"{done}. To look at the pairs: make data {shlex.quote(f'data.path={feedback.file(settings)}')}"
         return [replace(view, conversation=conversation), *shown(view, is_final=False), said]
 
     def restart(view: _View | None) -> list[Any]:
