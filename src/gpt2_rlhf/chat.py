@@ -27,18 +27,18 @@ from gpt2_rlhf.config import preflight
 from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.hub_errors import hub_errors
-from gpt2_rlhf.config.settings import ChatModels, Model, Settings
+from gpt2_rlhf.config.settings import Chat, ChatModels, Evaluate, Model, Settings
 from gpt2_rlhf.models import loading, model_checks, model_files, tokens
 from gpt2_rlhf.rows import feedback
 from gpt2_rlhf.rows.feedback import SCORERS, Conversation, Models
 from gpt2_rlhf.store import run as runs
-from gpt2_rlhf.store.stage import fault
+from gpt2_rlhf.store.stage import TRAINED, fault
 
 HELP = """/new           start a new conversation
-/seed N        draw every answer with the seed N; /seed alone: new random numbers for each question
-/best N        add the best of N SFT answers by the reward model; /best 1: leave it out
-/better NAME   keep that this answer is better than the others, as pairs, and go on from it
-/run HASH      talk to another run; /run alone: list the runs
+/seed N        draw with the seed N; /seed alone: new random numbers each time
+/best N        add the best of N SFT answers by the reward model; 1: leave it out
+/better NAME   keep that NAME's answer is better, as pairs, and go on from it
+/run HASH      talk to another run; /run alone lists the runs
 /quit          end"""
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
@@ -142,46 +142,51 @@ def of_run(settings: Settings, name: str) -> Settings:
 def _of_run(settings: Settings) -> Models:
     """Load the models of a run; every byte of their files is compared with its record."""
     found = runs.read(runs.find(settings.output_dir, settings.chat.run), settings)
-    stages = {name: stage for name, stage in found.plans[0].items() if name in ("sft", "ppo", *SCORERS)}
-    for stage in stages.values():
+    base, stages = found.settings.model, found.plans[0]
+    for stage in (stages[name] for name in TRAINED if name in stages):
         if (wrong := fault(stage, read_all=True)) is not None:
             raise UserError(f"{stage.directory}: {wrong}; build it again: {found.command}")
-    base, evaluate = found.settings.model, found.settings.evaluate
     model_checks.check(base)
     tokenizer = loading.load_base_tokenizer(base)
-    return Models(
-        policies={"base": loading.on_device(loading.load_base(base, found.settings.seed))}
-        | {name: _policy(stage.model_dir) for name, stage in stages.items() if name not in SCORERS},
-        scorers={name: _scorer(stage.model_dir, tokenizer) for name, stage in stages.items() if name in SCORERS},
-        tokenizer=tokenizer,
-        temperature=settings.chat.temperature or evaluate.temperature,
-        max_new_tokens=settings.chat.max_new_tokens or evaluate.max_new_tokens,
-    )
+    loaded = {"base": loading.on_device(loading.load_base(base, found.settings.seed))}
+    loaded |= {name: _load(name, stages[name].model_dir, tokenizer) for name in TRAINED if name in stages}
+    return _models(loaded, tokenizer, settings.chat, found.settings.evaluate)
 
 
 def _named(places: Mapping[str, str], settings: Settings) -> Models:
     """Load the models at these places, which must have one vocabulary."""
-    folders: dict[str, Path] = {}
     loaded: dict[str, PreTrainedModel] = {}
     tokenizer = None
     for name, place in places.items():
         with _naming(name):
-            folders[name] = _folder(name, place)
-            own = tokens.load_tokenizer(str(folders[name]), None)
+            folder = _folder(name, place)
+            own = tokens.load_tokenizer(str(folder), None)
             tokenizer = tokenizer or own
             if own.get_vocab() != tokenizer.get_vocab():
                 raise UserError(f"{place}: expected the vocabulary of {next(iter(places.values()))}")
-            loaded[name] = _scorer(folders[name], own) if name in SCORERS else _policy(folders[name])
-    policies = {name: model for name, model in loaded.items() if name not in SCORERS}
-    if tokenizer is None or not policies:
+            loaded[name] = _load(name, folder, own)
+    if tokenizer is None or loaded.keys() <= {*SCORERS}:
         raise UserError("chat.models: no model that answers; set chat.models.base, sft or ppo")
+    return _models(loaded, tokenizer, settings.chat, settings.evaluate)
+
+
+def _models(
+    loaded: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, chat: Chat, evaluate: Evaluate
+) -> Models:
     return Models(
-        policies=policies,
+        policies={name: model for name, model in loaded.items() if name not in SCORERS},
         scorers={name: model for name, model in loaded.items() if name in SCORERS},
         tokenizer=tokenizer,
-        temperature=settings.chat.temperature or settings.evaluate.temperature,
-        max_new_tokens=settings.chat.max_new_tokens or settings.evaluate.max_new_tokens,
+        temperature=chat.temperature or evaluate.temperature,
+        max_new_tokens=chat.max_new_tokens or evaluate.max_new_tokens,
     )
+
+
+def _load(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    if name not in SCORERS:
+        return loading.on_device(loading.load_policy(str(folder)))
+    pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
+    return loading.on_device(loading.load_reward(str(folder), pad_token_id))
 
 
 @contextmanager
@@ -211,15 +216,6 @@ def _folder(name: str, place: str) -> Path:
         kinds = ("a model that answers", "a reward model")
         raise UserError(f"{place} is {kinds[is_scorer]}; expected {kinds[not is_scorer]}")
     return folder
-
-
-def _policy(folder: Path) -> PreTrainedModel:
-    return loading.on_device(loading.load_policy(str(folder)))
-
-
-def _scorer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
-    return loading.on_device(loading.load_reward(str(folder), pad_token_id))
 
 
 def _answer(conversation: Conversation, question: str, console: Console) -> Conversation:
