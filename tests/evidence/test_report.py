@@ -174,13 +174,15 @@ def test_the_page_loads_nothing_and_its_policy_lets_only_its_own_script_and_styl
 
 
 def test_the_plots_are_inside_the_page_beside_it_and_described(written, run_dir):
-    page, *_ = written
+    page, figures, *_ = written
     images = [attributes for attributes, _ in page.all("img")]
     files = {file.read_bytes() for file in (run_dir / "report").glob("*.png")}
     assert {base64.b64decode(str(one["src"]).partition(",")[2]) for one in images} == files
     assert len(files) == 9
+    assert [(run_dir / one["file"]).is_file() for one in figures["pictures"]] == [True] * 9
+    assert [one["alt"] for one in figures["pictures"]] == [attributes["alt"] for attributes in images]
     for attributes, content in zip(images, files, strict=True):
-        assert len(str(attributes["alt"])) > 30
+        assert re.search(r"\d\.\d", str(attributes["alt"])), "it states a finding"
         with Image.open(io.BytesIO(content)) as image:
             assert image.size[0] == 900
 

@@ -224,7 +224,7 @@ def _reward_model(name: str, records: curves.Records, report: Mapping[str, Any])
 def _ppo(records: curves.Records, history: Sequence[Measured]) -> Picture:
     figure = curves.of_ppo(curves.merged(records, history), metrics.REPORT_PANELS, _WIDTH_IN, 0.9 * _HEIGHT_IN)
     alt = "Reward, KL to SFT, answer length, and shares of ended answers and distinct bigrams over the updates of PPO."
-    shown = {f"eval/{one.heldout_key}": one.axis.lower() for one in (metrics.REWARD, metrics.KL, metrics.TOKENS)}
+    shown = {f"eval/{one.heldout_key}": one.axis for one in (metrics.REWARD, metrics.KL, metrics.TOKENS)}
     for one in (history[0], history[-1]) if history else ():
         found = summary(one)
         values = (f"{axis} {text(found[key])}" for key, axis in shown.items() if key in found)

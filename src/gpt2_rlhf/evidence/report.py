@@ -98,7 +98,13 @@ def write(
     with replacing(page) as file:
         file.write(page_template.render(content))
     figures = shown_values([table for group in tables.values() for table in group], facts)
-    write_json(figures_file, {"inputs_sha256": digest, "verdict": verdict(summary), "figures": figures})
+    shown = [
+        {"file": f"{DIRECTORY}/{one['picture'].file}", "title": one["picture"].title, "alt": one["picture"].alt}
+        for one in (story, *pictures)
+    ]
+    write_json(
+        figures_file, {"inputs_sha256": digest, "verdict": verdict(summary), "pictures": shown, "figures": figures}
+    )
     digests.seal(directory)  # last, since it marks the report as complete
     return page
 
