@@ -22,7 +22,7 @@ def points(axes, label: str) -> list[tuple[float, float]]:
 
 def test_the_picture_of_the_training_shows_what_changed_since_sft_the_kl_and_the_update_handed_on():
     history = [measured(0, 0.5, 2.0, 0.0), measured(4, 1.5, 1.0, 3.0), measured(8, 2.0, -1.0, 4.0)]
-    picture = plots._training(history, kept_update=4)
+    picture = plots._training(history, kept_update=4, reward_label=metrics.REWARD.label)
     changes, kl = picture.figure.axes
     drawn = [[(float(x), float(y)) for x, y in line.get_xydata()] for line in changes.get_lines()]
     assert drawn[:2] == [[(0, 0), (4, 1), (8, 1.5)], [(0, 0), (4, -1), (8, -3)]]  # reward, and utility: no judge
@@ -35,7 +35,7 @@ def test_the_picture_of_the_training_shows_what_changed_since_sft_the_kl_and_the
 
 def test_ends_that_are_close_have_labels_apart():
     history = [measured(0, 0.0, 0.0, 0.0), measured(4, 1.0, 1.01, 3.0)]
-    picture = plots._training(history, kept_update=4)
+    picture = plots._training(history, kept_update=4, reward_label=metrics.REWARD.label)
     picture.figure.draw_without_rendering()
     reward, utility = (one for one in picture.figure.axes[0].texts if one.get_text()[:2] in ("Re", "Ut"))
     assert not reward.get_window_extent().overlaps(utility.get_window_extent())

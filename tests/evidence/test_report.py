@@ -15,6 +15,7 @@ from PIL import Image
 
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.evidence import curves, plots, report
+from gpt2_rlhf.store.files import read_json_lines
 from helpers import report_run
 
 SETTINGS = compose.load([]).settings
@@ -297,6 +298,21 @@ def test_the_page_shows_all_win_rates_and_who_chose_the_policy(tmp_path, one_pic
         key = f"win_rate_vs_sft_by_{by}"
         (shown,) = (text for a, text in page.all("td") if a.get("data-key") == f"evaluation/models/ppo/{key}")
         assert shown.startswith(f"{100 * models['ppo'][key]['mean']:.1f}\u00a0%")
+
+
+def test_the_score_of_a_function_of_the_user_is_not_called_the_reward(tmp_path, monkeypatch):
+    records, summary = report_run.write(tmp_path)
+    records["ppo"]["inputs"]["ppo"] = {"reward": {"function": "mine:score"}}
+    story, *_ = plots.pictures(tmp_path, records, read_json_lines(tmp_path / "samples.jsonl")[2:])
+    assert "function's score changed by 2.00" in story.alt
+    assert ", reward" not in story.alt
+    monkeypatch.setattr(plots, "pictures", lambda *_: [story])
+    page = Page(report.write(tmp_path, SETTINGS, records, summary).read_text(encoding="utf-8"))
+    notes = {text for _, text in page.all("p")}
+    assert "PPO was trained to raise the score of mine:score, not the reward model's." in notes
+    assert not [text for text in notes if "which PPO is trained to raise" in text]
+    labels = [text for attributes, text in page.all("th") if attributes["scope"] == "row"]
+    assert labels.count("Function's score") == 1
 
 
 def test_the_page_says_how_many_of_many_samples_it_shows(tmp_path, monkeypatch, one_picture):

@@ -18,7 +18,7 @@ from matplotlib.transforms import offset_copy
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.config.printable import printable
-from gpt2_rlhf.evidence import curves
+from gpt2_rlhf.evidence import curves, results
 from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
 from gpt2_rlhf.evidence.measured import Measured, summary
@@ -56,9 +56,11 @@ def pictures(run_dir: Path, records: Mapping[str, Mapping[str, Any]], samples: S
     """Return all pictures of a run, in the order of the page. samples: the held-out ones."""
     history = curves.heldout(run_dir / "ppo")
     rewards = {name: records[name]["metrics"] for name in _REWARD_MODELS if name in records}
+    is_by_function = results.reward_function({"manifests": records}) is not None
+    reward_label = results.FUNCTION_SCORE if is_by_function else metrics.REWARD.label
     ppo = _ppo(curves.logged(run_dir / "ppo"), history)
     return [
-        _training(history, records["ppo"]["metrics"]["kept_update"]) if len(history) > 1 else ppo,
+        _training(history, records["ppo"]["metrics"]["kept_update"], reward_label) if len(history) > 1 else ppo,
         _distributions(samples, "reward", metrics.REWARD),
         _distributions(samples, "tokens", metrics.TOKENS),
         _accuracy(rewards),
@@ -86,10 +88,10 @@ def _distributions(samples: Sequence[Sample], key: str, metric: Metric) -> Pictu
     return Picture(f"{key}-distribution.png", f"{metric.label} before and after", alt, figure)
 
 
-def _training(history: Sequence[Measured], kept_update: int) -> Picture:
+def _training(history: Sequence[Measured], kept_update: int, reward_label: str) -> Picture:
     """Draw what changed since the SFT model while PPO trained, and the KL: PPO over-optimises where only reward rises.
 
-    history: at least two measurements; the first is of the SFT model.
+    history: at least two measurements; the first is of the SFT model. reward_label: the name of what PPO raises.
     """
     figure, (changes, kl) = curves.panels(_WIDTH_IN, _HEIGHT_IN / 2, 2)
     changes.get_gridspec().set_height_ratios((5, 2))
@@ -102,11 +104,12 @@ def _training(history: Sequence[Measured], kept_update: int) -> Picture:
         if values[0] is None:
             continue
         since_sft = [asdict(bootstrap_mean(one - values[0])) for one in values]
+        label = reward_label if metric is metrics.REWARD else metric.label
         means, lows, highs = ([one[key] for one in since_sft] for key in ("mean", "low", "high"))
         changes.plot(updates, means, color=COLOURS[place], marker=MARKERS[place], markersize=4)
         changes.fill_between(updates, lows, highs, color=COLOURS[place], alpha=0.12, linewidth=0)
-        ends.append((means[-1], f"{metric.label} {means[-1]:+z.2f}"))
-        found.append(f"{metric.label.lower()} changed by {text(since_sft[kept], metric.unit)}")
+        ends.append((means[-1], f"{label} {means[-1]:+z.2f}"))
+        found.append(f"{label.lower()} changed by {text(since_sft[kept], metric.unit)}")
     _label_ends(changes, updates[-1], ends)
     nats = [float(one.kl_nats.mean()) for one in history if one.kl_nats is not None]
     if nats:

@@ -72,6 +72,7 @@ def write(
         "tables": tables,
         "models": results.model_names(sources),
         "facts": facts,
+        "function": results.reward_function(sources),
         "figure": figure_text,
         "measure": by,
         "picked": card_samples.chosen(samples, by),

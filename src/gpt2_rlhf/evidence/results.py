@@ -6,6 +6,7 @@ from gpt2_rlhf.config import metrics
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
 from gpt2_rlhf.evidence.tables import Cell, Row, Sources, Table, by_metric, by_place, cell, look_up
 
+FUNCTION_SCORE = "Function's score"
 _REWARD_MODELS = {"reward_model": "Reward model", "judge": "Judge"}
 
 
@@ -121,8 +122,16 @@ def heldout(sources: Sources) -> Table:
     points = {name: measured[name] for name in ("start", "kept", "last") if measured.get(name) is not None}
     places = {f"ppo/heldout/{name}": f"{name.capitalize()}: update {at['update']}" for name, at in points.items()}
     shown = [replace(one, key=one.heldout_key) for one in metrics.OF_MODEL if one.heldout_key is not None]
+    if reward_function(sources) is not None:  # PPO then measures its score as the reward
+        shown = [replace(one, label=FUNCTION_SCORE) if one.label == metrics.REWARD.label else one for one in shown]
     title = "PPO on held-out prompts during training"
     return by_metric(sources, "heldout", title, shown, places, "prompts")
+
+
+def reward_function(sources: Sources) -> str | None:
+    """Return the import path of the function whose score PPO was trained to raise; None where it was the reward."""
+    found = look_up(sources, "manifests/ppo/inputs/ppo/reward/function")
+    return None if found is None else str(found)
 
 
 def _reward_models(sources: Sources) -> dict[str, str]:
