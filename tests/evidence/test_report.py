@@ -277,7 +277,8 @@ def test_a_run_without_judge_utility_best_of_n_seeds_or_heldout_prompts_has_a_re
         file.unlink()
     summary |= {"judge": None, "seeds": None}
     page = Page(report.write(tmp_path, SETTINGS, records, summary).read_text(encoding="utf-8"))
-    assert len(page.all("img")) == 7
+    assert len(page.all("img")) == 8
+    assert "no withheld prompts were measured" in str(page.all("img")[0][0]["alt"])
     rows = {text for attributes, text in page.all("th") if attributes["scope"] == "row"}
     assert {"Reward", "Reward rose", "Wins vs SFT by reward"} <= rows
     assert not [row for row in rows if row.endswith(("by judge", "by utility"))]

@@ -58,16 +58,16 @@ def pictures(run_dir: Path, records: Mapping[str, Mapping[str, Any]], samples: S
     rewards = {name: records[name]["metrics"] for name in _REWARD_MODELS if name in records}
     is_by_function = results.reward_function({"manifests": records}) is not None
     reward_label = results.FUNCTION_SCORE if is_by_function else metrics.REWARD.label
-    ppo = _ppo(curves.logged(run_dir / "ppo"), history)
+    logged = curves.logged(run_dir / "ppo")
     return [
-        _training(history, records["ppo"]["metrics"]["kept_update"], reward_label) if len(history) > 1 else ppo,
+        _training(history, records["ppo"]["metrics"]["kept_update"], reward_label) if history[1:] else _logged(logged),
         _distributions(samples, "reward", metrics.REWARD),
         _distributions(samples, "tokens", metrics.TOKENS),
         _accuracy(rewards),
         _calibration(rewards),
         _sft(curves.logged(run_dir / "sft"), records["sft"]["metrics"]),
         *(_reward_model(name, curves.logged(run_dir / name), report) for name, report in rewards.items()),
-        *([ppo] if len(history) > 1 else []),
+        _ppo(logged, history),
     ]
 
 
@@ -142,6 +142,18 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
     )
     title = f"What changed while PPO trained, on {history[0].rewards.size} withheld prompts"
     return Picture("training.png", title, alt, figure)
+
+
+def _logged(records: curves.Records) -> Picture:
+    """Draw reward and KL of the training batches, for a run that was not measured on withheld prompts."""
+    figure, places = curves.panels(_WIDTH_IN, _HEIGHT_IN / 2, 2)
+    for axes, panel in zip(places, metrics.REPORT_PANELS, strict=False):
+        series = {label: key for label, key in metrics.PANELS[panel].items() if not key.startswith("eval/")}
+        curves.curves(axes, panel, series, records)
+    title = "Reward and KL while PPO trained"
+    return Picture(
+        "training.png", title, f"{title}, of the training batches: no withheld prompts were measured.", figure
+    )
 
 
 def _label_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str]]) -> None:
