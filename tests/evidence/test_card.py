@@ -271,6 +271,20 @@ def test_the_owner_s_four_claims_are_measured_or_said_not_to_be(cards: dict[str,
     assert rows["Helpfulness"] == ["the data have no subset for it", "not measured", "-"]
 
 
+def test_no_claim_is_measured_by_a_judge_at_chance(records: dict[str, Any]) -> None:
+    changed = with_ppo(records, judge_fault="it is right on 50 % of pairs")
+    found = changed["evaluate"]["metrics"]
+    for figures in [*found["paired"].values(), *(one["ppo_minus_sft"] for one in found["by_subset"].values())]:
+        figures["utility"] = None
+    found["models"]["ppo"]["win_rate_vs_base_by_utility"] = None
+    text = card.render(compose.load([]).settings, card_run.run(changed))
+    rows = table(text, "Performance")
+    assert rows["Wins against base"][0] == "Wins vs base by reward"
+    assert_shows(rows["Wins against base"][1], found["models"]["ppo"]["win_rate_vs_base"])
+    assert rows["Safety"][0] == "Reward, PPO - SFT, on prompts of harmless"
+    assert "three of the held-out prompts by the change of reward" in one_line(text)
+
+
 def test_technical_details_have_the_owner_s_five_values_and_link_the_base_model_at_its_commit() -> None:
     settings = compose.load(HUB).settings
     rows = table(card.render(settings, card_run.run(card_run.records(HUB))), "Technical details")

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, verdict
+from gpt2_rlhf.evidence.comparison import usable_measures
 from gpt2_rlhf.evidence.tables import markdown, text
 from gpt2_rlhf.store.stage import TRAINED
 
@@ -79,6 +80,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         base=front_matter.base_link(settings.model).replace("<", "&lt;"),
         project=project(),
         related=_related(settings.publish, folder),
+        measure=usable_measures(found)[0],
         has_utility=found["evaluation"]["models"]["ppo"]["utility"] is not None,
         data=front_matter.data_text(settings.data).replace("<", "&lt;"),
         maximised="that score" if function is None else f"another score (by `{function}`)",

@@ -19,6 +19,7 @@ from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results
+from gpt2_rlhf.evidence.comparison import usable_measures
 from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
 from gpt2_rlhf.evidence.tables import text as figure_text
 from gpt2_rlhf.evidence.verdict import notes, verdict
@@ -57,7 +58,7 @@ def write(
     directory.mkdir(exist_ok=True)
     samples = read_json_lines(run_dir / "samples.jsonl")  # the examples first
     heldout = [sample for sample in samples if sample["group"] == "heldout"]
-    examples, by = len(samples) - len(heldout), card_samples.measure(samples, summary["ppo"])
+    examples, by = len(samples) - len(heldout), usable_measures(summary)[0]
     tables, facts = _tables(sources), lineage.facts(sources)
     story, *pictures = [
         {"picture": one, "png": base64.b64encode(one.save(directory)).decode()}

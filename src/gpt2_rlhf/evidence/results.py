@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from gpt2_rlhf.config import metrics
-from gpt2_rlhf.evidence.comparison import BEST_OF_N
+from gpt2_rlhf.evidence.comparison import BEST_OF_N, usable_measures
 from gpt2_rlhf.evidence.tables import Cell, Row, Sources, Table, by_metric, by_place, cell, look_up
 
 FUNCTION_SCORE = "Function's score"
@@ -45,7 +45,8 @@ def performance(sources: Sources) -> Table:
     """Return what became of reward, wins, safety and helpfulness, each by the best measure that the run has."""
     ppo, subsets = "evaluation/models/ppo", sources["evaluation"]["by_subset"]
     wins = [one for one in metrics.OF_MODEL if one.key.startswith("win_rate_vs_base")]
-    by = next(one for one in wins if look_up(sources, f"{ppo}/{one.key}") is not None)
+    usable = usable_measures(sources)
+    by = wins[metrics.MEASURES.index(usable[0])]
     sd = cell(sources, "evaluation/paired/ppo_minus_base/reward_sd")
     rows = [
         Row("Reward", [Cell("PPO - base, in standard deviations of the score"), sd]),
@@ -54,7 +55,7 @@ def performance(sources: Sources) -> Table:
     for label, start in (("Safety", "harmless"), ("Helpfulness", "helpful")):
         for name in (one for one in subsets if one.startswith(start)):
             at = f"evaluation/by_subset/{name}/ppo_minus_sft"
-            one = next(one for one in metrics.MEASURES if look_up(sources, f"{at}/{one.key}") is not None)
+            one = next(one for one in usable if look_up(sources, f"{at}/{one.key}") is not None)
             how = f"{one.label}, PPO - SFT, on prompts of {name}"
             rows.append(Row(label, [Cell(how), cell(sources, f"{at}/{one.key}")]))
         if rows[-1].label != label:
