@@ -21,6 +21,7 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
     "embedded/test_build.py",
     "evidence/test_product.py",
     "evidence/test_report.py",
+    "examples/test_own_data_and_reward.py",
     "examples/test_ppo_alone.py",
     "hub/test_publish_faults.py",
     "launch/test_training.py",

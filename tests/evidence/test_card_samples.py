@@ -8,8 +8,6 @@ from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence import card_samples
 from helpers import card_run
 
-SOUND_JUDGE: dict[str, Any] = {"judge_fault": None}
-
 
 def with_changes(key: str, *changes: float) -> list[dict[str, Any]]:
     """Held-out samples whose measure changes so from SFT to PPO, and whose reward changes by the opposite."""
@@ -21,32 +19,14 @@ def with_changes(key: str, *changes: float) -> list[dict[str, Any]]:
     return made
 
 
-def test_the_rule_takes_the_largest_gain_the_median_and_the_largest_loss() -> None:
-    samples = card_run.samples()
-    chosen = card_samples.chosen(samples, card_samples.measure(samples, SOUND_JUDGE))
+@pytest.mark.parametrize(("by", "sign"), [(metrics.REWARD, 1), (metrics.UTILITY, -1)])
+def test_the_rule_takes_the_largest_gain_the_median_and_the_largest_loss(by: Metric, sign: int) -> None:
+    chosen = card_samples.chosen(card_run.samples(), by)
     assert [(name, line["prompt"].split("\n\n")[1]) for name, line in chosen] == [
-        ("Largest gain", "Human: change +2"),
+        ("Largest gain", f"Human: change {'+2' if sign > 0 else '-3'}"),
         ("Median", "Human: change +0"),
-        ("Largest loss", "Human: change -3"),
+        ("Largest loss", f"Human: change {'-3' if sign > 0 else '+2'}"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("key", "fault", "expected"),
-    [
-        ("utility", None, metrics.UTILITY),
-        ("judge_reward", None, metrics.JUDGE_REWARD),
-        ("judge_reward", "no better than chance", metrics.REWARD),
-    ],
-)
-def test_the_measure_of_the_rule_is_the_truth_else_a_usable_judge_else_the_reward(
-    key: str, fault: str | None, expected: Metric
-) -> None:
-    samples = [*card_run.samples()[:2], *with_changes(key, 2.0, -1.0, 0.5)]  # examples have no utility
-    by = card_samples.measure(samples, {"judge_fault": fault})
-    assert by == expected
-    first = "prompt 1" if expected == metrics.REWARD else "prompt 0"
-    assert card_samples.chosen(samples, by)[0][1]["prompt"] == first
 
 
 def test_a_gain_is_not_called_a_loss_nor_a_loss_a_gain() -> None:
@@ -65,21 +45,21 @@ def test_of_few_prompts_none_is_shown_twice(count: int, shown: int) -> None:
 
 
 def test_a_sample_has_the_change_the_scores_and_how_each_answer_ended() -> None:
-    text = card_samples.markdown(card_run.samples(), SOUND_JUDGE, 2.0)
+    text = card_samples.markdown(card_run.samples(), metrics.REWARD, 2.0)
     assert (
         "### Largest loss: reward -3.00 (-1.50 SD) from SFT to PPO\n\n```text\nHuman: change -3\n\nAssistant:\n```"
     ) in text
-    assert "base (reward -0.50, not ended):\n\n```text\nbase on change -3\n```" in text
-    assert "PPO (reward -2.75, ended):\n\n```text\nppo on change -3\n```" in text
+    assert "base (utility 0.50, reward -0.50, not ended):\n\n```text\nbase on change -3\n```" in text
+    assert "PPO (utility 2.75, reward -2.75, ended):\n\n```text\nppo on change -3\n```" in text
     known = with_changes("utility", 2.0)
     known[0]["answers"]["ppo"]["judge_reward"] = 1.5
-    text = card_samples.markdown(known, SOUND_JUDGE, 4.0)
+    text = card_samples.markdown(known, metrics.UTILITY, 4.0)
     assert "### Largest gain: utility +2.00, reward -2.00 (-0.50 SD) from SFT to PPO" in text
     assert "PPO (utility 3.00, judge's reward 1.50, reward -2.00, ended):" in text
 
 
 def test_held_out_samples_are_folded_under_a_warning_and_the_examples_are_not() -> None:
-    text = card_samples.markdown(card_run.samples(), SOUND_JUDGE, 2.0)
+    text = card_samples.markdown(card_run.samples(), metrics.REWARD, 2.0)
     fold = text.index("<details>\n<summary>Samples on held-out prompts. They are not filtered")
     assert text.index("### Example 2") < fold < text.index("### Largest gain")
     assert text.endswith("```\n\n</details>")  # Markdown inside of HTML needs the empty lines
@@ -88,7 +68,7 @@ def test_held_out_samples_are_folded_under_a_warning_and_the_examples_are_not() 
 def test_a_change_that_rounds_to_zero_has_no_minus_sign() -> None:
     line = card_run.samples()[2]
     line["answers"]["ppo"]["reward"] = line["answers"]["sft"]["reward"] - 0.004
-    assert "reward +0.00 (+0.00 SD) from" in card_samples.markdown([line], SOUND_JUDGE, 2.0)
+    assert "reward +0.00 (+0.00 SD) from" in card_samples.markdown([line], metrics.REWARD, 2.0)
 
 
 @pytest.mark.parametrize(("text", "fence"), [("a ``` b", "````"), ("`````", "``````"), ("`a`", "```"), ("", "```")])

@@ -22,11 +22,11 @@ def points(axes, label: str) -> list[tuple[float, float]]:
 
 def test_the_picture_of_the_training_shows_what_changed_since_sft_the_kl_and_the_update_handed_on():
     history = [measured(0, 0.5, 2.0, 0.0), measured(4, 1.5, 1.0, 3.0), measured(8, 2.0, -1.0, 4.0)]
-    picture = plots._training(history, kept_update=4)
+    picture = plots._training(history, kept_update=4, reward_label=metrics.REWARD.label)
     changes, kl = picture.figure.axes
-    drawn = [[(float(x), float(y)) for x, y in line.get_xydata()] for line in changes.get_lines()]
-    assert drawn[:2] == [[(0, 0), (4, 1), (8, 1.5)], [(0, 0), (4, -1), (8, -3)]]  # reward, and utility: no judge
-    assert kl.get_lines()[0].get_xydata().tolist() == [[0, 0], [4, 3], [8, 4]]
+    drawn = [np.asarray(line.get_xydata()).tolist() for axes in (changes, kl) for line in axes.get_lines()]
+    assert drawn[:2] == [[[0, 0], [4, 1], [8, 1.5]], [[0, 0], [4, -1], [8, -3]]]  # reward, and utility: no judge
+    assert [[0, 0], [4, 3], [8, 4]] in drawn
     texts = {one.get_text() for axes in (changes, kl) for one in axes.texts}
     assert texts == {"Reward +1.50", "Utility -3.00", "KL 4.00", "handed on: update 4"}
     assert "reward changed by 1.00 [1.00, 1.00]; utility changed by -1.00" in picture.alt
@@ -35,7 +35,7 @@ def test_the_picture_of_the_training_shows_what_changed_since_sft_the_kl_and_the
 
 def test_ends_that_are_close_have_labels_apart():
     history = [measured(0, 0.0, 0.0, 0.0), measured(4, 1.0, 1.01, 3.0)]
-    picture = plots._training(history, kept_update=4)
+    picture = plots._training(history, kept_update=4, reward_label=metrics.REWARD.label)
     picture.figure.draw_without_rendering()
     reward, utility = (one for one in picture.figure.axes[0].texts if one.get_text()[:2] in ("Re", "Ut"))
     assert not reward.get_window_extent().overlaps(utility.get_window_extent())

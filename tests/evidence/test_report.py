@@ -15,6 +15,7 @@ from PIL import Image
 
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.evidence import curves, plots, report
+from gpt2_rlhf.store.files import read_json_lines
 from helpers import report_run
 
 SETTINGS = compose.load([]).settings
@@ -174,13 +175,15 @@ def test_the_page_loads_nothing_and_its_policy_lets_only_its_own_script_and_styl
 
 
 def test_the_plots_are_inside_the_page_beside_it_and_described(written, run_dir):
-    page, *_ = written
+    page, figures, *_ = written
     images = [attributes for attributes, _ in page.all("img")]
     files = {file.read_bytes() for file in (run_dir / "report").glob("*.png")}
     assert {base64.b64decode(str(one["src"]).partition(",")[2]) for one in images} == files
     assert len(files) == 9
+    assert [(run_dir / one["file"]).is_file() for one in figures["pictures"]] == [True] * 9
+    assert [one["alt"] for one in figures["pictures"]] == [attributes["alt"] for attributes in images]
     for attributes, content in zip(images, files, strict=True):
-        assert len(str(attributes["alt"])) > 30
+        assert re.search(r"\d\.\d", str(attributes["alt"])), "it states a finding"
         with Image.open(io.BytesIO(content)) as image:
             assert image.size[0] == 900
 
@@ -274,7 +277,8 @@ def test_a_run_without_judge_utility_best_of_n_seeds_or_heldout_prompts_has_a_re
         file.unlink()
     summary |= {"judge": None, "seeds": None}
     page = Page(report.write(tmp_path, SETTINGS, records, summary).read_text(encoding="utf-8"))
-    assert len(page.all("img")) == 7
+    assert len(page.all("img")) == 8
+    assert "no withheld prompts were measured" in str(page.all("img")[0][0]["alt"])
     rows = {text for attributes, text in page.all("th") if attributes["scope"] == "row"}
     assert {"Reward", "Reward rose", "Wins vs SFT by reward"} <= rows
     assert not [row for row in rows if row.endswith(("by judge", "by utility"))]
@@ -295,6 +299,21 @@ def test_the_page_shows_all_win_rates_and_who_chose_the_policy(tmp_path, one_pic
         key = f"win_rate_vs_sft_by_{by}"
         (shown,) = (text for a, text in page.all("td") if a.get("data-key") == f"evaluation/models/ppo/{key}")
         assert shown.startswith(f"{100 * models['ppo'][key]['mean']:.1f}\u00a0%")
+
+
+def test_the_score_of_a_function_of_the_user_is_not_called_the_reward(tmp_path, monkeypatch):
+    records, summary = report_run.write(tmp_path)
+    records["ppo"]["inputs"]["ppo"] = {"reward": {"function": "mine:score"}}
+    story, *_ = plots.pictures(tmp_path, records, read_json_lines(tmp_path / "samples.jsonl")[2:])
+    assert "function's score changed by 2.00" in story.alt
+    assert ", reward" not in story.alt
+    monkeypatch.setattr(plots, "pictures", lambda *_: [story])
+    page = Page(report.write(tmp_path, SETTINGS, records, summary).read_text(encoding="utf-8"))
+    notes = {text for _, text in page.all("p")}
+    assert "PPO was trained to raise the score of mine:score, not the reward model's." in notes
+    assert not [text for text in notes if "which PPO is trained to raise" in text]
+    labels = [text for attributes, text in page.all("th") if attributes["scope"] == "row"]
+    assert labels.count("Function's score") == 1
 
 
 def test_the_page_says_how_many_of_many_samples_it_shows(tmp_path, monkeypatch, one_picture):

@@ -22,13 +22,6 @@ Line = Mapping[str, Any]  # of samples.jsonl
 _WARNING = "Samples on held-out prompts. They are not filtered, and may be false, biased, offensive or harmful."
 
 
-def measure(lines: Sequence[Line], ppo: Mapping[str, Any]) -> Metric:
-    """Return the measure of the rule: the first that all held-out answers have. ppo: the metrics of PPO's manifest."""
-    known = [line["answers"]["ppo"] for line in lines if line["group"] == "heldout"]
-    usable = [one for one in metrics.MEASURES if one is not metrics.JUDGE_REWARD or ppo["judge_fault"] is None]
-    return next(one for one in usable if all(answer[one.key] is not None for answer in known))
-
-
 def change(line: Line, by: Metric) -> float | None:
     """Return how much a measure changed from SFT's answer to PPO's; None where it is unknown."""
     before, after = (line["answers"][name][by.key] for name in ("sft", "ppo"))
@@ -50,13 +43,12 @@ def chosen(lines: Sequence[Line], by: Metric) -> list[tuple[str, Line]]:
     return [(names[rank], lines[changes[rank][1]]) for rank in sorted(names, reverse=True)]
 
 
-def markdown(lines: Sequence[Line], ppo: Mapping[str, Any], score_std: float) -> str:
+def markdown(lines: Sequence[Line], by: Metric, score_std: float) -> str:
     """Return the examples and the chosen lines as Markdown: the prompt, then each model's answer with its scores.
 
-    Held-out ones are folded under a warning. ppo: as in `measure`. score_std: the standard deviation of the reward
-    model's scores.
+    Held-out ones are folded under a warning. by: as in `chosen`. score_std: standard deviation of the reward model's
+    scores.
     """
-    by = measure(lines, ppo)
     examples = [line for line in lines if line["group"] == "example"]
     shown = [_one(f"Example {number}", line) for number, line in enumerate(examples, start=1)]
     heldout = []

@@ -18,7 +18,7 @@ from matplotlib.transforms import offset_copy
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.config.printable import printable
-from gpt2_rlhf.evidence import curves
+from gpt2_rlhf.evidence import curves, results
 from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
 from gpt2_rlhf.evidence.measured import Measured, summary
@@ -56,16 +56,18 @@ def pictures(run_dir: Path, records: Mapping[str, Mapping[str, Any]], samples: S
     """Return all pictures of a run, in the order of the page. samples: the held-out ones."""
     history = curves.heldout(run_dir / "ppo")
     rewards = {name: records[name]["metrics"] for name in _REWARD_MODELS if name in records}
-    ppo = _ppo(curves.logged(run_dir / "ppo"), history)
+    is_by_function = results.reward_function({"manifests": records}) is not None
+    reward_label = results.FUNCTION_SCORE if is_by_function else metrics.REWARD.label
+    logged = curves.logged(run_dir / "ppo")
     return [
-        _training(history, records["ppo"]["metrics"]["kept_update"]) if len(history) > 1 else ppo,
+        _training(history, records["ppo"]["metrics"]["kept_update"], reward_label) if history[1:] else _logged(logged),
         _distributions(samples, "reward", metrics.REWARD),
         _distributions(samples, "tokens", metrics.TOKENS),
         _accuracy(rewards),
         _calibration(rewards),
         _sft(curves.logged(run_dir / "sft"), records["sft"]["metrics"]),
         *(_reward_model(name, curves.logged(run_dir / name), report) for name, report in rewards.items()),
-        *([ppo] if len(history) > 1 else []),
+        _ppo(logged, history),
     ]
 
 
@@ -86,10 +88,10 @@ def _distributions(samples: Sequence[Sample], key: str, metric: Metric) -> Pictu
     return Picture(f"{key}-distribution.png", f"{metric.label} before and after", alt, figure)
 
 
-def _training(history: Sequence[Measured], kept_update: int) -> Picture:
+def _training(history: Sequence[Measured], kept_update: int, reward_label: str) -> Picture:
     """Draw what changed since the SFT model while PPO trained, and the KL: PPO over-optimises where only reward rises.
 
-    history: at least two measurements; the first is of the SFT model.
+    history: at least two measurements; the first is of the SFT model. reward_label: the name of what PPO raises.
     """
     figure, (changes, kl) = curves.panels(_WIDTH_IN, _HEIGHT_IN / 2, 2)
     changes.get_gridspec().set_height_ratios((5, 2))
@@ -102,11 +104,12 @@ def _training(history: Sequence[Measured], kept_update: int) -> Picture:
         if values[0] is None:
             continue
         since_sft = [asdict(bootstrap_mean(one - values[0])) for one in values]
+        label = reward_label if metric is metrics.REWARD else metric.label
         means, lows, highs = ([one[key] for one in since_sft] for key in ("mean", "low", "high"))
         changes.plot(updates, means, color=COLOURS[place], marker=MARKERS[place], markersize=4)
         changes.fill_between(updates, lows, highs, color=COLOURS[place], alpha=0.12, linewidth=0)
-        ends.append((means[-1], f"{metric.label} {means[-1]:+z.2f}"))
-        found.append(f"{metric.label.lower()} changed by {text(since_sft[kept], metric.unit)}")
+        ends.append((means[-1], f"{label} {means[-1]:+z.2f}"))
+        found.append(f"{label.lower()} changed by {text(since_sft[kept], metric.unit)}")
     _label_ends(changes, updates[-1], ends)
     nats = [float(one.kl_nats.mean()) for one in history if one.kl_nats is not None]
     if nats:
@@ -139,6 +142,18 @@ def _training(history: Sequence[Measured], kept_update: int) -> Picture:
     )
     title = f"What changed while PPO trained, on {history[0].rewards.size} withheld prompts"
     return Picture("training.png", title, alt, figure)
+
+
+def _logged(records: curves.Records) -> Picture:
+    """Draw reward and KL of the training batches, for a run that was not measured on withheld prompts."""
+    figure, places = curves.panels(_WIDTH_IN, _HEIGHT_IN / 2, 2)
+    for axes, panel in zip(places, metrics.REPORT_PANELS, strict=False):
+        series = {label: key for label, key in metrics.PANELS[panel].items() if not key.startswith("eval/")}
+        curves.curves(axes, panel, series, records)
+    title = "Reward and KL while PPO trained"
+    return Picture(
+        "training.png", title, f"{title}, of the training batches: no withheld prompts were measured.", figure
+    )
 
 
 def _label_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str]]) -> None:
@@ -224,7 +239,7 @@ def _reward_model(name: str, records: curves.Records, report: Mapping[str, Any])
 def _ppo(records: curves.Records, history: Sequence[Measured]) -> Picture:
     figure = curves.of_ppo(curves.merged(records, history), metrics.REPORT_PANELS, _WIDTH_IN, 0.9 * _HEIGHT_IN)
     alt = "Reward, KL to SFT, answer length, and shares of ended answers and distinct bigrams over the updates of PPO."
-    shown = {f"eval/{one.heldout_key}": one.axis.lower() for one in (metrics.REWARD, metrics.KL, metrics.TOKENS)}
+    shown = {f"eval/{one.heldout_key}": one.axis for one in (metrics.REWARD, metrics.KL, metrics.TOKENS)}
     for one in (history[0], history[-1]) if history else ():
         found = summary(one)
         values = (f"{axis} {text(found[key])}" for key, axis in shown.items() if key in found)
