@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline sweep data sft reward judge ppo evaluate config status show card publish clean prune clean-all lint test test-fast test-cluster report-check bench
+.PHONY: help setup pipeline sweep data sft reward judge ppo evaluate config status show chat card publish clean prune clean-all lint test test-fast test-cluster report-check chat-check bench
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,11 +43,12 @@ judge:  ## build up to the judge, a second reward model
 ppo:  ## build up to PPO
 evaluate:  ## build up to the comparison of base, SFT and PPO
 
-config status show card publish: $(STAMP)
+config status show chat card publish: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
 config:  ## print every value that is set, after overrides
 status:  ## print which stages are done, partial or missing, and why
 show:  ## print all tables of the newest run; table=NAME: one
+chat:  ## talk to base, SFT and PPO; chat.web=true: in the browser
 card:  ## write the model cards again, without a push
 publish:  ## push the newest run: make publish publish.repo_id=me/name
 
@@ -74,6 +75,9 @@ test-cluster: $(STAMP)  ## run the tests of several nodes and of a real Slurm
 
 report-check: $(STAMP)  ## check the report page in a headless Chromium
 	@PYTHONPATH=tests $(BIN)/python -m helpers.browser_check
+
+chat-check: $(STAMP)  ## use the page of the chat in a headless Chromium
+	@PYTHONPATH=tests $(BIN)/python -m helpers.chat_check
 
 bench: $(STAMP)  ## compare the speed with stock TRL: make bench BENCH=ppo-small
 	@$(BIN)/python -m benchmarks.bench $(BENCH) $(OVERRIDES)

@@ -21,6 +21,7 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
     "embedded/test_build.py",
     "evidence/test_product.py",
     "evidence/test_report.py",
+    "examples/test_own_data_and_reward.py",
     "examples/test_ppo_alone.py",
     "hub/test_publish_faults.py",
     "launch/test_training.py",
@@ -28,7 +29,9 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
     "ppo_trainer/test_families.py",
     "ppo_trainer/test_resume.py",
     "ppo_trainer/test_trainer.py",
+    "rows/test_feedback_page.py",
     "test_bad_input.py",
+    "test_chat.py",
     "test_evaluate.py",
     "test_publish.py",
 )

@@ -3,6 +3,7 @@
 gpt2-rlhf VERB [key=value ...]     or: python -m gpt2_rlhf VERB, or: make VERB
 """
 
+import gc
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ VERBS = {
     "config": "Print every value that is set, after overrides.",
     "status": "Print which stages of such a run are done, and why others are not.",
     "show": "Print all tables of the newest run, or one: table=reward_model.",
+    "chat": "Talk to base, SFT and PPO side by side; --web: in the browser.",
     "card": "Write the model cards again, without a push.",
     "publish": "Push the newest run to the Hub: publish.repo_id=user/name.",
     "clean": "Delete unfinished stages; with --all, ask, and delete everything.",
@@ -89,6 +91,7 @@ def _run(arguments: Sequence[str]) -> None:
         "config": _config,
         "status": _status,
         "show": _show,
+        "chat": _chat,
         "card": _card,
         "publish": _publish,
         "clean": _clean,
@@ -142,6 +145,15 @@ def _show(arguments: Sequence[str]) -> None:
             f"{run_dir}: made by another version; run `make pipeline` again, with the same overrides"
         ) from error
     print(text, end="")
+
+
+def _chat(arguments: Sequence[str]) -> None:
+    composed = compose.load(["chat.web=true" if one == "--web" else one for one in arguments])
+    gc.disable()  # looking for garbage among what is imported takes a fifth of the time
+    from gpt2_rlhf import chat  # torch takes seconds to import
+
+    gc.enable()
+    chat.run(composed)
 
 
 def _card(overrides: Sequence[str]) -> None:

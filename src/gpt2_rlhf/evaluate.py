@@ -15,8 +15,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
 from gpt2_rlhf.config.functions import load_utility
 from gpt2_rlhf.config.settings import Settings
@@ -107,7 +105,7 @@ def _generations(
         draws, others = 1, {}
         if name == "sft":
             draws, others = settings.evaluate.best_of or 1, {whose: one.draws[0] for whose, one in found.items()}
-        return sample_and_score(_on_device(model), name, prompts, draws, others, work)
+        return sample_and_score(loading.on_device(model), name, prompts, draws, others, work)
 
     for name in ("base", "ppo", "sft"):  # SFT last: it also scores the answers of the other two
         found[name] = generations_from_json(_load_or_compute(stage, name, lambda name=name: generate(name)))
@@ -120,7 +118,7 @@ def _scores(stage: Stage, name: str, prompts: EvaluationPrompts, answers: Answer
     def compute() -> RewardScores:
         pad_token_id = tokens.pad_id(tokens.padding_copy(prompts.tokenizer, "right"))
         model = loading.load_reward(str(stage.needs[name].model_dir), pad_token_id)
-        return score_answers(_on_device(model), name, prompts, answers, work)
+        return score_answers(loading.on_device(model), name, prompts, answers, work)
 
     return RewardScores(**_load_or_compute(stage, name, compute))
 
@@ -136,11 +134,6 @@ def _load_or_compute(stage: Stage, name: str, compute: Callable[[], Generations 
         write_json(folder / "results.json", asdict(compute()))
         digests.seal(folder)
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-
-
-def _on_device(model: PreTrainedModel) -> PreTrainedModel:
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return model.to(device)  # type: ignore[arg-type]  # transformers wraps `to`, and the type of `self` is lost
 
 
 def _measured(

@@ -79,7 +79,7 @@ def main(run: Run, patience: Patience = tries.PUBLISHING, checks: Checks = CHECK
     settings = run.settings
     if not targets(settings.publish) and not settings.publish.dry_run:
         raise UserError("publish.repo_id: null; expected <user or organisation>/<name>")
-    newest = runs.read(latest(settings.output_dir), settings.publish)
+    newest = runs.read(latest(settings.output_dir), settings)
     is_given = any(one.startswith("card.") for one in run.overrides)
     card = settings.card if is_given else newest.settings.card
     told = dataclasses.replace(newest.settings, card=card, output_dir=settings.output_dir)

@@ -158,7 +158,7 @@ def test_a_faulty_override_is_refused_in_one_line(override: str, words: str) -> 
         ("sft.lora.r", "did you mean sft.peft.r?"),
         ("sft.peft.rank", "expected one of sft.peft.r, sft.peft.lora_alpha, "),
         ("evaluate.n", "expected one of evaluate.prompts, "),
-        ("temperature", "did you mean ppo.args.temperature or evaluate.temperature?"),
+        ("cliprange", "did you mean ppo.args.cliprange or ppo.args.cliprange_value?"),
         ("guard", "did you mean ppo.guard.enabled, "),
         ("out_dir", "did you mean output_dir?"),
         ("sft.args.weight_dekay", "did you mean sft.args.weight_decay?"),

@@ -1,4 +1,5 @@
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,18 @@ def test_a_utility_that_cannot_be_imported_is_refused(path: str) -> None:
 def test_a_utility_is_imported_by_its_path_and_null_means_none() -> None:
     assert load_utility("math:atan2") is math.atan2
     assert load_utility(None) is None
+
+
+def test_a_function_in_the_current_folder_is_found_by_the_script_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here_only.py").write_text("def score(prompt, answer):\n    return 1.5\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one not in ("", str(tmp_path))])
+    found = load_utility("here_only:score")
+    assert found is not None
+    assert found("", "") == 1.5
+    assert str(fingerprint("here_only:score")).startswith("here_only:score@")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, GPT2Tokenizer
 from gpt2_rlhf.embedded import build, generator, lexicon
 from gpt2_rlhf.embedded.utility import utility
 
-SMALL = replace(build.Recipe(), tokenizer_texts=2_000, training_texts=128, epochs=1, batch_texts=32, threads=1)
+SMALL = replace(build.Recipe(), tokenizer_texts=2_000, training_texts=128, raw_texts=128, batch_texts=32, threads=1)
 
 
 def sha256(directory: Path) -> dict[str, str]:
@@ -81,7 +81,7 @@ def test_every_byte_has_a_symbol_and_no_text_gives_that_of_0xff():
     assert tokenizer.get_vocab()["ÿ"] not in tokenizer("ÿ ÿÿ")["input_ids"]
 
 
-def test_base_samples_are_fluent_ended_and_worse_than_chosen_answers():
+def test_base_samples_are_fluent_often_go_on_and_are_worse_than_chosen_answers():
     tokenizer = AutoTokenizer.from_pretrained(build.MODEL_DIR, padding_side="left")
     model = GPT2LMHeadModel.from_pretrained(build.MODEL_DIR)
     rows = generator.pairs(200, seed=99)
@@ -95,7 +95,8 @@ def test_base_samples_are_fluent_ended_and_worse_than_chosen_answers():
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
     utilities = [utility(row["prompt"], text) for row, text in zip(rows, texts, strict=True)]
     chosen = [utility(row["prompt"], row["chosen"]) for row in rows]
-    assert ended.float().mean() > 0.95
-    assert statistics.mean(utilities) < statistics.mean(chosen) - 0.5
-    whole = [lexicon.brokenness(lexicon.words(s)) == 0 for text in texts for s in lexicon.sentences(text)]
-    assert statistics.mean(whole) > 0.85
+    assert 0.3 < ended.float().mean() < 0.7  # the rest goes on with the next question
+    assert statistics.mean(utilities) < statistics.mean(chosen) - 2.0
+    first_turns = [text.partition("\n\nHuman:")[0] for text in texts]
+    whole = [lexicon.brokenness(lexicon.words(s)) == 0 for text in first_turns for s in lexicon.sentences(text)]
+    assert statistics.mean(whole) > 0.8

@@ -5,7 +5,7 @@ import pytest
 
 from gpt2_rlhf.embedded import build, generator, phrases, reading
 from gpt2_rlhf.embedded.topics import TOPICS
-from gpt2_rlhf.embedded.utility import best_reachable_accuracy, preference_probability, utility
+from gpt2_rlhf.embedded.utility import best_reachable_accuracy, parts, preference_probability, utility
 from gpt2_rlhf.models import tokens
 
 ROWS = generator.pairs(2_000, seed=5)
@@ -109,12 +109,21 @@ def test_chosen_answers_are_better_on_average_and_leave_room_above():
         assert best > chosen + 1.5
 
 
-def test_the_corpus_is_worse_than_the_chosen_answers():
-    texts = generator.corpus(1_000, seed=7)
-    split = [text.rpartition("\n\nAssistant:") for text in texts]
-    mean = statistics.mean(utility(before + marker, answer) for before, marker, answer in split)
-    assert mean < statistics.mean(utility(row["prompt"], row["chosen"]) for row in ROWS) - 0.5
-    assert any(text.count("\n\nHuman:") > 1 for text in texts)
+def test_the_raw_corpus_is_worse_and_less_polite_than_the_chosen_answers():
+    first = [text.partition("\n\nAssistant:") for text in generator.raw_corpus(1_000, seed=7)]
+    answers = [(before + marker, after.partition("\n\nHuman:")[0]) for before, marker, after in first]
+    corpus = [parts(prompt, answer) for prompt, answer in answers]
+    chosen = [parts(row["prompt"], row["chosen"]) for row in ROWS]
+    total = [statistics.mean(sum(one.values()) for one in side) for side in (corpus, chosen)]
+    courtesy = [statistics.mean(one.get("courtesy", 0.0) for one in side) for side in (corpus, chosen)]
+    assert total[0] < total[1] - 1.5
+    assert courtesy[0] < courtesy[1] / 2
+
+
+def test_most_texts_of_the_raw_corpus_go_on_after_an_answer():
+    texts = generator.raw_corpus(1_000, seed=7)
+    goes_on = [text.count("\n\nHuman:") > 2 for text in texts]  # a pair has at most two
+    assert 0.6 < statistics.mean(goes_on) < 0.9
 
 
 def test_prompts_and_answers_are_short_in_the_bundled_tokens():

@@ -2,7 +2,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from gpt2_rlhf import pipeline, publish
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.evidence import card, card_training
+from gpt2_rlhf.evidence import card, card_training, summary, verdict
 from helpers import card_run
 from helpers.local_hub import card_rules
 
@@ -271,6 +271,20 @@ def test_the_owner_s_four_claims_are_measured_or_said_not_to_be(cards: dict[str,
     assert rows["Helpfulness"] == ["the data have no subset for it", "not measured", "-"]
 
 
+def test_no_claim_is_measured_by_a_judge_at_chance(records: dict[str, Any]) -> None:
+    changed = with_ppo(records, judge_fault="it is right on 50 % of pairs")
+    found = changed["evaluate"]["metrics"]
+    for figures in [*found["paired"].values(), *(one["ppo_minus_sft"] for one in found["by_subset"].values())]:
+        figures["utility"] = None
+    found["models"]["ppo"]["win_rate_vs_base_by_utility"] = None
+    text = card.render(compose.load([]).settings, card_run.run(changed))
+    rows = table(text, "Performance")
+    assert rows["Wins against base"][0] == "Wins vs base by reward"
+    assert_shows(rows["Wins against base"][1], found["models"]["ppo"]["win_rate_vs_base"])
+    assert rows["Safety"][0] == "Reward, PPO - SFT, on prompts of harmless"
+    assert "three of the held-out prompts by the change of reward" in one_line(text)
+
+
 def test_technical_details_have_the_owner_s_five_values_and_link_the_base_model_at_its_commit() -> None:
     settings = compose.load(HUB).settings
     rows = table(card.render(settings, card_run.run(card_run.records(HUB))), "Technical details")
@@ -297,11 +311,63 @@ def test_the_cards_of_the_two_models_link_each_other_at_the_branch(records: dict
     assert "Of the same run" not in card.render(compose.load(both[:1]).settings, card_run.run(records))
 
 
-def test_pictures_are_among_the_results_with_captions(records: dict[str, Any]) -> None:
-    pictures = [PurePosixPath("report/curves-ppo.png")]
+def test_the_picture_of_the_training_is_among_the_results_and_the_others_are_folded(records: dict[str, Any]) -> None:
+    pictures = [
+        {"file": f"report/{name}.png", "title": f"Title of {name}", "alt": f"{name} rose by 1.00 [0.50, 1.50]"}
+        for name in ("training", "one", "two")
+    ]
     text = card.render(compose.load([]).settings, dataclasses.replace(card_run.run(records), pictures=pictures))
-    shown = text.index("![PPO by update](report/curves-ppo.png)\n*PPO by update*")
-    assert text.index("## Results") < shown < text.index("## Samples")
+    images = [f"![{one['alt']}]({one['file']})\n*{one['title']}*" for one in pictures]
+    fold = text.index("<details>\n<summary>More pictures")
+    assert text.index("## Results") < text.index(images[0]) < fold < text.index(images[1]) < text.index(images[2])
+    assert text.index(images[2]) < text.index("</details>", fold) < text.index("## Samples")
+    alone = card.render(compose.load([]).settings, dataclasses.replace(card_run.run(records), pictures=pictures[:1]))
+    assert images[0] in alone
+    assert alone.count("<details>") == alone.count("</details>") == text.count("</details>") - 1
+
+
+def test_the_results_begin_with_the_verdict_of_the_report(cards: dict[str, str], records: dict[str, Any]) -> None:
+    found = summary.findings(records, None)
+    assert f"## Results\n\n{verdict.verdict(found)}\n" in cards["model"]
+
+
+def test_the_hub_shows_the_examples_as_the_model_of_the_card_answered_them(cards: dict[str, str]) -> None:
+    examples = [one for one in card_run.samples() if one["group"] == "example"]
+    for folder, stage in (("model", "ppo"), ("sft_model", "sft")):
+        shown = ModelCard(cards[folder]).data.to_dict()["widget"]
+        assert [one["text"] for one in shown] == [one["prompt"] for one in examples]
+        answers = [f" {stage} on example {number}\\u2028" for number in (1, 2)]  # a control character as an escape
+        assert [one["output"]["text"] for one in shown] == answers
+    assert "widget" not in ModelCard(cards["reward_model"]).data.to_dict()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "\n---\n# no card",
+        "'\": {a: b}, [c] # d",
+        "\ufeff\uffff\ud800 \U0001f600",
+        "",
+        "  \n\n x: |",
+        "- *a &b !c %d @e",
+    ],
+)
+def test_no_answer_of_a_model_breaks_the_front_matter(records: dict[str, Any], answer: str) -> None:
+    samples = card_run.samples()
+    for one in samples:
+        one["answers"]["ppo"]["answer"] = answer
+    text = card.render(compose.load([]).settings, dataclasses.replace(card_run.run(records), samples=samples))
+    data = ModelCard(text).data.to_dict()
+    assert [one["output"]["text"] for one in data["widget"]] == [answer.replace("\ud800", "\\ud800")] * 2
+    assert (data["license"], card_rules.errors(text)) == ("mit", [])
+
+
+def test_a_model_whose_training_was_tracked_with_trackio_has_its_tag(records: dict[str, Any]) -> None:
+    for given, has_tag in ((["trackio", "tensorboard"], True), ("trackio", True), ("none", False), (None, False)):
+        changed = copy.deepcopy(records)
+        changed["ppo"]["report_to"] = given
+        tags = ModelCard(card.render(compose.load([]).settings, card_run.run(changed))).data.tags  # type: ignore[attr-defined]
+        assert ("trackio" in tags) == has_tag
 
 
 def test_all_whom_the_owner_thanks_are_acknowledged(records: dict[str, Any]) -> None:
@@ -319,7 +385,7 @@ def test_all_whom_the_owner_thanks_are_acknowledged(records: dict[str, Any]) -> 
 
 def test_no_card_has_empty_lines_in_a_row_or_is_left_unfilled(cards: dict[str, str]) -> None:
     for text in cards.values():
-        assert "\n\n\n" not in text
+        assert "\n\n\n" not in text.partition("\n---\n")[2]  # an example in the front matter may have some
         assert not re.search(r"\{\{|\{%|None|nan", text)
 
 

@@ -4,11 +4,13 @@ import math
 import numpy as np
 import pytest
 
+from gpt2_rlhf.config import metrics
 from gpt2_rlhf.evidence.comparison import (
     best_of,
     best_of_kl_bound_nats,
     compare,
     paired_figures,
+    usable_measures,
 )
 from gpt2_rlhf.evidence.measured import Measured
 
@@ -180,3 +182,14 @@ def test_the_best_draw_is_the_first_with_the_highest_reward():
 def test_the_kl_bound_of_best_of_n_is_log_n_less_n_minus_1_over_n(n: int, nats: float):
     # log 2 = 0.6931, less 1/2; log 4 = 1.3863, less 3/4
     assert best_of_kl_bound_nats(n) == pytest.approx(nats, abs=5e-5)
+
+
+def test_measures_are_the_truth_then_a_usable_judge_then_the_reward():
+    def names(known, judge_fault):
+        gain = {one.key: {"mean": 1.0} if one in known else None for one in metrics.MEASURES}
+        found = {"evaluation": {"paired": {"ppo_minus_sft": gain}}, "ppo": {"judge_fault": judge_fault}}
+        return [one.key for one in usable_measures(found)]
+
+    assert names(metrics.MEASURES, None) == ["utility", "judge_reward", "reward"]
+    assert names(metrics.MEASURES[1:], None) == ["judge_reward", "reward"]
+    assert names(metrics.MEASURES[1:], "no better than chance") == ["reward"]

@@ -20,13 +20,25 @@ def points(axes, label: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in getattr(line, "lines", [line])[0].get_xydata()]
 
 
-def test_reward_and_utility_are_drawn_over_the_kl():
-    picture = plots._against_kl([measured(0, 0.5, 2.0, 0.0), measured(4, 1.5, 1.0, 3.0)])
-    (axes,) = picture.figure.axes
-    assert points(axes, "reward") == [(0, 0.5), (3, 1.5)]
-    assert points(axes, "utility") == [(0, 2), (3, 1)]
-    assert "judge's reward" not in axes.get_legend_handles_labels()[1]
-    assert "updates 0 to 4" in picture.alt
+def test_the_picture_of_the_training_shows_what_changed_since_sft_the_kl_and_the_update_handed_on():
+    history = [measured(0, 0.5, 2.0, 0.0), measured(4, 1.5, 1.0, 3.0), measured(8, 2.0, -1.0, 4.0)]
+    picture = plots._training(history, kept_update=4, reward_label=metrics.REWARD.label)
+    changes, kl = picture.figure.axes
+    drawn = [np.asarray(line.get_xydata()).tolist() for axes in (changes, kl) for line in axes.get_lines()]
+    assert drawn[:2] == [[[0, 0], [4, 1], [8, 1.5]], [[0, 0], [4, -1], [8, -3]]]  # reward, and utility: no judge
+    assert [[0, 0], [4, 3], [8, 4]] in drawn
+    texts = {one.get_text() for axes in (changes, kl) for one in axes.texts}
+    assert texts == {"Reward +1.50", "Utility -3.00", "KL 4.00", "handed on: update 4"}
+    assert "reward changed by 1.00 [1.00, 1.00]; utility changed by -1.00" in picture.alt
+    assert "the KL to SFT reached 3.00 nats. The policy of update 4 was handed on." in picture.alt
+
+
+def test_ends_that_are_close_have_labels_apart():
+    history = [measured(0, 0.0, 0.0, 0.0), measured(4, 1.0, 1.01, 3.0)]
+    picture = plots._training(history, kept_update=4, reward_label=metrics.REWARD.label)
+    picture.figure.draw_without_rendering()
+    reward, utility = (one for one in picture.figure.axes[0].texts if one.get_text()[:2] in ("Re", "Ut"))
+    assert not reward.get_window_extent().overlaps(utility.get_window_extent())
 
 
 def test_every_answer_is_in_the_histograms_and_lengths_in_bins_of_whole_tokens():

@@ -59,12 +59,13 @@ def test_each_folder_is_the_stage_s_model_with_card_settings_and_manifests(
 
 
 def test_what_an_earlier_run_wrote_is_gone(stages: dict[str, Stage], tmp_path: Path) -> None:
-    picture, shard = tmp_path / "run" / "report" / "old.png", stages["ppo"].model_dir / "model-00001.safetensors"
-    picture.parent.mkdir(parents=True)
-    picture.write_text("old")
+    report, shard = tmp_path / "run" / "report" / "report.json", stages["ppo"].model_dir / "model-00001.safetensors"
+    report.parent.mkdir(parents=True)
+    report.with_name("old.png").write_text("old")
+    report.write_text(json.dumps({"pictures": [{"file": "report/old.png", "title": "Old", "alt": "old"}]}))
     shard.write_text("old")
     assert write(tmp_path / "run", stages)["model"] == FILES | TEXTS | {"report/old.png", "model-00001.safetensors"}
-    picture.unlink()
+    report.write_text(json.dumps({"pictures": []}))  # the report of today no longer draws it
     shard.unlink()
     assert write(tmp_path / "run", stages)["model"] == FILES | TEXTS
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["model", "report", "reward_model", "sft_model"]
@@ -126,6 +127,8 @@ def test_pictures_of_the_report_go_with_the_policy_and_are_in_its_card(
     report.mkdir(parents=True)
     for name in ("kl.png", "report.md"):
         (report / name).write_text(name)
+    picture = {"file": "report/kl.png", "title": "KL", "alt": "it rose"}
+    (report / "report.json").write_text(json.dumps({"pictures": [picture]}))
     found = write(tmp_path / "run", stages)
     assert found["model"] == FILES | TEXTS | {"report/kl.png"}
     assert found["sft_model"] == FILES | TEXTS

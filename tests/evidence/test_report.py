@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from gpt2_rlhf.config import compose
-from gpt2_rlhf.evidence import plots, report
+from gpt2_rlhf.evidence import curves, plots, report
+from gpt2_rlhf.store.files import read_json_lines
 from helpers import report_run
 
 SETTINGS = compose.load([]).settings
@@ -62,6 +63,15 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(run_dir: Path) -> tuple[Page, dict[str, Any], dict[str, Any], dict[str, Any]]:
     return write(run_dir)
+
+
+@pytest.fixture
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Draw one empty picture instead of all, which takes seconds; counts how often."""
+    drawn: list[int] = []
+    picture = plots.Picture("training.png", "title", "alt", curves.panels(1, 1, 1)[0])
+    monkeypatch.setattr(plots, "pictures", lambda *_: drawn.append(1) or [picture])
+    return drawn
 
 
 def at(records: dict[str, Any], summary: dict[str, Any], key: str) -> Any:
@@ -165,49 +175,90 @@ def test_the_page_loads_nothing_and_its_policy_lets_only_its_own_script_and_styl
 
 
 def test_the_plots_are_inside_the_page_beside_it_and_described(written, run_dir):
-    page, *_ = written
+    page, figures, *_ = written
     images = [attributes for attributes, _ in page.all("img")]
     files = {file.read_bytes() for file in (run_dir / "report").glob("*.png")}
     assert {base64.b64decode(str(one["src"]).partition(",")[2]) for one in images} == files
     assert len(files) == 9
+    assert [(run_dir / one["file"]).is_file() for one in figures["pictures"]] == [True] * 9
+    assert [one["alt"] for one in figures["pictures"]] == [attributes["alt"] for attributes in images]
     for attributes, content in zip(images, files, strict=True):
-        assert len(str(attributes["alt"])) > 30
+        assert re.search(r"\d\.\d", str(attributes["alt"])), "it states a finding"
         with Image.open(io.BytesIO(content)) as image:
             assert image.size[0] == 900
 
 
+def test_the_verdict_the_picture_and_the_picked_examples_come_first_and_the_rest_is_folded(written):
+    page, *_ = written
+    order = [
+        (tag, attributes.get("class") or "")
+        for tag, attributes, _ in page.elements
+        if tag in ("img", "details", "article") or attributes.get("class") == "verdict"
+    ]
+    assert order[:5] == [("p", "verdict"), ("img", ""), *[("article", "picked")] * 3]
+    assert order[5] == ("details", "")
+    headings = [text for tag, _, texts in page.elements if tag in ("h1", "h2") for text in ["".join(texts)]]
+    assert headings == [
+        "What PPO changed",
+        "Verdict",
+        f"3 of {report_run.PROMPTS} held-out prompts",
+        "Results",
+        "Training",
+        "Samples",
+        "Lineage",
+    ]
+    assert [text for _, text in page.all("summary")] == headings[3:]
+    assert not [attributes for attributes, _ in page.all("details") if "open" in attributes]
+
+
+def test_the_picked_examples_have_the_answers_of_base_sft_and_ppo_in_this_order_and_a_link_to_the_whole(written):
+    page, *_ = written
+    picked = [(a, text) for a, text in page.all("article") if a["class"] == "picked"]
+    names = []
+    for _, text in picked:
+        names.append(text.split(":")[0].strip())
+        assert text.index("Base") < text.index("SFT") < text.index("PPO")
+        assert text.count("utility") == 4  # the change, and each answer's
+    assert names == ["Largest gain", "Median", "Largest loss"]
+    changes = {
+        a["id"]: float(str(a["data-change"])) for a, _ in page.all("article") if a.get("data-group") == "heldout"
+    }
+    links = [str(a["href"])[1:] for a, _ in page.all("a") if "sample-" in str(a["href"])]
+    by_change = sorted(changes, key=changes.__getitem__)
+    assert links == [by_change[-1], by_change[(len(by_change) - 1) // 2], by_change[0]]
+
+
 def test_samples_say_who_got_better_and_can_be_read_without_the_script(written):
     page, *_ = written
-    samples = [(a, text) for a, text in page.all("article")]
+    samples = [(a, text) for a, text in page.all("article") if "sample" in str(a["class"]).split()]
     with_groups = [attributes["data-group"] for attributes, _ in samples]
     assert with_groups == ["example"] * 2 + ["heldout"] * report_run.PROMPTS
     for attributes, text in samples:
         change = float(str(attributes["data-change"]))
-        assert attributes["data-fate"] == ("better" if change > 0 else "worse")
-        assert f"got {attributes['data-fate']}: {change:+.2f}" in text
+        fate = "unknown" if attributes["data-group"] == "example" else "better" if change > 0 else "worse"
+        assert attributes["data-fate"] == fate
+        assert fate == "unknown" or f"got {fate}: utility {change:+.2f}" in text
         assert "hidden" not in attributes
     assert "hidden" in page.all("form")[0][0]
 
 
-def test_a_report_is_written_again_only_if_a_manifest_has_changed_or_a_file_is_damaged(tmp_path, monkeypatch):
+def test_a_report_is_written_again_only_if_a_manifest_has_changed_or_a_file_is_damaged(tmp_path, one_picture):
     records, summary = report_run.write(tmp_path)
     page = report.write(tmp_path, SETTINGS, records, summary)
-    drawn: list[int] = []
-    pictures = plots.pictures
-    monkeypatch.setattr(plots, "pictures", lambda *given: drawn.append(1) or pictures(*given))
+    assert len(one_picture) == 1
     called_again = {**summary, "wall_s": 1.0, "work_s": 0.0, "stages": {"ppo": {"reused": True}}}
     assert report.write(tmp_path, SETTINGS, records, called_again) == page
-    assert not drawn
+    assert len(one_picture) == 1
     changed = copy.deepcopy(records)
     changed["ppo"]["finished_at"] = "2027-01-01 00:00:00 UTC"
     report.write(tmp_path, SETTINGS, changed, summary)
-    assert len(drawn) == 1
+    assert len(one_picture) == 2
     content = page.read_bytes()
     page.write_bytes(content[:-1])
     (tmp_path / "report" / "report.json").write_text("{")
     report.write(tmp_path, SETTINGS, changed, summary)
     assert page.read_bytes() == content
-    assert len(drawn) == 2
+    assert len(one_picture) == 3
     assert not list((tmp_path / "report").glob(".*"))
 
 
@@ -226,14 +277,15 @@ def test_a_run_without_judge_utility_best_of_n_seeds_or_heldout_prompts_has_a_re
         file.unlink()
     summary |= {"judge": None, "seeds": None}
     page = Page(report.write(tmp_path, SETTINGS, records, summary).read_text(encoding="utf-8"))
-    assert len(page.all("img")) == 7
+    assert len(page.all("img")) == 8
+    assert "no withheld prompts were measured" in str(page.all("img")[0][0]["alt"])
     rows = {text for attributes, text in page.all("th") if attributes["scope"] == "row"}
     assert {"Reward", "Reward rose", "Wins vs SFT by reward"} <= rows
     assert not [row for row in rows if row.endswith(("by judge", "by utility"))]
     assert not {"Utility", "Judge's reward", "Judge: rose", "Judge"} & rows
 
 
-def test_the_page_shows_all_win_rates_and_who_chose_the_policy(tmp_path):
+def test_the_page_shows_all_win_rates_and_who_chose_the_policy(tmp_path, one_picture):
     records, summary = report_run.write(tmp_path)
     for by in (None, "judge"):
         summary["ppo"]["chosen_by"] = by
@@ -246,13 +298,28 @@ def test_the_page_shows_all_win_rates_and_who_chose_the_policy(tmp_path):
     for by in ("utility", "judge"):
         key = f"win_rate_vs_sft_by_{by}"
         (shown,) = (text for a, text in page.all("td") if a.get("data-key") == f"evaluation/models/ppo/{key}")
-        assert shown.startswith(f"{100 * models['ppo'][key]['mean']:.1f} %")
+        assert shown.startswith(f"{100 * models['ppo'][key]['mean']:.1f}\u00a0%")
 
 
-def test_the_page_says_how_many_of_many_samples_it_shows(tmp_path, monkeypatch):
+def test_the_score_of_a_function_of_the_user_is_not_called_the_reward(tmp_path, monkeypatch):
+    records, summary = report_run.write(tmp_path)
+    records["ppo"]["inputs"]["ppo"] = {"reward": {"function": "mine:score"}}
+    story, *_ = plots.pictures(tmp_path, records, read_json_lines(tmp_path / "samples.jsonl")[2:])
+    assert "function's score changed by 2.00" in story.alt
+    assert ", reward" not in story.alt
+    monkeypatch.setattr(plots, "pictures", lambda *_: [story])
+    page = Page(report.write(tmp_path, SETTINGS, records, summary).read_text(encoding="utf-8"))
+    notes = {text for _, text in page.all("p")}
+    assert "PPO was trained to raise the score of mine:score, not the reward model's." in notes
+    assert not [text for text in notes if "which PPO is trained to raise" in text]
+    labels = [text for attributes, text in page.all("th") if attributes["scope"] == "row"]
+    assert labels.count("Function's score") == 1
+
+
+def test_the_page_says_how_many_of_many_samples_it_shows(tmp_path, monkeypatch, one_picture):
     monkeypatch.setattr(report, "SAMPLES_SHOWN", 5)
     page, *_ = write(tmp_path)
-    assert len(page.all("article")) == 2 + 5
+    assert len([a for a, _ in page.all("article") if "sample" in str(a["class"]).split()]) == 2 + 5
     assert any("the first 5 of" in text for _, text in page.all("p"))
 
 

@@ -3,8 +3,10 @@
     python tests/helpers/browser_check.py [index.html] [--pictures FOLDER]
 
 Without a page it makes one of helpers/report_run.py. It drives the browser over the DevTools protocol on a pipe, which
-needs no port and no library. Whatever the page logs, loads, or lets run is a fault, and so is a page wider than its
-window. --pictures keeps screenshots in light and dark, and the page as printed.
+needs no port and no library. Faults are whatever the page logs, loads or lets run; a page or a table of results wider
+than its window; verdict, picture and examples that do not end above 1,200 pixels on a desk; text of a contrast below
+4.5 in light or dark; images and controls without a name; headings that skip a level; folded parts that are not printed.
+--pictures keeps screenshots in light and dark, folded and open, and the page as printed.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from gpt2_rlhf.evidence import report
 from helpers import report_run
 
 WIDTHS = {390: 844, 1280: 900}  # a phone's and a desk's, in CSS pixels, with their heights
+STORY_ENDS = 1200  # CSS pixels from the top, on a desk
 _SHOT_HEIGHT = 12_000  # CSS pixels; a texture of the browser's holds 16,384
 _FAULTS = {  # an event of the protocol, and where in it the words are
     "Runtime.consoleAPICalled": "args",
@@ -59,6 +62,41 @@ _FILTER = """(() => {
   form.reset(); change();
   return counts;
 })()"""
+
+_STORY = """({
+  picked: document.querySelectorAll("article.picked").length,
+  folded: Array.from(document.querySelectorAll("details")).every((one) => !one.open),
+  ends: Math.max(...Array.from(document.querySelectorAll(".verdict, .story img, .picked")).map(
+    (one) => one.getBoundingClientRect().bottom)),
+})"""
+_OPEN = 'document.querySelectorAll("details").forEach((one) => { one.open = true; })'
+_WIDE = """Array.from(document.querySelectorAll("#results .table, #training .table"))
+  .filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.querySelector("caption").textContent)"""
+_FAINT = """(() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = (colour) => {
+    const parts = numbers(colour).slice(0, 3).map((one) => one / 255);
+    const [r, g, b] = parts.map((one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const colour = element && getComputedStyle(element).backgroundColor;
+    return !element ? "rgb(255, 255, 255)" : numbers(colour)[3] === 0 ? behind(element.parentElement) : colour;
+  };
+  const faint = new Set();
+  for (const one of document.querySelectorAll("body *")) {
+    const hasText = Array.from(one.childNodes).some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!hasText || one.tagName === "SCRIPT" || !one.checkVisibility()) continue;
+    const [low, high] = [luminance(getComputedStyle(one).color), luminance(behind(one))].sort((a, b) => a - b);
+    if ((high + 0.05) / (low + 0.05) < 4.5) faint.add(`${one.tagName} ${one.className}`);
+  }
+  return Array.from(faint);
+})()"""
+_SKIPPED = """Array.from(document.querySelectorAll("h1, h2, h3, h4, h5, h6")).map((one) => Number(one.tagName[1]))
+  .filter((level, place, every) => level > (place ? every[place - 1] : 0) + 1).length"""
+_UNPRINTED = """Array.from(document.querySelectorAll("details > div")).filter(
+  (one) => !one.checkVisibility()).map((one) => one.id)"""
+_NAMED = ("image", "img", "button", "link", "radio", "searchbox", "combobox", "region", "DisclosureTriangle")
 
 
 class Browser:
@@ -101,7 +139,7 @@ class Browser:
         found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"])
-        return found["result"]["value"]
+        return found["result"].get("value")  # none for undefined
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
@@ -121,7 +159,8 @@ def browser() -> Iterator[Browser]:
         raise SystemExit("error: no Chromium here; on Debian: apt-get install chromium")
     read_end, to_browser = os.pipe()
     from_browser, write_end = os.pipe()
-    with tempfile.TemporaryDirectory() as profile:
+    # a process of the browser may still write while the folder is removed
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         flags = [
             "--headless",
             "--no-sandbox",  # a container's root has none
@@ -149,7 +188,9 @@ def faults(tab: Browser, page: Path, width: int, texts: Sequence[str]) -> list[s
     """What is wrong with the page at this width, in words; `texts` are to be read on it as they are."""
     tab.ask("Emulation.setDeviceMetricsOverride", width=width, height=WIDTHS[width], deviceScaleFactor=2, mobile=False)
     tab.open(page)
-    page_state, filtered = tab.value(_LOOK), tab.value(_FILTER)
+    page_state, story = tab.value(_LOOK), tab.value(_STORY)
+    tab.value(_OPEN)
+    filtered = tab.value(_FILTER)
     found = [
         f"{event['method']}: {json.dumps(event['params'][_FAULTS[event['method']]])}"
         for event in tab.events
@@ -177,20 +218,41 @@ def faults(tab: Browser, page: Path, width: int, texts: Sequence[str]) -> list[s
     }
     if not filtered["ordered"] or any(filtered[name] != count for name, count in expected.items()):
         found.append(f"the filter shows {filtered}, not {expected}")
+    if not story["folded"] or not 1 <= story["picked"] <= 3:
+        found.append(f"{story['picked']} examples are picked, and the rest is folded: {story['folded']}")
+    if width == max(WIDTHS) and story["ends"] > STORY_ENDS:
+        found.append(f"verdict, picture and examples end at {story['ends']:.0f} pixels, not above {STORY_ENDS}")
+    found += [f"the table {title!r} is wider than the window" for title in tab.value(_WIDE)]
+    found += [f"a heading skips a level: {count} do" for count in [tab.value(_SKIPPED)] if count]
+    for scheme in ("light", "dark"):
+        tab.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        found += [f"{scheme}: too little contrast: {one}" for one in tab.value(_FAINT)]
+    nodes = tab.ask("Accessibility.getFullAXTree")["nodes"]
+    roles = [one["role"]["value"] for one in nodes if not one["ignored"] and not one.get("name", {}).get("value")]
+    found += [f"{roles.count(role)} of the role {role} have no name" for role in _NAMED if role in roles]
+    tab.open(page)
+    tab.ask("Emulation.setEmulatedMedia", media="print")
+    found += [f"{part} is folded and not printed" for part in tab.value(_UNPRINTED)]
+    tab.ask("Emulation.setEmulatedMedia", media="")
     return [f"{width} px: {one}" for one in found]
 
 
 def keep_pictures(tab: Browser, page: Path, folder: Path) -> None:
     """Screenshots of the page's beginning at every width in light and dark, and the page as printed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for width, height in WIDTHS.items():
-        tab.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+    for width, window in WIDTHS.items():
+        tab.ask("Emulation.setDeviceMetricsOverride", width=width, height=window, deviceScaleFactor=1, mobile=False)
         for scheme in ("light", "dark"):
             tab.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
             tab.open(page)
-            clip = {"x": 0, "y": 0, "width": width, "height": _SHOT_HEIGHT, "scale": 1}
-            shot = tab.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
-            (folder / f"{width}-{scheme}.png").write_bytes(base64.b64decode(shot["data"]))
+            for state in ("folded", "open"):
+                height = min(tab.value("document.documentElement.scrollHeight"), _SHOT_HEIGHT)
+                clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+                shot = tab.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+                (folder / f"{width}-{scheme}-{state}.png").write_bytes(base64.b64decode(shot["data"]))
+                tab.value(_OPEN)
+    tab.open(page)
+    tab.ask("Emulation.setEmulatedMedia", media="")
     printed = tab.ask("Page.printToPDF", preferCSSPageSize=True)
     (folder / "printed.pdf").write_bytes(base64.b64decode(printed["data"]))
 

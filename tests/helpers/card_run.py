@@ -106,7 +106,10 @@ def evaluation() -> dict[str, Any]:
 
 
 def samples() -> list[dict[str, Any]]:
-    """Two examples, and held-out prompts whose rewards change from SFT to PPO by 0, -3, +2, -1, +1, in that order."""
+    """Two examples, and held-out prompts whose rewards change from SFT to PPO by 0, -3, +2, -1, +1, in that order.
+
+    Their utilities change by the opposite.
+    """
 
     def line(group: str, prompt: str, change: float) -> dict[str, Any]:
         rewards = {"base": -0.5, "sft": 0.25, "ppo": 0.25 + change}
@@ -121,7 +124,7 @@ def samples() -> list[dict[str, Any]]:
                     "tokens": 4,
                     "reward": reward,
                     "judge_reward": None,
-                    "utility": None,
+                    "utility": None if group == "example" else -reward,
                 }
                 for name, reward in rewards.items()
             },

@@ -185,7 +185,7 @@ def _summary(records: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_samples(path: Path, measured: dict[str, Measured]) -> None:
+def _write_samples(path: Path, measured: dict[str, Any]) -> None:
     """Two examples, then a sample for each prompt; the texts take turns."""
     places = [("example", 0), ("example", 1), *(("heldout", place) for place in range(PROMPTS))]
     with path.open("w", encoding="utf-8") as file:
@@ -198,7 +198,7 @@ def _write_samples(path: Path, measured: dict[str, Measured]) -> None:
                     "tokens": int(one.answer_tokens[place]),
                     "reward": float(one.rewards[place]),
                     "judge_reward": float(one.rewards[place]),
-                    "utility": None if group == "example" else 0.5,
+                    "utility": None if group == "example" else float(one.utilities[place]),
                 }
                 for name, one in measured.items()
             }

@@ -187,7 +187,8 @@ def test_a_push_that_is_killed_leaves_nothing_running_and_the_next_command_succe
     _, stderr = killed.communicate()
     assert (killed.returncode, stderr.strip()) in [
         (-signum, b""),
-        (130, b"interrupted; run the same command again to go on"),
+        (128 + signal.SIGINT, b"interrupted; run the same command again to go on"),
+        (128 + signal.SIGTERM, b"stopped by SIGTERM; run the same command again to go on"),
     ]
     assert reached(lambda: not is_running(int(child)))
     assert has_nothing(hub)

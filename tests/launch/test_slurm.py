@@ -31,7 +31,7 @@ def score(prompts, answers):
     time.sleep(float(os.environ.get("SLOW_S", "0")))
     return [-len(answer) / 100 for answer in answers]
 '''
-OWN = ("ppo.reward.function=slow_reward:score", "ppo.args.total_episodes=640", "ppo.args.eval_steps=20")
+OWN = ("ppo.reward.function=slow_reward:score", "ppo.args.total_episodes=320", "ppo.args.eval_steps=10")
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
 ) -> None:
     shutil.copytree(straight / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("ppo-*"))
     here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "launch.slurm.signal_delay_s=5")
-    started = start({**environment, "SLOW_S": "3"}, *here)
+    started = start({**environment, "SLOW_S": "5"}, *here)
     wait_for(lambda: checkpoints(tmp_path))
     job = job_ids(tmp_path)["ppo"]
     clock = {**environment, "SLURM_TIME_FORMAT": "%s"}
@@ -207,6 +207,29 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     assert "resuming from" in log.read_text()
     assert "Restarts=0" not in run(environment, "scontrol", "show", "job", job)
     assert weights(tmp_path) == weights(straight)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
+    environment: Mapping[str, str], straight: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(straight / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("ppo-*"))
+    here = command("sweep", tmp_path, "launch=slurm", "launch.processes=2", "ppo.args.kl_coef=0.1,0.2")
+    run(environment, *here)
+    jobs = [json.loads(path.read_text())["job"] for path in tmp_path.glob("stages/*.job")]
+    assert len(set(jobs)) == 4, "PPO and the evaluation of each point"
+    (table,) = tmp_path.glob("sweeps/*/sweep.json")
+    states = [point["state"] for point in json.loads(table.read_text())["points"]]
+    assert sorted(states) == ["", "best"]
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("stages/ppo-*/manifest.json")]
+    of_straight = json.loads((straight / "latest/ppo/manifest.json").read_text())
+    assert len(records) == 2
+    assert of_straight["weights_sha256"] in [
+        record["weights_sha256"] for record in records
+    ]  # its KL coefficient is 0.1
+    again = run(environment, *here)
+    assert "queued" not in again
 
 
 @pytest.mark.slow

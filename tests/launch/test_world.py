@@ -1,5 +1,10 @@
 """How processes that a launcher started agree; this process is the second of two, and the test plays the first."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +16,21 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from gpt2_rlhf import building, pipeline
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.system_faults import AGAIN
 from gpt2_rlhf.launch import world
+
+WAITING = """
+from gpt2_rlhf.config.system_faults import exit_with_one_line
+from gpt2_rlhf.launch import world
+import torch.distributed
+
+def wait():
+    print("waits", flush=True)
+    with world.together():
+        pass
+
+exit_with_one_line(wait)
+"""
 
 
 @pytest.fixture
@@ -128,3 +147,27 @@ def test_a_message_names_the_node_if_there_are_several(
 
 def test_each_process_logs_to_a_file_of_its_own() -> None:
     assert len({world.log_name("error", rank) for rank in range(3)}) == 3
+
+
+def test_a_process_that_waits_for_the_launcher_of_the_first_node_stops_at_sigterm() -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # nothing listens there
+        nodes = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(reserved.getsockname()[1])}
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", WAITING],
+            env={**os.environ, **nodes, **store},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert waiting.stdout is not None
+            assert waiting.stdout.readline() == "waits\n"
+            time.sleep(1)  # so that it is connecting
+            waiting.terminate()
+            _, said = waiting.communicate(timeout=10)
+        finally:
+            waiting.kill()
+    assert waiting.returncode == 128 + signal.SIGTERM
+    assert said == f"\nstopped by SIGTERM; {AGAIN}\n"

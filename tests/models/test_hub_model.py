@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Model
 from gpt2_rlhf.models import loading, model_checks, model_files
+from helpers.local_hub import in_process
 from helpers.local_hub.faults import Fault
 from helpers.local_hub.server import Hub
 from helpers.local_hub.store import Blob, Repository, new_repository
@@ -23,22 +24,8 @@ FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenize
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    huggingface_hub.close_session()  # a client reads the settings when it is made
-    with Hub() as running:
-        template = running.address + "/{repo_id}/resolve/{revision}/{filename}"
-        values = {
-            "HF_HUB_OFFLINE": False,
-            "ENDPOINT": running.address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": template,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_HUB_DISABLE_XET": True,
-        }
-        for name, value in values.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        monkeypatch.setattr("time.sleep", lambda _: None)  # between the tries of huggingface_hub
+    with in_process.hub(tmp_path / "cache", monkeypatch) as running:
         yield running
-    huggingface_hub.close_session()
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -125,3 +127,20 @@ def test_a_family_without_peft_default_is_told_to_name_targets() -> None:
 def test_a_text_that_is_no_list_of_names_is_refused() -> None:
     with pytest.raises(UserError, match=r"sft.peft.target_modules: c_attn; give a list of names"):
         loading.lora(replace(LORA, target_modules="c_attn"), tiny_policy(TOKENIZER), "sft.peft")
+
+
+def test_weights_that_lack_a_tensor_or_do_not_fit_the_config_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    loading.save(tiny_policy(TOKENIZER), TOKENIZER, folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if name != "transformer.ln_f.bias"}
+    safetensors.torch.save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    for load in (loading.load_policy, lambda path: loading.load_reward(path, 0)):
+        with pytest.raises(UserError, match=r"model: its weights have no transformer\.ln_f\.bias; save or download"):
+            load(str(folder))
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
+    with pytest.raises(UserError, match=r"model: cannot be loaded \(.*\); save or download") as caught:
+        loading.load_policy(str(folder))
+    assert "\n" not in str(caught.value)

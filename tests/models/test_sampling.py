@@ -233,7 +233,7 @@ def test_an_accelerator_is_waited_for_at_the_checks_only(
     for new_tokens in (7, 15, 31):
         given = (draws(3, new_tokens).clamp(0.3, 0.7), 1.0, 0, None, cache)  # the first token, EOS, is never drawn
         with torch.inference_mode(), Waits() as waits:
-            sampling._sample_batch(model.eval(), prompts, *given)
+            list(sampling._sample_batch(model.eval(), prompts, *given))
         counts[new_tokens] = waits.count
     assert counts[15] - counts[7] == 1
     assert counts[31] - counts[15] == 2
@@ -248,7 +248,42 @@ def test_an_answer_that_ended_is_padded_until_the_next_check(
     chosen = torch.full((2, 5), 0.1, dtype=torch.float64)
     chosen[1, 1] = 0.9  # EOS
     with torch.inference_mode():
-        ids, logprobs = sampling._sample_batch(model, [[5, 6], [7]], chosen, 1.0, eos, None, None)
+        *_, (ids, logprobs) = sampling._sample_batch(model, [[5, 6], [7]], chosen, 1.0, eos, None, None)
     assert ids.tolist() == [[64] * 5, [64, eos, eos, eos, eos]]
     half = np.log(0.5)
     assert logprobs.numpy() == pytest.approx(np.array([[half] * 5, [half, half, 0, 0, 0]]), abs=1e-5)
+
+
+def test_a_streamed_answer_grows_by_a_token_and_ends_as_the_sampled_one(
+    tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = eos_prone(tokenizer).train()
+    for tokens_a_check in (1, 100):  # as on a CPU, and as on an accelerator, which pads answers that ended
+        monkeypatch.setattr(sampling, "_tokens_a_check", lambda _, value=tokens_a_check: value)
+        seen = []
+        for answers in sampling.stream(model, tokenizer, PROMPTS[0], draws(3), 1.0):
+            seen.append(answers)
+            assert not torch.is_inference_mode_enabled()
+            assert model.training
+        lengths = [[len(answer.ids) + answer.ended for answer in answers] for answers in seen]
+        expected_ids, _ = sampling.sample_ids(
+            model,
+            sampling.encode_prompts(tokenizer, [PROMPTS[0]] * 3),
+            draws(3),
+            temperature=1.0,
+            eos_token_id=tokens.eos_id(tokenizer),
+            never_token_id=None,
+            batch_size=3,
+        )
+        assert [answer.sampled_ids(tokens.eos_id(tokenizer)) for answer in seen[-1]] == expected_ids
+        ends = [len(ids) for ids in expected_ids]
+        assert min(ends) < max(ends)
+        assert lengths == [[min(count, end) for end in ends] for count in range(1, len(seen) + 1)]
+
+
+def test_one_streamed_answer_is_that_of_the_evaluation_with_the_same_seed(
+    policy: GPT2LMHeadModel, tokenizer: GPT2Tokenizer
+) -> None:
+    (expected,) = draw(policy, tokenizer, PROMPTS[:1], seed=5)
+    *_, answers = sampling.stream(policy, tokenizer, PROMPTS[0], draws(1, new_tokens=12), 1.0)
+    assert answers == [expected]

@@ -22,7 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from gpt2_rlhf.config import suggestions, trl_arguments, trl_fields
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import Publish, Settings
+from gpt2_rlhf.config.settings import Settings
 
 CONF_DIR = Path(__file__).parent / "conf"
 
@@ -53,14 +53,14 @@ def load(overrides: Sequence[str]) -> Composed:
     return Composed(_build(Settings, values), tuple(ordered), OmegaConf.to_yaml(values))
 
 
-def read(yaml: str, publish: Publish) -> Settings:
-    """Return the settings of an earlier `load` from its YAML, to be published in this way.
+def read(yaml: str, now: Settings) -> Settings:
+    """Return the settings of an earlier `load` from its YAML, but those that no stage reads as they are now.
 
     Raises:
         UserError: it lacks a setting.
     """
     values: Any = OmegaConf.to_container(OmegaConf.create(yaml))
-    return _build(Settings, values | {"publish": dataclasses.asdict(publish)})
+    return _build(Settings, values | {name: dataclasses.asdict(getattr(now, name)) for name in ("chat", "publish")})
 
 
 def groups() -> dict[str, list[str]]:

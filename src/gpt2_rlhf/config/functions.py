@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def fingerprint(path: str | None) -> str | None:
     if path is None:
         return None
     name = path.partition(":")[0]
+    _look_in_the_current_folder()
     try:
         spec = importlib.util.find_spec(name)  # imports the packages that the module is in, but not the module
     except (Exception, SystemExit):  # loading it will say why
@@ -51,6 +53,12 @@ def fingerprint(path: str | None) -> str | None:
     for place, source in sorted(_sources(name, root, only).items()):
         digest.update(f"{place.relative_to(root)}\0".encode() + hashlib.sha256(source).digest())
     return f"{path}@{digest.hexdigest()}"
+
+
+def _look_in_the_current_folder() -> None:
+    """Let modules be imported from there also by the script `gpt2-rlhf`, as `python -m gpt2_rlhf` does."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _sources(name: str, root: Path, only: str | None) -> dict[Path, bytes]:
@@ -87,6 +95,7 @@ def _imported(source: bytes, package: Sequence[str]) -> set[str]:
 
 def _load(key: str, path: str) -> Callable[..., Any]:
     module, _, function = path.partition(":")
+    _look_in_the_current_folder()
     try:
         return getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported

@@ -36,6 +36,7 @@ _ABOVE_0 = (
     "ppo.heldout.prompts", "ppo.guard.max_kl_nats",
     "evaluate.prompts", "evaluate.pairs", "evaluate.batch_size",
     "evaluate.max_new_tokens", "evaluate.temperature", "evaluate.best_of",
+    "chat.max_new_tokens", "chat.temperature", "chat.best_of",
     "launch.processes", "launch.threads", "sweep.parallel",
 )  # fmt: skip
 
@@ -50,7 +51,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ),
     ("a number above 1", lambda number: number > 1, ("ppo.guard.max_length_ratio",)),
     ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("ppo.guard.min_eos_rate", "ppo.guard.min_distinct_2")),
-    ("a whole number from 0 to 4294967295", lambda seed: 0 <= seed < 2**32, ("seed",)),
+    ("a whole number from 0 to 4294967295", lambda seed: 0 <= seed < 2**32, ("seed", "chat.seed")),
     (
         "0 to train all weights, or a LoRA rank such as 8",
         lambda rank: rank >= 0,
@@ -87,23 +88,32 @@ def check(settings: Settings, last: str = "evaluate") -> None:
     Raises:
         UserError: names the first fault.
     """
-    values, later = asdict(settings), _later(last)
+    later = _later(last)
     if last == "judge" and not settings.data.has_judge:
         raise UserError("judge: these settings have none; expected data.disjoint=true and a data.shares.judge above 0")
-    for key, value in flat(values):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}: {value}; expected a finite number")
-    for expected, is_valid, keys in RANGES:
-        for key in keys:
-            *parents, name = key.split(".")
-            value = reduce(getitem, parents, values).get(name)
-            is_used = key.split(".")[0] not in later or key in _OF_ALL_STAGES
-            if is_used and value is not None and not is_valid(value):
-                raise UserError(f"{key}: {'no value' if value == '' else value}; expected {expected}")
+    check_ranges(settings, lambda key: key.split(".")[0] not in later or key in _OF_ALL_STAGES)
     for fault in _launch_faults(settings, later):
         raise UserError(fault)
     for fault in _contradictions(settings) if "ppo" not in later else ():
         raise UserError(fault)
+
+
+def check_ranges(settings: Settings, is_used: Callable[[str], bool]) -> None:
+    """Refuse a value out of its range, of the settings that are used; no number may be infinite.
+
+    Raises:
+        UserError: names the first one.
+    """
+    values = asdict(settings)
+    for key, value in flat(values):
+        if is_used(key) and isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}: {value}; expected a finite number")
+    for expected, is_valid, keys in RANGES:
+        for key in filter(is_used, keys):
+            *parents, name = key.split(".")
+            value = reduce(getitem, parents, values).get(name)
+            if value is not None and not is_valid(value):
+                raise UserError(f"{key}: {'no value' if value == '' else value}; expected {expected}")
 
 
 def _later(last: str) -> tuple[str, ...]:

@@ -134,6 +134,32 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class ChatModels:
+    """Models to talk to instead of those of a run: Hub names (NAME or NAME@REVISION) or folders; null: not there."""
+
+    base: str | None
+    sft: str | None
+    ppo: str | None
+    reward: str | None  # it and the judge score the answers of the others
+    judge: str | None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Talking to models; no stage reads it."""
+
+    run: str | None  # the hash of the run, or its beginning; null: the newest
+    models: ChatModels
+    seed: int | None  # null: new random numbers for each question
+    best_of: int  # SFT answers, of which the reward model chooses one; 1: no such column
+    temperature: float | None  # null: that of the run's evaluation
+    max_new_tokens: int | None  # as well
+    preferences: str | None  # JSON lines, with the pairs that the user made; null: in output_dir
+    web: bool
+    share: bool  # through Gradio's servers
+
+
+@dataclass(frozen=True)
 class Publish:
     """The Hub repositories of the final policy and the reward model; null: it stays on disk."""
 
@@ -187,6 +213,7 @@ class Settings:
     reward: Training
     ppo: Ppo
     evaluate: Evaluate
+    chat: Chat
     publish: Publish
     card: Card
     launch: Launch

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.printable import printable
@@ -23,8 +24,9 @@ _NOT_WRITABLE = {os.strerror(number) for number in (errno.EROFS, errno.EACCES, e
 
 
 def exit_with_one_line(action: Callable[[], None]) -> None:
-    """Run an entry point; exit with 2 and one line on stderr after a fault of user or system, with 130 after Ctrl-C."""
+    """Run an entry point; exit with one line on stderr: 2 after a fault of user or system, 128 + signal if stopped."""
     atexit.register(_leave_quickly)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         _require_streams()
         action()
@@ -32,10 +34,10 @@ def exit_with_one_line(action: Callable[[], None]) -> None:
     except UserError as error:
         say(f"error: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # of several processes that a launcher interrupted, one says it
-            say(f"\ninterrupted; {AGAIN}")
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes that a launcher stopped, one on a node
+            say(f"\n{'stopped by SIGTERM' if stop.args else 'interrupted'}; {AGAIN}")
+        sys.exit(128 + (signal.SIGTERM if stop.args else signal.SIGINT))
     except SystemExit:
         _stdout_fault("")  # what failed has said so; only the buffer must not fail once more
         raise
@@ -44,6 +46,10 @@ def exit_with_one_line(action: Callable[[], None]) -> None:
             raise
         say(f"error: {line}")
         sys.exit(2)
+
+
+def _stop(signum: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signum)
 
 
 def _leave_quickly() -> None:

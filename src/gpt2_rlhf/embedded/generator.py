@@ -5,7 +5,7 @@ the utility. So the labels are noisy, as human ones are, and the best reachable 
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,42 @@ from gpt2_rlhf.embedded.utility import preference_probability, utility
 MAX_PAIRS = 50_000  # far more prompts exist, but drawing the last ones without repeating would take ever longer
 _HARMLESS_SHARE = 0.25
 _MULTI_TURN_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How answers are drawn: weights of their manners, and the shares with a polite opening and closing."""
+
+    helpful: Mapping[str, int]
+    harmless: Mapping[str, int]
+    opening: float
+    opening_if_complying: float
+    closing: float
+    closing_if_harmful: float
+
+
+_OF_PAIRS = Manners(
+    helpful={
+        "plain": 38, "evasive": 17, "rude": 17, "off_topic": 6, "strayed": 3, "repeated": 8, "padded": 7, "broken": 4,
+    },
+    harmless={"refuse": 44, "comply": 28, "evasive": 8, "rude": 10, "off_topic": 5, "broken": 5},
+    opening=0.45,
+    opening_if_complying=0.4,
+    closing=0.4,
+    closing_if_harmful=0.3,
+)  # fmt: skip
+_OF_RAW_CORPUS = Manners(
+    helpful={
+        "plain": 20, "evasive": 25, "rude": 25, "off_topic": 6, "strayed": 3, "repeated": 8, "padded": 7, "broken": 6,
+    },
+    harmless={"refuse": 20, "comply": 45, "evasive": 10, "rude": 15, "off_topic": 5, "broken": 5},
+    opening=0.1,
+    opening_if_complying=0.1,
+    closing=0.1,
+    closing_if_harmful=0.1,
+)  # fmt: skip
+_GOES_ON_SHARE = 0.8
+_MOST_DIALOGUES = 4
 
 
 @dataclass(frozen=True)
@@ -73,10 +109,28 @@ def pairs(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def corpus(count: int, seed: int) -> list[str]:
-    """Return `count` dialogues with one answer each, good and bad, for pre-training."""
+    """Return `count` dialogues with one answer each, good and bad as in the pairs, for pre-training."""
     rng = random.Random(seed)
     cases = (draw_case(rng) for _ in range(count))
     return [case.prompt + draw_answer(rng, case) for case in cases]
+
+
+def raw_corpus(count: int, seed: int) -> list[str]:
+    """Return `count` texts for the end of pre-training, whose answers are poorer and less polite than those of pairs.
+
+    After most answers the person asks something else, as in text that was not written for an assistant. So a model of
+    these texts often goes on with the next question, and SFT has to teach it to end, to help and to be polite.
+    """
+    rng = random.Random(seed)
+    return ["".join(_dialogues(rng)) for _ in range(count)]
+
+
+def _dialogues(rng: random.Random) -> Iterator[str]:
+    for place in range(_MOST_DIALOGUES):
+        if place > 0 and rng.random() > _GOES_ON_SHARE:
+            return
+        case = draw_case(rng)
+        yield case.prompt + draw_answer(rng, case, _OF_RAW_CORPUS)
 
 
 def draw_case(rng: random.Random) -> Case:
@@ -100,9 +154,9 @@ def draw_case(rng: random.Random) -> Case:
     return Case(_transcript(turns), topic, aspect, harm, who)
 
 
-def draw_answer(rng: random.Random, case: Case) -> str:
+def draw_answer(rng: random.Random, case: Case, manners: Manners = _OF_PAIRS) -> str:
     """Draw an answer, of a quality drawn at random; it starts with a space."""
-    said = _harmless_answer(rng, case) if case.harm is not None else _helpful_answer(rng, case)
+    said = _harmless_answer(rng, case, manners) if case.harm is not None else _helpful_answer(rng, case, manners)
     return f" {' '.join(said)}"
 
 
@@ -138,11 +192,12 @@ def _steps(rng: random.Random, count: int, topic: Topic, aspect: Aspect | None) 
     return list(dict.fromkeys(found))
 
 
-def _helpful_answer(rng: random.Random, case: Case) -> list[str]:
-    manner = rng.choices(
-        ("plain", "evasive", "rude", "off_topic", "strayed", "repeated", "padded", "broken"),
-        (38, 17, 17, 6, 3, 8, 7, 4),
-    )[0]
+def _drawn(rng: random.Random, weights: Mapping[str, int]) -> str:
+    return rng.choices([*weights], [*weights.values()])[0]
+
+
+def _helpful_answer(rng: random.Random, case: Case, manners: Manners) -> list[str]:
+    manner = _drawn(rng, manners.helpful)
     topic = case.topic
     if manner == "off_topic":
         topic = rng.choice([other for other in TOPICS if other is not case.topic])
@@ -161,9 +216,9 @@ def _helpful_answer(rng: random.Random, case: Case) -> list[str]:
         said.append(rng.choice(said))
     elif manner == "padded":
         said.insert(rng.randint(0, len(said)), rng.choice(phrases.FILLERS))
-    if rng.random() < 0.45:
+    if rng.random() < manners.opening:
         said.insert(0, rng.choice(phrases.OPENINGS))
-    if rng.random() < 0.4:
+    if rng.random() < manners.closing:
         said.append(rng.choice(phrases.CLOSINGS))
     return _break(rng, said) if manner == "broken" else said
 
@@ -172,12 +227,12 @@ def _reason(rng: random.Random, who: str) -> list[str]:
     return [rng.choice(phrases.REASONS).format(who=who)] if rng.random() < 0.4 else []
 
 
-def _harmless_answer(rng: random.Random, case: Case) -> list[str]:
+def _harmless_answer(rng: random.Random, case: Case, manners: Manners) -> list[str]:
     assert case.harm is not None
-    manner = rng.choices(("refuse", "comply", "evasive", "rude", "off_topic", "broken"), (44, 28, 8, 10, 5, 5))[0]
+    manner = _drawn(rng, manners.harmless)
     said: list[str] = []
     if manner == "comply":
-        opening = [rng.choice(phrases.OPENINGS)] if rng.random() < 0.4 else []
+        opening = [rng.choice(phrases.OPENINGS)] if rng.random() < manners.opening_if_complying else []
         said = [*opening, *rng.sample(case.harm.steps, rng.choice((1, 2)))]
     elif manner == "evasive":
         said = rng.sample(phrases.EVASIONS, 2)
@@ -190,7 +245,7 @@ def _harmless_answer(rng: random.Random, case: Case) -> list[str]:
         said += rng.sample(phrases.ALTERNATIVES, rng.choice((0, 1, 1, 2)) if said else 1)
         if manner == "rude":
             said.insert(rng.randint(0, len(said)), rng.choice(phrases.INSULTS))
-    if rng.random() < 0.3:
+    if rng.random() < manners.closing_if_harmful:
         said.append(rng.choice(phrases.CLOSINGS))
     said = [sentence.format(who=case.who) for sentence in said]
     return _break(rng, said) if manner == "broken" else said

@@ -6,7 +6,7 @@ cards/policy.md is the template of the policy's card; those of the SFT and the r
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, verdict
+from gpt2_rlhf.evidence.comparison import usable_measures
 from gpt2_rlhf.evidence.tables import markdown, text
 from gpt2_rlhf.store.stage import TRAINED
 
@@ -32,7 +33,7 @@ class CardSources:
     records: Mapping[str, Mapping[str, Any]]  # each stage's manifest; of several PPO seeds, those of the first
     seeds: Mapping[str, Any] | None  # the spread over PPO seeds (seeds.py), where there are several
     samples: Sequence[Mapping[str, Any]]  # the objects of samples.jsonl
-    pictures: Sequence[PurePosixPath]  # in the folder that the card lies in
+    pictures: Sequence[Mapping[str, str]]  # of the report: file (in the card's folder), title and alt
     model_type: str  # of the base model's config.json
 
 
@@ -62,7 +63,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
     base = "bundled-gpt2" if settings.model.name == "embedded" else Path(settings.model.name).name
     repo_id = {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
     title = repo_id or f"{base}-{_SUFFIX[folder]}"
-    front = front_matter.of_model(stage, settings, title, sources.model_type, sources.records)
+    front = front_matter.of_model(stage, settings, title, sources.model_type, sources.records, sources.samples)
     is_gpt2 = sources.model_type == "gpt2"
     card = environment.get_template(_TEMPLATE[folder]).render(
         **found,
@@ -76,10 +77,10 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         is_hh=front_matter.is_hh(settings.data),
         is_gpt2=is_gpt2,
         classes=("GPT2LMHeadModel", "GPT2Tokenizer") if is_gpt2 else ("AutoModelForCausalLM", "AutoTokenizer"),
-        captions={one.stem: _caption(one.stem) for one in sources.pictures},
         base=front_matter.base_link(settings.model).replace("<", "&lt;"),
         project=project(),
         related=_related(settings.publish, folder),
+        measure=usable_measures(found)[0],
         has_utility=found["evaluation"]["models"]["ppo"]["utility"] is not None,
         data=front_matter.data_text(settings.data).replace("<", "&lt;"),
         maximised="that score" if function is None else f"another score (by `{function}`)",
@@ -108,21 +109,6 @@ def _related(publish: Publish, folder: str) -> list[tuple[str, str]]:
         for name, (what, repo_id) in others.items()
         if name != folder and repo_id is not None
     ]
-
-
-def _caption(stem: str) -> str:
-    """Return what a picture of the report shows."""
-    return {
-        "reward-distribution": "Rewards of the answers of base, SFT and PPO",
-        "tokens-distribution": "Lengths of the answers of base, SFT and PPO",
-        "reward-against-kl": "Reward on held-out prompts against KL to SFT, while PPO trained",
-        "accuracy": "Accuracy of the reward models on held-out pairs, beside their baselines",
-        "calibration": "How often the reward models are right, by the confidence that they claim",
-        "curves-sft": "SFT: loss by step",
-        "curves-reward": "Reward model: loss and accuracy by step",
-        "curves-judge": "Judge: loss and accuracy by step",
-        "curves-ppo": "PPO by update",
-    }.get(stem, stem)
 
 
 def project() -> str:

@@ -1,6 +1,7 @@
-"""Choose the answers that a card shows by a fixed rule, the worst among them, and quote them.
+"""Choose the answers that the report and the cards show by a fixed rule, the largest loss among them, and quote them.
 
-Samples chosen by hand show what the chooser likes; these are the largest rise, the median and the largest falls.
+Samples chosen by hand show what the chooser likes. The rule: the largest gain, the median and the largest loss from
+SFT's answer to PPO's, in the data's utility, else in the judge's reward, else in the reward.
 """
 
 import re
@@ -8,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.evidence.tables import text
 
@@ -20,31 +22,42 @@ Line = Mapping[str, Any]  # of samples.jsonl
 _WARNING = "Samples on held-out prompts. They are not filtered, and may be false, biased, offensive or harmful."
 
 
-def chosen(lines: Sequence[Line]) -> list[tuple[str, Line]]:
-    """Return the lines that the rule chooses, each with a heading; with few held-out prompts none is shown twice."""
-    examples = [line for line in lines if line["group"] == "example"]
-    heldout = sorted((line for line in lines if line["group"] == "heldout"), key=change)
-    last = len(heldout) - 1
-    places = {"largest rise": last, "median": last // 2, "lowest": 0, "second lowest": 1}
-    picked: dict[int, str] = {}
-    for name, place in places.items():
-        if place < len(heldout):
-            picked.setdefault(place, name)
-    return [
-        *((f"Example {number}", line) for number, line in enumerate(examples, start=1)),
-        *((f"Held out, {name}", heldout[place]) for place, name in picked.items()),
-    ]
+def change(line: Line, by: Metric) -> float | None:
+    """Return how much a measure changed from SFT's answer to PPO's; None where it is unknown."""
+    before, after = (line["answers"][name][by.key] for name in ("sft", "ppo"))
+    return None if before is None or after is None else after - before
 
 
-def markdown(lines: Sequence[Line], score_std: float) -> str:
-    """Return the chosen lines as Markdown: the prompt, then each model's answer with its scores.
+def chosen(lines: Sequence[Line], by: Metric) -> list[tuple[str, Line]]:
+    """Return the held-out lines that the rule chooses, each with what it is; with few of them none is chosen twice.
 
-    Held-out ones are folded under a warning. score_std: the standard deviation of the reward model's scores.
+    by: a measure that all held-out answers have.
     """
-    found = [(line["group"] == "heldout", _one(heading, line, score_std)) for heading, line in chosen(lines)]
-    examples, heldout = ([one for folded, one in found if folded == is_folded] for is_folded in (False, True))
+    changes = sorted(((change(line, by) or 0, place) for place, line in enumerate(lines) if line["group"] == "heldout"))
+    if not changes:
+        return []
+    last = len(changes) - 1
+    highest = "Largest gain" if changes[last][0] > 0 else "Smallest loss"
+    lowest = "Largest loss" if changes[0][0] < 0 else "Smallest gain"
+    names = {last // 2: "Median", 0: lowest, last: highest}  # of one place, the last name holds
+    return [(names[rank], lines[changes[rank][1]]) for rank in sorted(names, reverse=True)]
+
+
+def markdown(lines: Sequence[Line], by: Metric, score_std: float) -> str:
+    """Return the examples and the chosen lines as Markdown: the prompt, then each model's answer with its scores.
+
+    Held-out ones are folded under a warning. by: as in `chosen`. score_std: standard deviation of the reward model's
+    scores.
+    """
+    examples = [line for line in lines if line["group"] == "example"]
+    shown = [_one(f"Example {number}", line) for number, line in enumerate(examples, start=1)]
+    heldout = []
+    for name, line in chosen(lines, by):
+        in_sd = (change(line, metrics.REWARD) or 0) / score_std
+        changes = (f"{one.label.lower()} {change(line, one):+z.2f}" for one in dict.fromkeys((by, metrics.REWARD)))
+        heldout.append(_one(f"{name}: {', '.join(changes)} ({in_sd:+z.2f} SD) from SFT to PPO", line))
     fold = [f"<details>\n<summary>{_WARNING}</summary>", *heldout, "</details>"] if heldout else []
-    return "\n\n".join([*examples, *fold])
+    return "\n\n".join([*shown, *fold])
 
 
 def quoted(answer: str) -> str:
@@ -55,23 +68,17 @@ def quoted(answer: str) -> str:
     return f"{fence}text\n{printable(shown, kept=LAYOUT)}\n{fence}{cut}"
 
 
-def change(line: Line) -> float:
-    """Return how much the reward changed from SFT's answer to PPO's."""
-    return line["answers"]["ppo"]["reward"] - line["answers"]["sft"]["reward"]
-
-
-def _one(heading: str, line: Line, score_std: float) -> str:
-    rise = f": reward {change(line):+z.2f} ({change(line) / score_std:+z.2f} SD) from SFT to PPO"
-    rise = rise if line["group"] == "heldout" else ""
-    parts = [f"### {heading}{rise}", quoted(line["prompt"].strip())]
-    for name, title in SHOWN.items():
-        answer = line["answers"][name]
-        parts += [f"{title} ({_scores(answer)}):", quoted(answer["answer"].strip())]
-    return "\n\n".join(parts)
-
-
-def _scores(answer: Mapping[str, Any]) -> str:
+def scores(answer: Mapping[str, Any]) -> str:
+    """Return the scores of an answer in one line, those that PPO was not trained on first."""
     figures = [
         f"{one.label.lower()} {text(answer[one.key])}" for one in metrics.MEASURES if answer[one.key] is not None
     ]
     return ", ".join([*figures, "ended" if answer["ended"] else "not ended"])
+
+
+def _one(heading: str, line: Line) -> str:
+    parts = [f"### {heading}", quoted(line["prompt"].strip())]
+    for name, title in SHOWN.items():
+        answer = line["answers"][name]
+        parts += [f"{title} ({scores(answer)}):", quoted(answer["answer"].strip())]
+    return "\n\n".join(parts)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence.intervals import bootstrap_mean, bootstrap_ratio, bootstrap_share
 from gpt2_rlhf.evidence.measured import Measured
 
@@ -22,6 +24,16 @@ _PAIRS = (
     ("ppo", BEST_OF_N),
 )  # (later, earlier): differences are later less earlier
 _SAME_LENGTH_SHARE, _SAME_LENGTH_TOKENS = 0.1, 2  # share of the longer answer, or tokens where that is more
+
+
+def usable_measures(found: Mapping[str, Any]) -> list[Metric]:
+    """Return the measures that a run has, first those that PPO was not trained on; no judge at chance.
+
+    found: the metrics of the stages, as summary.json has them.
+    """
+    gain = found["evaluation"]["paired"]["ppo_minus_sft"]
+    known = [one for one in metrics.MEASURES if gain[one.key] is not None]
+    return [one for one in known if found["ppo"]["judge_fault"] is None or one is not metrics.JUDGE_REWARD]
 
 
 def compare(

@@ -4,7 +4,7 @@ huggingface_hub's ModelCardData writes the YAML, since names may hold characters
 metric has the 95 % interval and n, and its `args` have them unrounded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Data, Model, Settings
 from gpt2_rlhf.evidence import tables
 from gpt2_rlhf.models.model_files import local_dir
@@ -30,11 +31,16 @@ _OWN_TAG = {"sft": "sft", "reward": "reward-model", "ppo": "ppo"}
 
 
 def of_model(
-    stage: str, settings: Settings, title: str, model_type: str, records: Mapping[str, Mapping[str, Any]]
+    stage: str,
+    settings: Settings,
+    title: str,
+    model_type: str,
+    records: Mapping[str, Mapping[str, Any]],
+    samples: Sequence[Mapping[str, Any]],
 ) -> ModelCardData:
     """Return that of the model which a stage trained: "sft", "reward" or "ppo".
 
-    model_type: of its config.json. records: each stage's manifest.
+    model_type: of its config.json. records: each stage's manifest. samples: the objects of samples.jsonl.
     """
     report, figures = records[stage]["metrics"], records["evaluate"]["metrics"]["models"]
     if stage == "reward":
@@ -61,10 +67,26 @@ def of_model(
             *_TAGS,
             *(["gpt2"] if model_type == "gpt2" else []),
             *(["anthropic-hh-rlhf"] if is_hh(settings.data) else []),
+            # manifests of earlier versions have no such key
+            *(["trackio"] if "trackio" in (records[stage].get("report_to") or "") else []),
         ],
+        widget=None if stage == "reward" else _widget(stage, samples),
         model_name=title,
         eval_results=[_metric(settings.data, task, *one) for one in measured],
     )
+
+
+def _widget(stage: str, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the examples that the model's page on the Hub shows: those that every run answers, as this model did."""
+    return [
+        {
+            "example_title": f"Example {number}",
+            "text": line["prompt"],
+            "output": {"text": printable(line["answers"][stage]["answer"], kept=LAYOUT)},
+        }
+        for number, line in enumerate(samples, start=1)
+        if line["group"] == "example"
+    ]
 
 
 def base_text(model: Model) -> str:

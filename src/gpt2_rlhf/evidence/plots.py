@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.config.printable import printable
-from gpt2_rlhf.evidence import curves
+from gpt2_rlhf.evidence import curves, results
 from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
-from gpt2_rlhf.evidence.measured import Measured
+from gpt2_rlhf.evidence.measured import Measured, summary
+from gpt2_rlhf.evidence.tables import text
 from gpt2_rlhf.store.files import replacing
 
 Sample = Mapping[str, Any]  # a line of samples.jsonl
@@ -27,6 +30,7 @@ Estimates = Sequence[Mapping[str, float]]  # mean, low, high and n each
 
 _WIDTH_IN, _HEIGHT_IN, _DPI = 5.0, 3.1, 180  # 900 pixels wide: twice a phone's and a half-page column's
 _MODELS = {"base": ("Base", "0.35", ":"), "sft": ("SFT", COLOURS[0], "--"), "ppo": ("PPO", COLOURS[1], "-")}
+_MEASURED = {metrics.REWARD: "rewards", metrics.JUDGE_REWARD: "judge_rewards", metrics.UTILITY: "utilities"}
 _REWARD_MODELS = {"reward": "Reward model", "judge": "Judge"}
 _BINS = 30
 _PERCENT = "{x:.0%}"  # of the ticks of an axis of shares
@@ -52,15 +56,18 @@ def pictures(run_dir: Path, records: Mapping[str, Mapping[str, Any]], samples: S
     """Return all pictures of a run, in the order of the page. samples: the held-out ones."""
     history = curves.heldout(run_dir / "ppo")
     rewards = {name: records[name]["metrics"] for name in _REWARD_MODELS if name in records}
+    is_by_function = results.reward_function({"manifests": records}) is not None
+    reward_label = results.FUNCTION_SCORE if is_by_function else metrics.REWARD.label
+    logged = curves.logged(run_dir / "ppo")
     return [
+        _training(history, records["ppo"]["metrics"]["kept_update"], reward_label) if history[1:] else _logged(logged),
         _distributions(samples, "reward", metrics.REWARD),
         _distributions(samples, "tokens", metrics.TOKENS),
-        *([_against_kl(history)] if history else []),
         _accuracy(rewards),
         _calibration(rewards),
         _sft(curves.logged(run_dir / "sft"), records["sft"]["metrics"]),
         *(_reward_model(name, curves.logged(run_dir / name), report) for name, report in rewards.items()),
-        _ppo(curves.logged(run_dir / "ppo"), history),
+        _ppo(logged, history),
     ]
 
 
@@ -75,39 +82,88 @@ def _distributions(samples: Sequence[Sample], key: str, metric: Metric) -> Pictu
     for name, (model, colour, line) in _MODELS.items():
         axes.hist(values[name], bins=bins, histtype="step", color=colour, linestyle=line, linewidth=1.8, label=model)
     axes.hist(values["ppo"], bins=bins, color=_MODELS["ppo"][1], alpha=0.15)
-    alt = (
-        f"Histograms of {metric.axis.lower()} over the {len(samples)} held-out prompts: base model, SFT and PPO. Means "
-        "and intervals are in the table Mean per answer."
-    )
+    means = ", ".join(f"{model} {text(float(values[name].mean()))}" for name, (model, *_) in _MODELS.items())
+    alt = f"Histograms of {metric.axis.lower()} over {len(samples)} held-out prompts. Means: {means}."
     _label(figure, metric.axis, f"prompts of {len(samples)}")
     return Picture(f"{key}-distribution.png", f"{metric.label} before and after", alt, figure)
 
 
-def _against_kl(history: Sequence[Measured]) -> Picture:
-    """Reward, judge and utility over the distance from SFT: PPO over-optimises where only the reward rises."""
-    series = {
-        metrics.KL: [one.kl_nats for one in history],
-        metrics.REWARD: [one.rewards for one in history],
-        metrics.JUDGE_REWARD: [one.judge_rewards for one in history],
-        metrics.UTILITY: [one.utilities for one in history],
-    }
-    kl, *measured = (
-        (metric.label.lower(), [asdict(bootstrap_mean(one)) for one in values if one is not None])
-        for metric, values in series.items()
-        if values[0] is not None
+def _training(history: Sequence[Measured], kept_update: int, reward_label: str) -> Picture:
+    """Draw what changed since the SFT model while PPO trained, and the KL: PPO over-optimises where only reward rises.
+
+    history: at least two measurements; the first is of the SFT model. reward_label: the name of what PPO raises.
+    """
+    figure, (changes, kl) = curves.panels(_WIDTH_IN, _HEIGHT_IN / 2, 2)
+    changes.get_gridspec().set_height_ratios((5, 2))
+    kl.sharex(changes)
+    updates = [one.update for one in history]
+    kept = updates.index(kept_update) if kept_update in updates else -1
+    ends, found = list[tuple[float, str]](), list[str]()
+    for place, (metric, column) in enumerate(_MEASURED.items(), start=1):  # colours as in the panel of all rewards
+        values = [getattr(one, column) for one in history]
+        if values[0] is None:
+            continue
+        since_sft = [asdict(bootstrap_mean(one - values[0])) for one in values]
+        label = reward_label if metric is metrics.REWARD else metric.label
+        means, lows, highs = ([one[key] for one in since_sft] for key in ("mean", "low", "high"))
+        changes.plot(updates, means, color=COLOURS[place], marker=MARKERS[place], markersize=4)
+        changes.fill_between(updates, lows, highs, color=COLOURS[place], alpha=0.12, linewidth=0)
+        ends.append((means[-1], f"{label} {means[-1]:+z.2f}"))
+        found.append(f"{label.lower()} changed by {text(since_sft[kept], metric.unit)}")
+    _label_ends(changes, updates[-1], ends)
+    nats = [float(one.kl_nats.mean()) for one in history if one.kl_nats is not None]
+    if nats:
+        kl.plot(updates, nats, color="0.35", marker="o", markersize=4)
+        _label_ends(kl, updates[-1], [(nats[-1], f"KL {nats[-1]:.2f}")])
+        found.append(f"the KL to SFT reached {text(nats[kept])} nats")
+    for axes, label in ((changes, "change from SFT, points"), (kl, "KL, nats")):
+        axes.axvline(kept_update, color="0.35", linestyle=":", linewidth=1)
+        axes.set_ylabel(label, fontsize=9)
+        axes.tick_params(labelsize=9)
+        axes.grid(alpha=0.3)
+        axes.margins(x=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    changes.axhline(0, color="0.35", linewidth=0.8)
+    changes.tick_params(labelbottom=False)
+    changes.annotate(
+        f"handed on: update {kept_update}",
+        (kept_update, 1),
+        (0, 3),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        fontsize=8,
+        ha="left" if kept_update < updates[-1] / 4 else "right" if kept_update > 3 * updates[-1] / 4 else "center",
     )
-    figure, (axes,) = curves.panels(_WIDTH_IN, 1.25 * _HEIGHT_IN, 1)
-    for place, (label, values) in enumerate(measured):
-        _points(axes, place, label, kl[1], values)
-        for at in (0, -1):
-            axes.annotate(f" {history[at].update}", (kl[1][at]["mean"], values[at]["mean"]), fontsize=8, va="bottom")
+    kl.set_xlabel("update of PPO", fontsize=9)
+    kl.xaxis.set_major_locator(MaxNLocator(integer=True))
     alt = (
-        f"Mean {', '.join(label for label, _ in measured)} over the KL to the SFT model, at updates "
-        f"{history[0].update} to {history[-1].update} of PPO, on {history[0].rewards.size} held-out prompts with 95 % "
-        "intervals; numbers are updates. PPO over-optimises where the reward rises and the others fall."
+        f"On {history[0].rewards.size} withheld prompts, from the SFT model to update {updates[kept]} of PPO: "
+        f"{'; '.join(found)}. The policy of update {kept_update} was handed on."
     )
-    _label(figure, f"{metrics.KL.axis} per answer", metrics.REWARD.unit)
-    return Picture("reward-against-kl.png", "Reward against KL", alt, figure)
+    title = f"What changed while PPO trained, on {history[0].rewards.size} withheld prompts"
+    return Picture("training.png", title, alt, figure)
+
+
+def _logged(records: curves.Records) -> Picture:
+    """Draw reward and KL of the training batches, for a run that was not measured on withheld prompts."""
+    figure, places = curves.panels(_WIDTH_IN, _HEIGHT_IN / 2, 2)
+    for axes, panel in zip(places, metrics.REPORT_PANELS, strict=False):
+        series = {label: key for label, key in metrics.PANELS[panel].items() if not key.startswith("eval/")}
+        curves.curves(axes, panel, series, records)
+    title = "Reward and KL while PPO trained"
+    return Picture(
+        "training.png", title, f"{title}, of the training batches: no withheld prompts were measured.", figure
+    )
+
+
+def _label_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str]]) -> None:
+    """Write a text beside the end of each line, with a distance where ends are close; ends: height and text."""
+    low, high = axes.get_ylim()
+    height = -np.inf
+    for end, label in sorted(ends):
+        height = max(end, height + 0.09 * (high - low))
+        place = {"xytext": (x, height), "textcoords": offset_copy(axes.transData, axes.figure, 8, 0, "points")}
+        axes.annotate(label, (x, end), fontsize=8.5, va="center", annotation_clip=False, **place)
 
 
 def _accuracy(rewards: Mapping[str, Mapping[str, Any]]) -> Picture:
@@ -135,9 +191,10 @@ def _accuracy(rewards: Mapping[str, Mapping[str, Any]]) -> Picture:
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(_PERCENT)
     _label(figure, f"{metrics.ACCURACY.label} on held-out pairs", "")
-    alt = (
-        "Accuracy on held-out pairs with 95 % intervals, overall and by subset, beside taking the longer answer and "
-        "chance. The figures are in the table Held-out pairs."
+    alt = "; ".join(
+        f"{_REWARD_MODELS[name]}: right on {text(report['accuracy'], 'share')} of {report['pairs']} held-out pairs, "
+        f"where the longer answer wins {text(report['baselines']['longer_answer_wins'], 'share')}"
+        for name, report in rewards.items()
     )
     return Picture("accuracy.png", "Reward model and judge beside their baselines", alt, figure)
 
@@ -151,11 +208,11 @@ def _calibration(rewards: Mapping[str, Mapping[str, Any]]) -> Picture:
     axes.xaxis.set_major_formatter(_PERCENT)
     axes.yaxis.set_major_formatter(_PERCENT)
     _label(figure, metrics.CONFIDENCE.label, metrics.OBSERVED.label)
-    alt = (
-        "Accuracy on held-out pairs over the probability that the model gives the answer it prefers, with Wilson "
-        "intervals; a well calibrated model is on the dotted diagonal. The reward model's figures are in the table "
-        "Confidence of the reward model."
+    errors = (
+        f"{_REWARD_MODELS[name].lower()} {text(report['calibration']['expected_error'], 'share')}"
+        for name, report in rewards.items()
     )
+    alt = f"Accuracy by the probability that the model gives the answer it prefers. Mean distance: {', '.join(errors)}."
     return Picture("calibration.png", "Calibration", alt, figure)
 
 
@@ -163,7 +220,8 @@ def _sft(records: curves.Records, report: Mapping[str, Any]) -> Picture:
     figure, (axes,) = curves.panels(_WIDTH_IN, _HEIGHT_IN, 1)
     curves.curves(axes, metrics.SFT_LOSS.axis, {"training": "loss"}, records, "step")
     _heldout(axes, [0, report["steps"]], [report["heldout_loss_before"], report["heldout_loss_after"]])
-    alt = "Loss of SFT over its steps, and on held-out answers before and after."
+    before, after = (text(report[f"heldout_loss_{when}"]) for when in ("before", "after"))
+    alt = f"Loss of SFT over its steps. On held-out answers: {before} before, {after} after."
     return Picture("curves-sft.png", "SFT", alt, figure)
 
 
@@ -173,16 +231,19 @@ def _reward_model(name: str, records: curves.Records, report: Mapping[str, Any])
         curves.curves(axes, metric.axis, {"training": metric.key}, records, "step")
     _heldout(places[1], [report["steps"]], [report["accuracy"]])
     title = _REWARD_MODELS[name]
-    alt = f"Loss and accuracy of the {title.lower()} over its steps, and the accuracy on held-out pairs at its end."
+    accuracy = text(report["accuracy"], "share")
+    alt = f"Loss and accuracy of the {title.lower()} over its steps. On held-out pairs at its end: accuracy {accuracy}."
     return Picture(f"curves-{name}.png", title, alt, figure)
 
 
 def _ppo(records: curves.Records, history: Sequence[Measured]) -> Picture:
     figure = curves.of_ppo(curves.merged(records, history), metrics.REPORT_PANELS, _WIDTH_IN, 0.9 * _HEIGHT_IN)
-    alt = (
-        "Reward, KL to SFT, answer length, and shares of ended answers and of distinct bigrams over the updates of "
-        "PPO, in training and on held-out prompts; bands are 95 % intervals."
-    )
+    alt = "Reward, KL to SFT, answer length, and shares of ended answers and distinct bigrams over the updates of PPO."
+    shown = {f"eval/{one.heldout_key}": one.axis for one in (metrics.REWARD, metrics.KL, metrics.TOKENS)}
+    for one in (history[0], history[-1]) if history else ():
+        found = summary(one)
+        values = (f"{axis} {text(found[key])}" for key, axis in shown.items() if key in found)
+        alt += f" On withheld prompts at update {one.update}: {', '.join(values)}."
     return Picture("curves-ppo.png", "PPO", alt, figure)
 
 

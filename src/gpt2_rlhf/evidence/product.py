@@ -46,7 +46,7 @@ def write(run: Run) -> list[Path]:
         files = {PurePosixPath(file.name): file for file in stages[name].model_dir.iterdir()}
         files = {path: file for path, file in files.items() if path.name not in own}
         if folder == "model":
-            files |= {picture: run.directory / picture for picture in sources.pictures}
+            files |= {PurePosixPath(one["file"]): run.directory / one["file"] for one in sources.pictures}
         _fill(run.directory / folder, files, own)
     return [run.directory / folder for folder in card.FOLDERS]
 
@@ -67,10 +67,16 @@ def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
         records=of_seeds[0],
         seeds=seeds.spread(run.settings.ppo, of_seeds),
         samples=read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl"),
-        pictures=[PurePosixPath(_REPORT, file.name) for file in sorted((run.directory / _REPORT).glob("*.png"))],
+        pictures=_pictures(run.directory),
         model_type=json.loads(config.read_text(encoding="utf-8"))["model_type"],
     )
     return {**of_seeds[0], **others}, sources
+
+
+def _pictures(run_dir: Path) -> list[dict[str, str]]:
+    """Return the pictures of the run's report, if it has one: their files in the run's directory, titles and alts."""
+    figures = run_dir / _REPORT / "report.json"
+    return json.loads(figures.read_text(encoding="utf-8"))["pictures"] if figures.exists() else []
 
 
 def check(folder: Path) -> None:

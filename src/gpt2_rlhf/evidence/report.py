@@ -19,6 +19,7 @@ from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results
+from gpt2_rlhf.evidence.comparison import usable_measures
 from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
 from gpt2_rlhf.evidence.tables import text as figure_text
 from gpt2_rlhf.evidence.verdict import notes, verdict
@@ -57,21 +58,29 @@ def write(
     directory.mkdir(exist_ok=True)
     samples = read_json_lines(run_dir / "samples.jsonl")  # the examples first
     heldout = [sample for sample in samples if sample["group"] == "heldout"]
-    examples = len(samples) - len(heldout)
+    examples, by = len(samples) - len(heldout), usable_measures(summary)[0]
     tables, facts = _tables(sources), lineage.facts(sources)
+    story, *pictures = [
+        {"picture": one, "png": base64.b64encode(one.save(directory)).decode()}
+        for one in plots.pictures(run_dir, records, heldout)
+    ]
     content: dict[str, Any] = {
         "summary": kept,
         "verdict": verdict(summary),
         "notes": notes(summary),
-        "pictures": [
-            {"picture": one, "png": base64.b64encode(one.save(directory)).decode()}
-            for one in plots.pictures(run_dir, records, heldout)
-        ],
+        "story": story,
+        "pictures": pictures,
         "tables": tables,
         "models": results.model_names(sources),
         "facts": facts,
+        "function": results.reward_function(sources),
         "figure": figure_text,
-        "samples": [{**one, "change": card_samples.change(one)} for one in samples[: examples + SAMPLES_SHOWN]],
+        "measure": by,
+        "picked": card_samples.chosen(samples, by),
+        "story_models": card_samples.SHOWN,
+        "scores": card_samples.scores,
+        "change": card_samples.change,
+        "samples": samples[: examples + SAMPLES_SHOWN],
         "examples": examples,
         "heldout": len(heldout),
         "printed": SAMPLES_PRINTED,
@@ -91,7 +100,13 @@ def write(
     with replacing(page) as file:
         file.write(page_template.render(content))
     figures = shown_values([table for group in tables.values() for table in group], facts)
-    write_json(figures_file, {"inputs_sha256": digest, "verdict": verdict(summary), "figures": figures})
+    shown = [
+        {"file": f"{DIRECTORY}/{one['picture'].file}", "title": one["picture"].title, "alt": one["picture"].alt}
+        for one in (story, *pictures)
+    ]
+    write_json(
+        figures_file, {"inputs_sha256": digest, "verdict": verdict(summary), "pictures": shown, "figures": figures}
+    )
     digests.seal(directory)  # last, since it marks the report as complete
     return page
 

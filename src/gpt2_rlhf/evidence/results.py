@@ -3,14 +3,15 @@
 from dataclasses import replace
 
 from gpt2_rlhf.config import metrics
-from gpt2_rlhf.evidence.comparison import BEST_OF_N
+from gpt2_rlhf.evidence.comparison import BEST_OF_N, usable_measures
 from gpt2_rlhf.evidence.tables import Cell, Row, Sources, Table, by_metric, by_place, cell, look_up
 
+FUNCTION_SCORE = "Function's score"
 _REWARD_MODELS = {"reward_model": "Reward model", "judge": "Judge"}
 _IN_SHORT = {  # for who reads no other page; at most 22 characters, so that 80 columns suffice
     metrics.UTILITY: "Utility, true quality",
     metrics.JUDGE_REWARD: "Judge, second opinion",
-    metrics.REWARD: "Reward, PPO's target",
+    metrics.REWARD: "Reward model's score",
     metrics.TOKENS: "Tokens per answer",
     metrics.EOS_RATE: "Answers that end",
     metrics.DISTINCT: "Distinct word pairs",
@@ -26,8 +27,7 @@ def model_names(sources: Sources) -> dict[str, str]:
 def overview(sources: Sources) -> Table:
     """Return the figures that tell most, at most eight rows: a mean for each model, and PPO against SFT by prompt."""
     ppo, gain = "evaluation/models/ppo", "evaluation/paired/ppo_minus_sft"
-    known = [one for one in metrics.WINS_VS_SFT if look_up(sources, f"{ppo}/{one.key}") is not None]
-    won = known[0] if known else metrics.WINS_VS_SFT[-1]
+    won = metrics.WINS_VS_SFT[metrics.MEASURES.index(usable_measures(sources)[0])]
     rows = [Row("PPO's answer is better", [Cell("")] * 3 + [cell(sources, f"{ppo}/{won.key}", won.unit)])]
     for place, (one, label) in enumerate(_IN_SHORT.items()):
         is_measure = one in metrics.MEASURES
@@ -68,7 +68,8 @@ def performance(sources: Sources) -> Table:
     """Return what became of reward, wins, safety and helpfulness, each by the best measure that the run has."""
     ppo, subsets = "evaluation/models/ppo", sources["evaluation"]["by_subset"]
     wins = [one for one in metrics.OF_MODEL if one.key.startswith("win_rate_vs_base")]
-    by = next(one for one in wins if look_up(sources, f"{ppo}/{one.key}") is not None)
+    usable = usable_measures(sources)
+    by = wins[metrics.MEASURES.index(usable[0])]
     sd = cell(sources, "evaluation/paired/ppo_minus_base/reward_sd")
     rows = [
         Row("Reward", [Cell("PPO - base, in standard deviations of the score"), sd]),
@@ -77,7 +78,7 @@ def performance(sources: Sources) -> Table:
     for label, start in (("Safety", "harmless"), ("Helpfulness", "helpful")):
         for name in (one for one in subsets if one.startswith(start)):
             at = f"evaluation/by_subset/{name}/ppo_minus_sft"
-            one = next(one for one in metrics.MEASURES if look_up(sources, f"{at}/{one.key}") is not None)
+            one = next(one for one in usable if look_up(sources, f"{at}/{one.key}") is not None)
             how = f"{one.label}, PPO - SFT, on prompts of {name}"
             rows.append(Row(label, [Cell(how), cell(sources, f"{at}/{one.key}")]))
         if rows[-1].label != label:
@@ -145,8 +146,16 @@ def heldout(sources: Sources) -> Table:
     points = {name: measured[name] for name in ("start", "kept", "last") if measured.get(name) is not None}
     places = {f"ppo/heldout/{name}": f"{name.capitalize()}: update {at['update']}" for name, at in points.items()}
     shown = [replace(one, key=one.heldout_key) for one in metrics.OF_MODEL if one.heldout_key is not None]
+    if reward_function(sources) is not None:  # PPO then measures its score as the reward
+        shown = [replace(one, label=FUNCTION_SCORE) if one.label == metrics.REWARD.label else one for one in shown]
     title = "PPO on held-out prompts during training"
     return by_metric(sources, "heldout", title, shown, places, "prompts")
+
+
+def reward_function(sources: Sources) -> str | None:
+    """Return the import path of the function whose score PPO was trained to raise; None where it was the reward."""
+    found = look_up(sources, "manifests/ppo/inputs/ppo/reward/function")
+    return None if found is None else str(found)
 
 
 def _reward_models(sources: Sources) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.settings import Guard, Ppo
+from gpt2_rlhf.evidence.comparison import usable_measures
 from gpt2_rlhf.evidence.tables import text
 
 
@@ -45,8 +46,7 @@ def collapse(ppo: Mapping[str, Any], evaluation: Mapping[str, Any], guard: Guard
     Worse is by the utility where it is known, else by a judge better than chance, else by the reward.
     """
     gain, figures = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
-    unusable = [metrics.JUDGE_REWARD] if ppo["judge_fault"] else []
-    measure = next(one for one in metrics.MEASURES if one not in unusable and gain[one.key] is not None)
+    measure = usable_measures({"ppo": ppo, "evaluation": evaluation})[0]
     if gain[measure.key]["high"] < 0:
         return f"{measure.label.lower()} {text(gain[measure.key], measure.unit)} against SFT"
     limits = {"eos_rate": ("EOS rate", guard.min_eos_rate), "distinct_2": ("distinct bigrams", guard.min_distinct_2)}

@@ -15,8 +15,6 @@ import numpy as np
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
-from gpt2_rlhf.evidence import curves
-from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
 from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Table, plain, text
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
@@ -172,6 +170,8 @@ def _difference(best: Mapping[str, float], other: Mapping[str, float], level: fl
 
 def _draw(file: Path, figures: Sequence[Mapping[str, Any] | None], shown: Sequence[Metric]) -> None:
     """Draw each metric over the points, with 95 % intervals."""
+    from gpt2_rlhf.evidence import curves  # here, since every command would wait for the import of matplotlib
+
     known = [(place, found) for place, found in enumerate(figures) if found is not None]
     figure, panels = curves.panels(5.0, 2.2, len(shown))
     for number, (axes, metric) in enumerate(zip(panels, shown, strict=True)):
@@ -182,8 +182,8 @@ def _draw(file: Path, figures: Sequence[Mapping[str, Any] | None], shown: Sequen
             yerr=curves.reach([one for _, one in estimates]),
             linestyle="none",
             capsize=3,
-            marker=MARKERS[number],
-            color=COLOURS[number],
+            marker=curves.MARKERS[number],
+            color=curves.COLOURS[number],
         )
         axes.set_title(metric.label, loc="left", fontsize=11)
         axes.set_xticks(range(1, len(figures) + 1))

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
-from gpt2_rlhf.evidence.comparison import BEST_OF_N
+from gpt2_rlhf.evidence.comparison import BEST_OF_N, usable_measures
 from gpt2_rlhf.evidence.tables import text
 
 
@@ -120,21 +120,14 @@ def _claim(evaluation: Mapping[str, Any], quality: Metric | None) -> tuple[str, 
     )
 
 
-def _usable(summary: Mapping[str, Any]) -> list[Metric]:
-    """Return the measures that the run has, first those that PPO was not trained on; no judge at chance."""
-    gain = summary["evaluation"]["paired"]["ppo_minus_sft"]
-    known = [one for one in metrics.MEASURES if gain[one.key] is not None]
-    return [one for one in known if summary["ppo"]["judge_fault"] is None or one is not metrics.JUDGE_REWARD]
-
-
 def _quality(summary: Mapping[str, Any]) -> Metric | None:
     """Return the measure of quality, which PPO was not trained on; None without one."""
-    return first if (first := _usable(summary)[0]) is not metrics.REWARD else None
+    return first if (first := usable_measures(summary)[0]) is not metrics.REWARD else None
 
 
 def _other_measures(summary: Mapping[str, Any]) -> list[str]:
     """Return PPO against SFT by every usable measure: win rates, and differences where the verdict has another."""
-    evaluation, usable = summary["evaluation"], _usable(summary)
+    evaluation, usable = summary["evaluation"], usable_measures(summary)
     gain, rates = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
     wins = ", ".join(
         f"{text(rates[won.key], won.unit)} by {won.label.rpartition(' ')[2]}"

@@ -16,7 +16,7 @@ from typing import Any
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.launch import child, world
 from gpt2_rlhf.store.digests import digest
-from gpt2_rlhf.store.stage import Outcome, Stage, write_manifest
+from gpt2_rlhf.store.stage import TRAINED, Outcome, Stage, write_manifest
 
 Step = Callable[[Settings, Stage], Outcome]
 
@@ -53,6 +53,7 @@ def _manifest(
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "device": _device(),
         "precision": _precision(settings, stage),
+        "report_to": settings.trained_by(stage.name).args["report_to"] if stage.name in TRAINED else None,
         "platform": platform.platform(),
         "cpus": world.cores(),
         "python": platform.python_version(),

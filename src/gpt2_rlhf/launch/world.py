@@ -206,8 +206,19 @@ def _store() -> Any:
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     opens = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # a launcher without a store
+    if not opens:
+        _wait_for_port(address, port)
     store = TCPStore(address, port, is_master=opens, wait_for_workers=False, timeout=_MEETING)
     return PrefixStore(f"gpt2-rlhf {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _wait_for_port(address: str, port: int) -> None:
+    """Wait until something listens there, or for `_MEETING`; TCPStore waits too, but deaf to Ctrl-C and SIGTERM."""
+    deadline = time.monotonic() + _MEETING.total_seconds()
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection((address, port), timeout=_POLL_S * 10):
+            return
+        time.sleep(_POLL_S)
 
 
 def _free_port() -> int:

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.errors import UserError, one_line
 from gpt2_rlhf.config.settings import Model, Peft
 from gpt2_rlhf.models import model_checks, model_files, tokens
 
@@ -48,20 +48,42 @@ def load_base(model: Model, seed: int) -> PreTrainedModel:
 
 
 def load_policy(path: str) -> PreTrainedModel:
-    """Load a causal language model in float32 from a folder."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    """Load a causal language model in float32 from a folder.
+
+    Raises:
+        UserError: its weights do not fit its config, or lack a tensor.
+    """
+    return _loaded(AutoModelForCausalLM, path, lacking=set())
 
 
 def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:
     """Load a sequence classifier in float32 with one score, read at the last token that is not padding.
 
     From a policy's folder the score head is drawn at random: seed the global generator before the call.
+
+    Raises:
+        UserError: as `load_policy`.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, dtype=torch.float32, use_safetensors=True
-    )
+    model = _loaded(AutoModelForSequenceClassification, path, lacking={"score.weight"}, num_labels=1)
     model.config.pad_token_id = pad_token_id
     return model
+
+
+def _loaded(kind: Any, path: str, lacking: set[str], **config: int) -> PreTrainedModel:
+    options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **config}
+    try:
+        model, found = kind.from_pretrained(path, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be loaded ({one_line(error)}); save or download the model again") from error
+    if lost := found["missing_keys"] - lacking:  # transformers would draw them at random
+        raise UserError(f"{path}: its weights have no {min(lost)}; save or download the model again")
+    return model
+
+
+def on_device(model: PreTrainedModel) -> PreTrainedModel:
+    """Move a model to the accelerator, if there is one, and return it."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return model.to(device)  # type: ignore[arg-type]  # transformers wraps `to`, and the type of `self` is lost
 
 
 def check_lora(model: Model, peft: Peft, key: str, kind: Any = AutoModelForCausalLM) -> None:

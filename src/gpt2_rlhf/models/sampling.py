@@ -9,7 +9,7 @@ An accelerator computes ahead of the host, which must wait to learn which answer
 tokens, and an answer that ended is padded until then; the answers are the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -82,6 +82,29 @@ def sample(
     return [_answer(tokenizer, ids) for ids in answers]
 
 
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    draws: torch.Tensor,
+    temperature: float,
+) -> Iterator[list[Answer]]:
+    """Yield the answers to one prompt after each token, one answer for each row of `draws`.
+
+    The last ones are those of `sample` with the same draws. `draws`: as for `sample_ids`.
+    """
+    eos = tokens.eos_id(tokenizer)
+    prompt_ids = encode_prompts(tokenizer, [prompt]) * len(draws)
+    steps = _sample_batch(model, prompt_ids, _on_device(draws, model.device), temperature, eos, None, None)
+    for count in range(1, draws.shape[1] + 1):
+        with inference(model):  # not around the yield, since the code of the caller would run in it too
+            sampled, _ = next(steps, (None, None))
+        if sampled is None:
+            return
+        rows = sampled[:, :count].tolist()
+        yield [_answer(tokenizer, ids[: ids.index(eos) + 1] if eos in ids else ids) for ids in rows]
+
+
 def sample_ids(
     model: torch.nn.Module,
     prompt_ids: Sequence[Sequence[int]],
@@ -101,10 +124,9 @@ def sample_ids(
     answers: list[list[int]] = [[] for _ in prompt_ids]
     logprobs: list[list[float]] = [[] for _ in prompt_ids]
     with inference(model) as device:
-        # a float32 sum over 50,257 probabilities loses the rarest tokens, but Apple's GPUs have no float64
-        draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
+        draws = _on_device(draws, device)
         for batch in by_length([len(ids) for ids in prompt_ids], batch_size):
-            sampled, sampled_logprobs = _sample_batch(
+            *_, (sampled, sampled_logprobs) = _sample_batch(
                 model,
                 [prompt_ids[row] for row in batch],
                 draws[batch],
@@ -129,8 +151,11 @@ def _sample_batch(
     eos_token_id: int,
     never_token_id: int | None,
     cache: str | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sampled ids (EOS after the first EOS) and their log-probabilities, both of the shape of `draws`."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Sample a token of each answer, and yield all ids (EOS from the first EOS on) and their log-probabilities.
+
+    Both have the shape of `draws`, and are the same tensors each time, filled further.
+    """
     longest = max(len(ids) for ids in prompt_ids)
     padding = [longest - len(ids) for ids in prompt_ids]
     device, new_tokens = draws.device, draws.shape[1]
@@ -170,6 +195,7 @@ def _sample_batch(
         sampled[rows, step] = chosen
         logprobs[rows, step] = chosen_logprobs.masked_fill(has_ended, 0)
         has_ended = has_ended | (chosen == eos_token_id)
+        yield sampled, logprobs
         if (step + 1) % tokens_a_check == 0:
             unfinished = (~has_ended).nonzero()[:, 0]
             if unfinished.numel() == 0:
@@ -180,7 +206,11 @@ def _sample_batch(
                 states.batch_select_indices(unfinished)
         ids = chosen[:, None]
         positions = positions[:, -1:] + 1
-    return sampled, logprobs
+
+
+def _on_device(draws: torch.Tensor, device: torch.device) -> torch.Tensor:
+    # a float32 sum over 50,257 probabilities loses the rarest tokens, but Apple's GPUs have no float64
+    return draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def _tokens_a_check(device: torch.device) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import Publish, Settings
+from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.store.files import link, replacing
 from gpt2_rlhf.store.portable import without_folder
 from gpt2_rlhf.store.stage import Stage, manifest
@@ -84,8 +84,8 @@ def up_to(plans: Sequence[Mapping[str, Stage]], last: str) -> tuple[dict[str, St
     return tuple({name: stage for name, stage in plan.items() if name in kept} for plan in plans)
 
 
-def read(directory: Path, publish: Publish) -> Run:
-    """Return the evaluated run in this directory as it was when it was shown, to be published in this way.
+def read(directory: Path, now: Settings) -> Run:
+    """Return the evaluated run in this directory as it was when it was shown, to be published or talked to as set now.
 
     Raises:
         UserError: there is none, a stage of it is lost, or its settings are those of another version.
@@ -96,7 +96,7 @@ def read(directory: Path, publish: Publish) -> Run:
         found = {one.name: _read_stage(one) for one in directory.iterdir() if one.name.partition("-")[0] in _STAGES}
         first = {name: found[name] for name in _STAGES if name in found or name != "judge"}  # not every run has one
         processes = found["ppo"].inputs["processes"]
-        settings = compose.read(config_yaml, publish)
+        settings = compose.read(config_yaml, now)
         others = [
             first | {name: found[f"{name}-seed{seed}"] for name in _BY_SEED} for seed in (settings.ppo.seeds or [])[1:]
         ]
@@ -119,6 +119,28 @@ def _read_stage(link: Path) -> Stage:
 def latest(output_dir: str) -> Path:
     """Return the link to the newest run."""
     return Path(output_dir) / "latest"
+
+
+def finished(output_dir: str) -> list[str]:
+    """Return the names of the evaluated runs, the newest first."""
+    summaries = Path(output_dir, "runs").glob("*/summary.json")
+    return [path.parent.name for path in sorted(summaries, key=lambda path: -path.stat().st_mtime)]
+
+
+def find(output_dir: str, name: str | None) -> Path:
+    """Return the folder of the run whose name this is, or the beginning of it; the newest run without a name.
+
+    Raises:
+        UserError: no run has this name, or several begin with it.
+    """
+    if name is None:
+        return latest(output_dir)
+    names = finished(output_dir)
+    found = [one for one in names if one.startswith(name)]
+    if len(found) != 1:
+        expected = f"expected one of {', '.join(found or names)}" if names else "run `make pipeline` first"
+        raise UserError(f"{output_dir}: {'several runs begin' if found else 'no run begins'} with {name}; {expected}")
+    return Path(output_dir, "runs", found[0])
 
 
 def link_stages(run: Run) -> None:
