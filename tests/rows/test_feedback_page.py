@@ -1,5 +1,6 @@
 """What the page shows of a run, and to whom it is served; `make chat-check` uses it in a browser."""
 
+import base64
 import json
 import os
 import threading
@@ -11,7 +12,6 @@ import pytest
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.rows import feedback_page
 from gpt2_rlhf.rows.feedback import Conversation, Models
-from helpers.chat_run import PICTURE
 from helpers.tiny import tiny_policy, tiny_tokenizer
 
 
@@ -31,9 +31,11 @@ def test_examples_are_the_first_questions_that_stand_alone(tmp_path: Path) -> No
 
 def test_the_curve_is_in_the_page_itself_and_may_be_missing(tmp_path: Path) -> None:
     assert feedback_page._curve(None) == feedback_page._curve(tmp_path) == ""
-    (tmp_path / "ppo").mkdir()
-    (tmp_path / "ppo" / "ppo.png").write_bytes(PICTURE)
-    assert 'src="data:image/png;base64,iVBOR' in feedback_page._curve(tmp_path)
+    for path, content in ((tmp_path / "ppo" / "ppo.png", b"all"), (tmp_path / "report" / "training.png", b"one")):
+        path.parent.mkdir()
+        path.write_bytes(content)
+        picture = base64.b64encode(content).decode()
+        assert f'src="data:image/png;base64,{picture}"' in feedback_page._curve(tmp_path)
 
 
 class Page:

@@ -187,11 +187,10 @@ def _examples(folder: Path | None) -> list[list[str]]:
 
 
 def _curve(folder: Path | None) -> str:
-    """Return the curves of PPO as an image; nothing if there are none."""
-    path = None if folder is None else folder / "ppo" / "ppo.png"
-    if path is None or not path.is_file():
+    """Return the report's picture of the training as an image, or PPO's curves; nothing if there is neither."""
+    places = [] if folder is None else [folder / "report" / "training.png", folder / "ppo" / "ppo.png"]
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
         return ""
     picture = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<img alt="Reward and KL over the updates of PPO" style="width: 100%" src="data:image/png;base64,{picture}">'
-    )
+    return f'<img alt="How PPO trained: curves by update" style="width: 100%" src="data:image/png;base64,{picture}">'
