@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from gpt2_rlhf.config import compose
-from gpt2_rlhf.rows import feedback_page
-from gpt2_rlhf.rows.feedback import Conversation, Models
-from helpers.tiny import tiny_policy, tiny_tokenizer
+from gpt2_rlhf.rows import feedback, feedback_page
 
 
 def write(folder: Path, *prompts: str) -> None:
@@ -57,10 +55,8 @@ def test_only_this_machine_reaches_the_page_unless_it_is_shared(
     monkeypatch.setattr(feedback_page, "build", lambda *_: page)
     monkeypatch.setattr(threading.Event, "wait", lambda _: None)
     monkeypatch.setenv("no_proxy", "example.org")
-    tokenizer = tiny_tokenizer()
-    conversation = Conversation(Models({"base": tiny_policy(tokenizer)}, {}, tokenizer, 1.0, 8), None, 1)
-    settings = compose.load(["chat.models.base=embedded", f"chat.share={share}"]).settings
-    feedback_page.serve(conversation, settings, lambda _: conversation)
+    monkeypatch.setattr(feedback, "start", lambda _: None)
+    feedback_page.serve(compose.load([f"chat.share={share}"]).settings)
     assert (page.launched["server_name"], page.launched["share"]) == ("127.0.0.1", share)
     assert ("https://everybody" in capsys.readouterr().out) == share
     assert os.environ["no_proxy"] == "example.org,127.0.0.1"
