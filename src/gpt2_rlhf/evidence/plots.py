@@ -110,7 +110,7 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
         found.append(f"{label.lower()} changed by {text(since_sft[kept], metric.unit)}")
     _label_ends(changes, ends)
     nats = [float(one.kl_nats.mean()) for one in history if one.kl_nats is not None]
-    if nats:
+    if len(nats) == len(history):
         kl.plot(updates, nats, color="0.35", marker="o", markersize=4, clip_on=False)
         _label_ends(kl, [(nats[-1], f"KL {nats[-1]:.2f}")])
         found.append(f"the KL to SFT reached {text(nats[kept])} nats")
@@ -123,15 +123,9 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
         axes.spines[["top", "right"]].set_visible(False)
     changes.axhline(0, color="0.35", linewidth=0.8)
     changes.tick_params(labelbottom=False)
-    changes.annotate(
-        f"handed on: update {kept_update}",
-        (kept_update, 1),
-        (0, 3),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        fontsize=8,
-        ha="left" if kept_update < updates[-1] / 4 else "right" if kept_update > 3 * updates[-1] / 4 else "center",
-    )
+    side = "left" if kept_update < updates[-1] / 2 else "right"
+    above = {"transform": changes.get_xaxis_transform(), "ha": side}
+    changes.text(kept_update, 1.02, f"handed on: update {kept_update}", fontsize=8, **above)
     kl.set_xlabel("update of PPO", fontsize=9)
     kl.xaxis.set_major_locator(MaxNLocator(integer=True))
     alt = (

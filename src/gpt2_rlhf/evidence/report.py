@@ -21,7 +21,6 @@ from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results
 from gpt2_rlhf.evidence.comparison import usable_measures
 from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
-from gpt2_rlhf.evidence.tables import text as figure_text
 from gpt2_rlhf.evidence.verdict import notes, verdict
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
@@ -74,7 +73,6 @@ def write(
         "models": results.model_names(sources),
         "facts": facts,
         "function": results.reward_function(sources),
-        "figure": figure_text,
         "measure": by,
         "picked": card_samples.chosen(samples, by),
         "story_models": card_samples.SHOWN,
