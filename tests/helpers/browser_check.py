@@ -96,6 +96,11 @@ _SKIPPED = """Array.from(document.querySelectorAll("h1, h2, h3, h4, h5, h6")).ma
   .filter((level, place, every) => level > (place ? every[place - 1] : 0) + 1).length"""
 _UNPRINTED = """Array.from(document.querySelectorAll("details > div")).filter(
   (one) => !one.checkVisibility()).map((one) => one.id)"""
+_LEADS = """Array.from(document.querySelectorAll("main a, .run a")).map((one) => {
+  document.querySelectorAll("details").forEach((part) => { part.open = false; });
+  location.hash = one.hash;
+  return document.querySelector(one.hash)?.checkVisibility() ? null : one.hash;
+}).filter(Boolean)"""
 _NAMED = ("image", "img", "button", "link", "radio", "searchbox", "combobox", "region", "DisclosureTriangle")
 
 
@@ -230,6 +235,8 @@ def faults(tab: Browser, page: Path, width: int, texts: Sequence[str]) -> list[s
     nodes = tab.ask("Accessibility.getFullAXTree")["nodes"]
     roles = [one["role"]["value"] for one in nodes if not one["ignored"] and not one.get("name", {}).get("value")]
     found += [f"{roles.count(role)} of the role {role} have no name" for role in _NAMED if role in roles]
+    tab.open(page)
+    found += [f"the link {link} leads to a folded part, which stays folded" for link in tab.value(_LEADS)]
     tab.open(page)
     tab.ask("Emulation.setEmulatedMedia", media="print")
     found += [f"{part} is folded and not printed" for part in tab.value(_UNPRINTED)]

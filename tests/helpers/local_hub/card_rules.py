@@ -27,6 +27,9 @@ def errors(content: str) -> list[str]:
     found += [f'"{k}" must be a string or a list' for k in _LISTS_OR_STRINGS if not _names(fields.get(k, ""))]
     if not isinstance(fields.get("tags", []), list) or not _names(fields.get("tags", [])):
         found.append('"tags" must be an array of strings')
+    widget = fields.get("widget", [])
+    if not isinstance(widget, list) or not all(isinstance(one, dict) and _names(one.get("text")) for one in widget):
+        found.append('"widget" must be a list of examples with a text')
     index = fields.get("model-index", [])
     if not isinstance(index, list) or not all(isinstance(m, dict) and {"name", "results"} <= m.keys() for m in index):
         found.append('"model-index" must be a list of models with name and results')
