@@ -65,7 +65,7 @@ def test_what_an_earlier_run_wrote_is_gone(stages: dict[str, Stage], tmp_path: P
     report.write_text(json.dumps({"pictures": [{"file": "report/old.png", "title": "Old", "alt": "old"}]}))
     shard.write_text("old")
     assert write(tmp_path / "run", stages)["model"] == FILES | TEXTS | {"report/old.png", "model-00001.safetensors"}
-    report.write_text(json.dumps({"pictures": []}))  # the report of today no longer draws it
+    report.write_text(json.dumps({"figures": {}}))  # of an earlier version, which does not list its pictures
     shard.unlink()
     assert write(tmp_path / "run", stages)["model"] == FILES | TEXTS
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["model", "report", "reward_model", "sft_model"]

@@ -76,7 +76,8 @@ def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
 def _pictures(run_dir: Path) -> list[dict[str, str]]:
     """Return the pictures of the run's report, if it has one: their files in the run's directory, titles and alts."""
     figures = run_dir / _REPORT / "report.json"
-    return json.loads(figures.read_text(encoding="utf-8"))["pictures"] if figures.exists() else []
+    # reports of earlier versions list none
+    return json.loads(figures.read_text(encoding="utf-8")).get("pictures", []) if figures.exists() else []
 
 
 def check(folder: Path) -> None:
