@@ -1,0 +1,119 @@
+"""Run the commands of docs/course.md and write the figures that it quotes: `python -m benchmarks.course`.
+
+docs/course.json has one entry a run: its experiment, its command, the hash of the run, and its figures as the course
+prints them. Stages that are built already in outputs/ are not trained again.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt2_rlhf.evidence.tables import text
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COURSE = REPOSITORY / "docs/course.md"
+OUTPUTS = REPOSITORY / "outputs"
+PICTURES = {6: "course_overoptimised.png"}  # of the training, by experiment
+
+_SHARES = {"accuracy", "longer_answer_wins", "best_reachable", "accuracy_chosen_shorter", "eos_rate"}
+_OF_MODELS = ("utility", "judge_reward", "reward", "kl_to_sft_nats", "eos_rate", "answer_tokens")
+_OF_REWARD_MODELS = (
+    "accuracy",
+    "baselines/longer_answer_wins",
+    "baselines/best_reachable",
+    "length_bias/accuracy_chosen_shorter",
+)
+
+
+def experiments(page: str) -> dict[int, str]:
+    """Return the text of each experiment by its number."""
+    found = re.findall(r"^## (\d+)\. (.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return {int(number): content for number, content in found}
+
+
+def commands(content: str) -> list[str]:
+    """Return the lines of the bash blocks of a text."""
+    blocks = re.findall(r"```bash\n(.*?)```", content, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def main() -> None:
+    """Run all commands in their order, and write the figures and pictures beside the course."""
+    runs: list[dict[str, Any]] = []
+    for number, content in experiments(COURSE.read_text(encoding="utf-8")).items():
+        for command in commands(content):
+            _, verb, *overrides = shlex.split(command)
+            if verb == "show":
+                continue
+            print(f"experiment {number}: {command}", flush=True)
+            subprocess.run([sys.executable, "-m", "gpt2_rlhf", verb, *overrides], cwd=REPOSITORY, check=True)
+            latest = (OUTPUTS / "latest").resolve()
+            figures = dict(_of_sweep() if verb == "sweep" else _of_run(latest))
+            name = _newest_sweep().name if verb == "sweep" else latest.name
+            runs.append({"experiment": number, "command": command, "run": name, "figures": figures})
+            if number in PICTURES:
+                shutil.copyfile(latest / "report/training.png", COURSE.with_name(PICTURES[number]))
+    COURSE.with_suffix(".json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+
+
+def _newest_sweep() -> Path:
+    return max((OUTPUTS / "sweeps").iterdir(), key=lambda path: (path / "sweep.json").stat().st_mtime)
+
+
+def _of_sweep() -> Iterator[tuple[str, str]]:
+    for point in json.loads((_newest_sweep() / "sweep.json").read_text(encoding="utf-8"))["points"]:
+        for key, value in (point["ppo"] or {}).items():
+            yield f"{point['label']}, {key}", _shown(key, value)
+        if point["best_minus_this"] is not None:
+            yield f"{point['label']}, best - this", text(point["best_minus_this"])
+
+
+def _of_run(run_dir: Path) -> Iterator[tuple[str, str]]:
+    """Yield names of figures and the figures, from the manifests of the run's stages."""
+    found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in run_dir.glob("*/manifest.json")}
+    of = {name: record["metrics"] for name, record in found.items() if "metrics" in record}
+    for key in ("heldout_loss_before", "heldout_loss_after"):
+        yield f"sft/{key}", _shown(key, of["sft"][key])
+    for name in ("reward", "judge"):
+        for key in _OF_REWARD_MODELS if name in of else ():
+            yield f"{name}/{key}", _shown(key, _look_up(of[name], key))
+    if "evaluate" not in of:
+        return
+    results = of["evaluate"]
+    for part, keys in {"": _OF_MODELS, "by_subset/helpful/": ("utility",), "by_subset/harmless/": ("utility",)}.items():
+        for model in ("base", "sft", "ppo", "best_of_n"):
+            for key in keys:
+                path = f"{part}models/{model}/{key}"
+                if (value := _look_up(results, path)) is not None:
+                    yield path, _shown(key, value)
+    for pair in ("sft_minus_base", "ppo_minus_sft", "ppo_minus_best_of_n"):
+        for key in ("utility", "judge_reward", "reward"):
+            if (value := _look_up(results, f"paired/{pair}/{key}")) is not None:
+                yield f"paired/{pair}/{key}", _shown(key, value)
+    for key, value in (json.loads((run_dir / "summary.json").read_text())["seeds"] or {}).get("over_seeds", {}).items():
+        if key.rpartition("/")[2] in _OF_MODELS:
+            yield f"over seeds: {key}", ", ".join(_shown(key, value[part]) for part in ("mean", "sd", "min", "max"))
+
+
+def _look_up(tree: Mapping[str, Any], path: str) -> Any:
+    """Return what is at a path such as models/ppo/utility, None if there is nothing."""
+    found: Any = tree
+    for part in path.split("/"):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _shown(key: str, value: Any) -> str:
+    name = key.rpartition("/")[2]
+    unit = "share" if name in _SHARES else "nats" if name == "kl_to_sft_nats" else "points"
+    return text(value, unit)
+
+
+if __name__ == "__main__":
+    main()
