@@ -3,7 +3,6 @@
 gpt2-rlhf VERB [key=value ...]     or: python -m gpt2_rlhf VERB, or: make VERB
 """
 
-import gc
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gpt2_rlhf import pipeline, publish, sweep
+from gpt2_rlhf import chat, pipeline, publish, sweep
 from gpt2_rlhf.config import compose, preflight
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.printable import printable
@@ -148,12 +147,7 @@ def _show(arguments: Sequence[str]) -> None:
 
 
 def _chat(arguments: Sequence[str]) -> None:
-    composed = compose.load(["chat.web=true" if one == "--web" else one for one in arguments])
-    gc.disable()  # looking for garbage among what is imported takes a fifth of the time
-    from gpt2_rlhf import chat  # torch takes seconds to import
-
-    gc.enable()
-    chat.run(composed)
+    chat.run(compose.load(["chat.web=true" if one == "--web" else one for one in arguments]))
 
 
 def _card(overrides: Sequence[str]) -> None:

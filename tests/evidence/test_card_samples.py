@@ -49,13 +49,13 @@ def test_a_sample_has_the_change_the_scores_and_how_each_answer_ended() -> None:
     assert (
         "### Largest loss: reward -3.00 (-1.50 SD) from SFT to PPO\n\n```text\nHuman: change -3\n\nAssistant:\n```"
     ) in text
-    assert "base (utility 0.50, reward -0.50, not ended):\n\n```text\nbase on change -3\n```" in text
-    assert "PPO (utility 2.75, reward -2.75, ended):\n\n```text\nppo on change -3\n```" in text
+    assert "base (utility 0.50, reward -0.50, 4 tokens, not ended):\n\n```text\nbase on change -3\n```" in text
+    assert "PPO (utility 2.75, reward -2.75, 4 tokens, ended):\n\n```text\nppo on change -3\n```" in text
     known = with_changes("utility", 2.0)
     known[0]["answers"]["ppo"]["judge_reward"] = 1.5
     text = card_samples.markdown(known, metrics.UTILITY, 4.0)
     assert "### Largest gain: utility +2.00, reward -2.00 (-0.50 SD) from SFT to PPO" in text
-    assert "PPO (utility 3.00, judge's reward 1.50, reward -2.00, ended):" in text
+    assert "PPO (utility 3.00, judge 1.50, reward -2.00, 4 tokens, ended):" in text
 
 
 def test_held_out_samples_are_folded_under_a_warning_and_the_examples_are_not() -> None:

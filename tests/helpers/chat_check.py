@@ -118,9 +118,9 @@ def served(output_dir: Path, proxy: socket.socket) -> Iterator[str]:
     environment = {**os.environ, **misleading}  # of which only the proxies may have an effect
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
+        said = next((line for line in process.stdout if "the page is at " in line), "")
         try:
-            yield line.partition("the page is at ")[2].partition(";")[0]
+            yield said.partition("the page is at ")[2].partition(";")[0]
         finally:
             process.terminate()
 

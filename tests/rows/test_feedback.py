@@ -13,8 +13,9 @@ from gpt2_rlhf import data
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import sampling, scoring, tokens
+from gpt2_rlhf.models.chat_models import Models
 from gpt2_rlhf.rows import feedback, sources
-from gpt2_rlhf.rows.feedback import Conversation, Models
+from gpt2_rlhf.rows.feedback import Conversation
 from helpers.tiny import POSITIONS, eos_prone, fixed_next_token, tiny_reward, tiny_tokenizer
 
 TOKENS = 12

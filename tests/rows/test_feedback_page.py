@@ -1,5 +1,6 @@
 """What the page shows of a run, and to whom it is served; `make chat-check` uses it in a browser."""
 
+import base64
 import json
 import os
 import threading
@@ -9,10 +10,7 @@ from typing import Any
 import pytest
 
 from gpt2_rlhf.config import compose
-from gpt2_rlhf.rows import feedback_page
-from gpt2_rlhf.rows.feedback import Conversation, Models
-from helpers.chat_run import PICTURE
-from helpers.tiny import tiny_policy, tiny_tokenizer
+from gpt2_rlhf.rows import feedback, feedback_page
 
 
 def write(folder: Path, *prompts: str) -> None:
@@ -31,9 +29,11 @@ def test_examples_are_the_first_questions_that_stand_alone(tmp_path: Path) -> No
 
 def test_the_curve_is_in_the_page_itself_and_may_be_missing(tmp_path: Path) -> None:
     assert feedback_page._curve(None) == feedback_page._curve(tmp_path) == ""
-    (tmp_path / "ppo").mkdir()
-    (tmp_path / "ppo" / "ppo.png").write_bytes(PICTURE)
-    assert 'src="data:image/png;base64,iVBOR' in feedback_page._curve(tmp_path)
+    for path, content in ((tmp_path / "ppo" / "ppo.png", b"all"), (tmp_path / "report" / "training.png", b"one")):
+        path.parent.mkdir()
+        path.write_bytes(content)
+        picture = base64.b64encode(content).decode()
+        assert f'src="data:image/png;base64,{picture}"' in feedback_page._curve(tmp_path)
 
 
 class Page:
@@ -55,10 +55,8 @@ def test_only_this_machine_reaches_the_page_unless_it_is_shared(
     monkeypatch.setattr(feedback_page, "build", lambda *_: page)
     monkeypatch.setattr(threading.Event, "wait", lambda _: None)
     monkeypatch.setenv("no_proxy", "example.org")
-    tokenizer = tiny_tokenizer()
-    conversation = Conversation(Models({"base": tiny_policy(tokenizer)}, {}, tokenizer, 1.0, 8), None, 1)
-    settings = compose.load(["chat.models.base=embedded", f"chat.share={share}"]).settings
-    feedback_page.serve(conversation, settings, lambda _: conversation)
+    monkeypatch.setattr(feedback, "start", lambda _: None)
+    feedback_page.serve(compose.load([f"chat.share={share}"]).settings)
     assert (page.launched["server_name"], page.launched["share"]) == ("127.0.0.1", share)
     assert ("https://everybody" in capsys.readouterr().out) == share
     assert os.environ["no_proxy"] == "example.org,127.0.0.1"

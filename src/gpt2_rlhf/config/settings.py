@@ -4,7 +4,8 @@ Defaults live in conf/ alone. A field here has none, so that a value that nobody
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 TABLES = ("sft", "reward", "judge", "ppo")  # what the training prompts are divided into, in this order
@@ -158,6 +159,11 @@ class Chat:
     web: bool
     share: bool  # through Gradio's servers
 
+    @property
+    def named_models(self) -> dict[str, str]:
+        """Where the models are that are named."""
+        return {name: place for name, place in asdict(self.models).items() if place is not None}
+
 
 @dataclass(frozen=True)
 class Publish:
@@ -218,6 +224,11 @@ class Settings:
     card: Card
     launch: Launch
     sweep: Sweep
+
+    @property
+    def preferences_file(self) -> Path:
+        """Where the chat keeps the pairs that the user made."""
+        return Path(self.chat.preferences or Path(self.output_dir, "preferences.jsonl")).expanduser()
 
     def trained_by(self, stage: str) -> Training | Ppo:
         """Return the settings with which a stage (sft, reward, judge or ppo) trains."""

@@ -70,10 +70,9 @@ def quoted(answer: str) -> str:
 
 def scores(answer: Mapping[str, Any]) -> str:
     """Return the scores of an answer in one line, those that PPO was not trained on first."""
-    figures = [
-        f"{one.label.lower()} {text(answer[one.key])}" for one in metrics.MEASURES if answer[one.key] is not None
-    ]
-    return ", ".join([*figures, "ended" if answer["ended"] else "not ended"])
+    known = [one for one in metrics.MEASURES if answer[one.key] is not None]
+    figures = [" ".join([one.label.lower().removesuffix("'s reward"), text(answer[one.key])]) for one in known]
+    return ", ".join([*figures, f"{answer['tokens']} tokens", "ended" if answer["ended"] else "not ended"])
 
 
 def _one(heading: str, line: Line) -> str:

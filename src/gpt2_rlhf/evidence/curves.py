@@ -57,11 +57,13 @@ def merged(records: Records, history: Sequence[Measured]) -> Records:
     return [*records, *({"step": one.update, **measured.summary(one)} for one in history)]
 
 
-def panels(width_in: float, row_height_in: float, rows: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure and its axes, row by row; sizes in inches."""
+def panels(
+    width_in: float, row_height_in: float, rows: int, columns: int = 1, heights: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure and its axes, row by row; sizes in inches. heights: of the rows, in any unit."""
     figure = Figure(figsize=(width_in, rows * row_height_in), layout="constrained")
     FigureCanvasAgg(figure)  # not pyplot, which keeps figures in memory and needs a display
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+    return figure, list(figure.subplots(rows, columns, squeeze=False, height_ratios=heights).flat)
 
 
 def of_ppo(records: Records, titles: Sequence[str], width_in: float, row_height_in: float, columns: int = 1) -> Figure:

@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import offset_copy
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
@@ -93,8 +92,7 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
 
     history: at least two measurements; the first is of the SFT model. reward_label: the name of what PPO raises.
     """
-    figure, (changes, kl) = curves.panels(_WIDTH_IN, _HEIGHT_IN / 2, 2)
-    changes.get_gridspec().set_height_ratios((5, 2))
+    figure, (changes, kl) = curves.panels(_WIDTH_IN, _HEIGHT_IN / 2, 2, heights=(5, 2))
     kl.sharex(changes)
     updates = [one.update for one in history]
     kept = updates.index(kept_update) if kept_update in updates else -1
@@ -106,15 +104,15 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
         since_sft = [asdict(bootstrap_mean(one - values[0])) for one in values]
         label = reward_label if metric is metrics.REWARD else metric.label
         means, lows, highs = ([one[key] for one in since_sft] for key in ("mean", "low", "high"))
-        changes.plot(updates, means, color=COLOURS[place], marker=MARKERS[place], markersize=4)
+        changes.plot(updates, means, color=COLOURS[place], marker=MARKERS[place], markersize=4, clip_on=False)
         changes.fill_between(updates, lows, highs, color=COLOURS[place], alpha=0.12, linewidth=0)
         ends.append((means[-1], f"{label} {means[-1]:+z.2f}"))
         found.append(f"{label.lower()} changed by {text(since_sft[kept], metric.unit)}")
-    _label_ends(changes, updates[-1], ends)
+    _label_ends(changes, ends)
     nats = [float(one.kl_nats.mean()) for one in history if one.kl_nats is not None]
     if nats:
-        kl.plot(updates, nats, color="0.35", marker="o", markersize=4)
-        _label_ends(kl, updates[-1], [(nats[-1], f"KL {nats[-1]:.2f}")])
+        kl.plot(updates, nats, color="0.35", marker="o", markersize=4, clip_on=False)
+        _label_ends(kl, [(nats[-1], f"KL {nats[-1]:.2f}")])
         found.append(f"the KL to SFT reached {text(nats[kept])} nats")
     for axes, label in ((changes, "change from SFT, points"), (kl, "KL, nats")):
         axes.axvline(kept_update, color="0.35", linestyle=":", linewidth=1)
@@ -156,14 +154,13 @@ def _logged(records: curves.Records) -> Picture:
     )
 
 
-def _label_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str]]) -> None:
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, str]]) -> None:
     """Write a text beside the end of each line, with a distance where ends are close; ends: height and text."""
     low, high = axes.get_ylim()
     height = -np.inf
     for end, label in sorted(ends):
         height = max(end, height + 0.09 * (high - low))
-        place = {"xytext": (x, height), "textcoords": offset_copy(axes.transData, axes.figure, 8, 0, "points")}
-        axes.annotate(label, (x, end), fontsize=8.5, va="center", annotation_clip=False, **place)
+        axes.text(1.02, height, label, transform=axes.get_yaxis_transform(), fontsize=8.5, va="center")
 
 
 def _accuracy(rewards: Mapping[str, Mapping[str, Any]]) -> Picture:

@@ -14,35 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence.answers import finite_scores, scored_sequences
-from gpt2_rlhf.models import tokens
+from gpt2_rlhf.models import chat_models, tokens
+from gpt2_rlhf.models.chat_models import Models
 from gpt2_rlhf.models.sampling import Answer, encode_prompts, stream
 from gpt2_rlhf.rows.transcripts import ASSISTANT, HUMAN, Unusable, fit_prompts, pair
 
-SCORERS = ("reward", "judge")
 BEST_OF = "sft"  # the model whose answers best of n chooses from
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models that answer and, of SCORERS, those that score, by name; all have one tokenizer."""
-
-    policies: Mapping[str, PreTrainedModel]
-    scorers: Mapping[str, PreTrainedModel]
-    tokenizer: PreTrainedTokenizerBase
-    temperature: float
-    max_new_tokens: int
-
-    @property
-    def most_prompt_tokens(self) -> int:
-        """The longest prompt that leaves room for an answer and the EOS that a reward model reads after it."""
-        every = (*self.policies.values(), *self.scorers.values())
-        return min(model.config.max_position_embeddings for model in every) - self.max_new_tokens - 1
 
 
 @dataclass(frozen=True)
@@ -102,9 +84,15 @@ class Conversation:
         return Conversation(self.models, self.seed, self.best_of)
 
 
-def file(settings: Settings) -> Path:
-    """Return the file of the pairs that the user made."""
-    return Path(settings.chat.preferences or Path(settings.output_dir, "preferences.jsonl")).expanduser()
+def start(settings: Settings) -> Conversation:
+    """Load the models, and start a conversation with them.
+
+    Raises:
+        UserError: as `chat_models.load` and `check`.
+    """
+    models = chat_models.load(settings)
+    check(models, settings.chat.best_of)
+    return Conversation(models, settings.chat.seed, settings.chat.best_of)
 
 
 def seed(typed: str) -> int | None:

@@ -11,7 +11,7 @@ import os
 import random
 import shlex
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from gradio.themes import Default
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.models.chat_models import of_run
 from gpt2_rlhf.rows import feedback
 from gpt2_rlhf.rows.feedback import Conversation
 from gpt2_rlhf.rows.transcripts import ASSISTANT, HUMAN
@@ -38,9 +39,9 @@ class _View:
     is_blind: bool = False
 
 
-def serve(conversation: Conversation, settings: Settings, load_run: Callable[[str], Conversation]) -> None:
+def serve(settings: Settings) -> None:
     """Serve the page until Ctrl-C."""
-    page = build(conversation, settings, load_run)
+    page = build(feedback.start(settings), settings)
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own server whether it runs, not the proxy
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
     font = ("system-ui", "sans-serif")  # Gradio's own would be loaded from Google
@@ -64,10 +65,9 @@ def serve(conversation: Conversation, settings: Settings, load_run: Callable[[st
         page.close(verbose=False)
 
 
-def build(first: Conversation, settings: Settings, load_run: Callable[[str], Conversation]) -> gr.Blocks:
-    """Return the page. load_run: starts a conversation with the models of the run of this name."""
-    is_of_run = not any(vars(settings.chat.models).values())
-    folder = runs.find(settings.output_dir, settings.chat.run) if is_of_run else None
+def build(first: Conversation, settings: Settings) -> gr.Blocks:
+    """Return the page, which starts with this conversation."""
+    folder = None if settings.chat.named_models else runs.find(settings.output_dir, settings.chat.run)
     places = range(len(first.models.policies) + 1)  # the last for best of n
 
     def shown(view: _View, is_final: bool) -> list[Any]:
@@ -111,11 +111,11 @@ def build(first: Conversation, settings: Settings, load_run: Callable[[str], Con
 
     def choose(view: _View, place: int) -> list[Any]:
         try:
-            conversation, done = feedback.prefer(view.conversation, view.order[place], feedback.file(settings))
+            conversation, done = feedback.prefer(view.conversation, view.order[place], settings.preferences_file)
         except UserError as error:
             return [view, *[gr.skip()] * 4 * len(places), f"error: {error}"]
         view = replace(view, is_blind=False)
-        said = f"{done}. To look at the pairs: make data {shlex.quote(f'data.path={feedback.file(settings)}')}"
+        said = f"{done}. To look at the pairs: make data {shlex.quote(f'data.path={settings.preferences_file}')}"
         return [replace(view, conversation=conversation), *shown(view, is_final=False), said]
 
     def restart(view: _View | None) -> list[Any]:
@@ -124,7 +124,7 @@ def build(first: Conversation, settings: Settings, load_run: Callable[[str], Con
 
     def switch(name: str) -> list[Any]:
         try:
-            view = _View(load_run(name))
+            view = _View(feedback.start(of_run(settings, name)))
         except UserError as error:
             return [*[gr.skip()] * (4 * len(places) + 3), f"error: {error}"]
         folder = runs.find(settings.output_dir, name)
@@ -187,11 +187,10 @@ def _examples(folder: Path | None) -> list[list[str]]:
 
 
 def _curve(folder: Path | None) -> str:
-    """Return the curves of PPO as an image; nothing if there are none."""
-    path = None if folder is None else folder / "ppo" / "ppo.png"
-    if path is None or not path.is_file():
+    """Return the report's picture of the training as an image, or PPO's curves; nothing if there is neither."""
+    places = [] if folder is None else [folder / "report" / "training.png", folder / "ppo" / "ppo.png"]
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
         return ""
     picture = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<img alt="Reward and KL over the updates of PPO" style="width: 100%" src="data:image/png;base64,{picture}">'
-    )
+    return f'<img alt="How PPO trained: curves by update" style="width: 100%" src="data:image/png;base64,{picture}">'
