@@ -18,6 +18,8 @@ import pytest
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.launch import slurm
+from gpt2_rlhf.launch.slurm import State
+from gpt2_rlhf.launch.tasks import Task
 from helpers import slurm as real
 from helpers.small_run import SMALL
 
@@ -149,6 +151,28 @@ def straight(environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.slow
+def test_a_job_that_runs_shows_the_newest_line_of_its_log_every_ten_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now, stage = [0.0], tmp_path / "sft-0"
+    log = tmp_path / "log"
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+        log.write_text(f"an earlier line\n  sft {now[0]:.0f}/40\n")
+
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(slurm.time, "sleep", wait)
+    monkeypatch.setattr(slurm, "_states", lambda: {"7": State("7", "RUNNING" if now[0] < 35 else "COMPLETED", "", "a")})
+    monkeypatch.setattr(slurm, "_log", lambda directory: log)
+    codes: dict[Path, int] = {}
+    slurm._wait([Task("sft", stage, lambda: None)], {stage: "7"}, codes, lambda task: now[0] >= 35, lambda *_: None)
+    assert codes == {stage: 0}
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "sft: job 7 running on a"
+    assert lines == ["  sft 10/40", "  sft 20/40", "  sft 30/40"]
+
+
 @pytest.mark.cluster
 def test_jobs_left_cancelled_and_requeued_end_with_the_weights_of_a_run_on_this_machine(
     environment: Mapping[str, str], straight: Path, tmp_path: Path

@@ -24,7 +24,8 @@ from typing import Any
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Launch
 from gpt2_rlhf.config.system_faults import exit_with_one_line, say
-from gpt2_rlhf.launch import world
+from gpt2_rlhf.launch import child, world
+from gpt2_rlhf.launch.progress_line import LINE_EVERY_S
 from gpt2_rlhf.launch.tasks import Task
 from gpt2_rlhf.store.files import write_json
 
@@ -132,7 +133,7 @@ def _wait(
     on_end: Callable[[Task, int], None],
 ) -> None:
     shown: dict[Path, str] = {}  # the newest state that was printed
-    seen = dict.fromkeys(jobs, time.monotonic())
+    seen, printed = (dict.fromkeys(jobs, time.monotonic()) for _ in range(2))
     answers = True
     while len(codes) < len(tasks):
         states = _states()
@@ -148,6 +149,10 @@ def _wait(
                 seen[directory] = time.monotonic()
                 if found.state != shown.get(directory, "PENDING"):
                     print(f"{task.name}: {found}", flush=True)
+                    printed[directory] = seen[directory]
+                elif found.state == "RUNNING" and seen[directory] - printed[directory] >= LINE_EVERY_S:
+                    print(f"  {child.last_line(_log(directory)).strip() or f'{task.name} starts'}", flush=True)
+                    printed[directory] = seen[directory]
                 shown[directory] = found.state
             elif is_done(task):
                 codes[directory] = 0
