@@ -13,6 +13,7 @@ from rich.console import Console
 from gpt2_rlhf import cli
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.models import model_files
 from gpt2_rlhf.models.model_files import EMBEDDED_DIR
 from gpt2_rlhf.rows import feedback, feedback_terminal
 from gpt2_rlhf.rows.feedback import Conversation
@@ -221,6 +222,14 @@ def test_a_run_whose_model_is_damaged_names_the_stage_and_the_command_that_build
     error = fails(capsys, f"output_dir={tmp_path / 'outputs'}")
     assert f"stages/ppo-{RUN}: " in error
     assert error.endswith("build it again: make pipeline\n")
+
+
+def test_a_base_model_that_is_no_longer_that_of_the_run_is_not_shown_as_such(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(model_files, "identity", lambda model: "of the next version")
+    error = fails(capsys, f"output_dir={outputs}")
+    assert error == "error: model.name: embedded has changed since the run; build it again: make pipeline\n"
 
 
 def test_named_folders_are_talked_to_and_scored(outputs: Path) -> None:

@@ -40,7 +40,7 @@ def test_help_of_a_command_says_what_it_does_and_names_the_groups(
 ) -> None:
     text = printed(capsys, verb, "--help")
     assert cli.VERBS[verb] in text
-    assert ("experiment=gpt2_hh | gpt2_hh_500" in text) == (verb not in ("clean", "prune"))  # which read none of them
+    assert ("experiment=gpt2_hh | gpt2_hh_500" in text) == (verb not in ("chat", "clean", "prune"))
     assert ("--all" in text) == (verb == "clean")
     assert max(map(len, text.splitlines())) <= 80
 

@@ -61,6 +61,7 @@ VERBS = {
     "prune": "Ask, and delete finished stages that no run shows.",
 }
 _OWN_ARGUMENTS = {  # of the verbs that other settings do not change
+    "chat": "[chat.KEY=VALUE ...] [output_dir=FOLDER]",
     "clean": "[--all] [output_dir=FOLDER]",
     "prune": "[output_dir=FOLDER]",
 }

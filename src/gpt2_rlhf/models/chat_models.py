@@ -60,6 +60,8 @@ def _of_run(settings: Settings) -> Models:
         if (wrong := fault(stage, read_all=True)) is not None:
             raise UserError(f"{stage.directory}: {wrong}; build it again: {found.command}")
     model_checks.check(base)
+    if model_files.identity(base) != stages["sft"].inputs["model"]:
+        raise UserError(f"model.name: {base.name} has changed since the run; build it again: {found.command}")
     tokenizer = loading.load_base_tokenizer(base)
     loaded = {"base": loading.on_device(loading.load_base(base, found.settings.seed))}
     loaded |= {name: _load(name, stages[name].model_dir, tokenizer) for name in TRAINED if name in stages}
