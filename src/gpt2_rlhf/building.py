@@ -226,7 +226,7 @@ def _jobs(planned: Sequence[Run]) -> dict[Path, Job]:
 
 def _begin(missing: Sequence[Stage]) -> None:
     _set_aside(missing)
-    names = ", ".join(stage.name for stage in missing)
+    names = ", ".join(dict.fromkeys(stage.name for stage in missing))
     print(f"building {names} in {missing[0].directory.parent}", flush=True)
 
 

@@ -6,7 +6,7 @@ they can be pasted into a page as they are.
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,13 @@ def tables(summary: Mapping[str, Any], name: str | None = None) -> str:
     Raises:
         UserError: there is none with this name; the line lists the names.
     """
-    made = {one: [table for table in make(summary) if table.rows] for one, make in _TABLES.items()}
-    known = {one: found for one, found in made.items() if found}
+    made = {one: [table for table in group if table.rows] for one, group in _by_name(summary).items()}
+    known = {one: group for one, group in made.items() if group}
     if name is not None and name not in known:
         raise UserError(f"table: there is no {name!r}; {did_you_mean(name, list(known))}")
     of_all = ("models", "paired", "best_of_n")  # their n is in the note; a column more would not fit
     parts = [
-        plain(table, with_n=one not in of_all) for one, found in known.items() if name in (one, None) for table in found
+        plain(table, with_n=one not in of_all) for one, group in known.items() if name in (one, None) for table in group
     ]
     evaluation = summary["evaluation"]
     sampled = (
@@ -102,18 +102,22 @@ def _sample(measured: int, metrics: Mapping[str, Any]) -> str:
     return f" ({measured} of {every} pairs)" if measured < every else ""
 
 
-def _best_of_n(sources: Sources) -> list[Table]:
-    pairs = results.paired(sources).only(f"ppo_minus_{BEST_OF_N}")
-    return [results.models(sources).only(BEST_OF_N), pairs] if pairs.columns else []
-
-
-def _paired(sources: Sources) -> Table:
-    table = results.paired(sources)
-    return table.only(*(key for key in table.columns if key != f"ppo_minus_{BEST_OF_N}"))
-
-
-def _seeds(sources: Sources) -> list[Table]:
-    return [] if sources["seeds"] is None else [results.over_seeds(sources), results.by_seed(sources)]
+def _by_name(sources: Sources) -> dict[str, list[Table]]:
+    """Return every table by the name that chooses it, in the order in which they are printed."""
+    models, paired, best_pair = results.models(sources), results.paired(sources), f"ppo_minus_{BEST_OF_N}"
+    return {
+        "overview": [results.overview(sources)],
+        "stages": [_stages(sources)],
+        "sft": [results.sft_loss(sources)],
+        "reward_model": [results.accuracy(sources), results.reward_model_faults(sources)],
+        "calibration": [results.calibration(sources)],
+        "ppo": [results.heldout(sources)],
+        "models": [models.only("base", "sft", "ppo")],
+        "paired": [paired.only(*(key for key in paired.columns if key != best_pair))],
+        "best_of_n": [models.only(BEST_OF_N), paired.only(best_pair)],
+        "subsets": [results.subsets(sources).only("ppo_minus_sft/reward", "ppo_minus_sft/judge_reward")],
+        "seeds": [] if sources["seeds"] is None else [results.over_seeds(sources), results.by_seed(sources)],
+    }
 
 
 def _stages(sources: Sources) -> Table:
@@ -124,18 +128,3 @@ def _stages(sources: Sources) -> Table:
         texts = (*seconds, "re-used" if stage["reused"] else "ran", Path(stage["directory"]).name)
         rows.append(Row(name, [Cell(one) for one in texts]))
     return Table("stages", "Stage", columns, rows)
-
-
-_TABLES: Mapping[str, Callable[[Sources], list[Table]]] = {  # in the order in which they are printed
-    "overview": lambda sources: [results.overview(sources)],
-    "stages": lambda sources: [_stages(sources)],
-    "sft": lambda sources: [results.sft_loss(sources)],
-    "reward_model": lambda sources: [results.accuracy(sources), results.reward_model_faults(sources)],
-    "calibration": lambda sources: [results.calibration(sources)],
-    "ppo": lambda sources: [results.heldout(sources)],
-    "models": lambda sources: [results.models(sources).only("base", "sft", "ppo")],
-    "paired": lambda sources: [_paired(sources)],
-    "best_of_n": _best_of_n,
-    "subsets": lambda sources: [results.subsets(sources).only("ppo_minus_sft/reward", "ppo_minus_sft/judge_reward")],
-    "seeds": _seeds,
-}
