@@ -279,6 +279,8 @@ def test_each_subset_says_how_many_prompts_it_has():
     rows = text[text.index("| Subset ") :]
     assert cells(rows, "helpful") == ["0.50 [0.40, 0.60]", "0.25 [0.15, 0.35]", "188"]
     assert cells(rows, "multi-turn")[-1] == "51"
+    by_utility = rows[rows.index("| Subset ", 1) :]
+    assert cells(by_utility, "helpful") == ["-0.50 [-0.60, -0.40]", "188"]
 
 
 def test_seed_prompts_and_kind_of_interval_are_stated():

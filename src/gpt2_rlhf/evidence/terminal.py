@@ -105,6 +105,7 @@ def _sample(measured: int, metrics: Mapping[str, Any]) -> str:
 def _by_name(sources: Sources) -> dict[str, list[Table]]:
     """Return every table by the name that chooses it, in the order in which they are printed."""
     models, paired, best_pair = results.models(sources), results.paired(sources), f"ppo_minus_{BEST_OF_N}"
+    subsets = results.subsets(sources)
     return {
         "overview": [results.overview(sources)],
         "stages": [_stages(sources)],
@@ -115,7 +116,11 @@ def _by_name(sources: Sources) -> dict[str, list[Table]]:
         "models": [models.only("base", "sft", "ppo")],
         "paired": [paired.only(*(key for key in paired.columns if key != best_pair))],
         "best_of_n": [models.only(BEST_OF_N), paired.only(best_pair)],
-        "subsets": [results.subsets(sources).only("ppo_minus_sft/reward", "ppo_minus_sft/judge_reward")],
+        # two tables, since three columns of large figures would be too wide
+        "subsets": [
+            subsets.only("ppo_minus_sft/reward", "ppo_minus_sft/judge_reward"),
+            subsets.only("ppo_minus_sft/utility"),
+        ],
         "seeds": [] if sources["seeds"] is None else [results.over_seeds(sources), results.by_seed(sources)],
     }
 
