@@ -19,7 +19,7 @@ from gpt2_rlhf.evidence.tables import text
 REPOSITORY = Path(__file__).resolve().parents[1]
 COURSE = REPOSITORY / "docs/course.md"
 OUTPUTS = REPOSITORY / "outputs"
-PICTURES = {6: "course_overoptimised.png"}  # of the training, by experiment
+PICTURES = {4: "course_kl.png", 6: "course_overoptimised.png"}  # of the sweep or of the training, by experiment
 
 _SHARES = {"accuracy", "longer_answer_wins", "best_reachable", "accuracy_chosen_shorter", "eos_rate"}
 _OF_MODELS = ("utility", "judge_reward", "reward", "kl_to_sft_nats", "eos_rate", "answer_tokens")
@@ -58,7 +58,8 @@ def main() -> None:
             name = _newest_sweep().name if verb == "sweep" else latest.name
             runs.append({"experiment": number, "command": command, "run": name, "figures": figures})
             if number in PICTURES:
-                shutil.copyfile(latest / "report/training.png", COURSE.with_name(PICTURES[number]))
+                picture = _newest_sweep() / "sweep.png" if verb == "sweep" else latest / "report/training.png"
+                shutil.copyfile(picture, COURSE.with_name(PICTURES[number]))
     COURSE.with_suffix(".json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 
 
