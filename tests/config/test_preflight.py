@@ -103,6 +103,17 @@ def test_a_stage_alone_needs_no_room_for_the_answers_of_later_stages() -> None:
         preflight.check_lengths(settings, 512, "ppo")
 
 
+@pytest.mark.parametrize(
+    ("key", "last"), [("ppo.args.response_length", "ppo"), ("evaluate.max_new_tokens", "evaluate")]
+)
+def test_an_answer_that_is_cut_leaves_a_position_for_the_eos_that_it_is_scored_with(key: str, last: str) -> None:
+    prompt_tokens = compose.load([]).settings.data.max_prompt_tokens
+    room = 512 - prompt_tokens
+    preflight.check_lengths(compose.load([f"{key}={room - 1}"]).settings, 512, last)
+    with pytest.raises(UserError, match=f"{key}: {prompt_tokens} prompt tokens .* and {room + 1} answer tokens"):
+        preflight.check_lengths(compose.load([f"{key}={room}"]).settings, 512, last)
+
+
 @pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM"])
 def test_an_engine_that_ppo_cannot_train_with_is_refused_before_sft(tmp_path: Path, engine: str) -> None:
     file = tmp_path / "accelerate.yaml"

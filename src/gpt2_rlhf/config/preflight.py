@@ -176,10 +176,10 @@ def check_lengths(settings: Settings, positions: int, last: str = "evaluate") ->
         UserError: a prompt and an answer together may be longer.
     """
     prompt_tokens = settings.data.max_prompt_tokens
-    answer_limits = {
-        "data.max_answer_tokens": settings.data.max_answer_tokens + 1,  # and EOS
-        "ppo.args.response_length": settings.ppo.args["response_length"],
-        "evaluate.max_new_tokens": settings.evaluate.max_new_tokens,
+    answer_limits = {  # each with EOS, after which reward models score an answer, also one that was cut
+        "data.max_answer_tokens": settings.data.max_answer_tokens + 1,
+        "ppo.args.response_length": settings.ppo.args["response_length"] + 1,
+        "evaluate.max_new_tokens": settings.evaluate.max_new_tokens + 1,
     }
     for key, tokens in answer_limits.items():
         if key.split(".")[0] not in _later(last) and prompt_tokens + tokens > positions:
