@@ -125,11 +125,11 @@ def test_rows_without_a_test_file_come_after_those_of_training_files() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([*asking(*questions(3))], r"pairs leaves no test rows of 0 read"),
-        ([*TEST], r"pairs leaves no train rows of 0 read"),
+        ([*asking(*questions(3))], r"pairs leaves no test rows of 3 read: all are train rows; rows of other"),
+        ([*TEST], r"pairs leaves no train rows of 1 read: all are test rows; rows of other"),
         (
             [raw("Hi", "", "No.", "train", 4), raw("Hi", "No.", "No.", "train", 7), *TEST],
-            r"no train rows of 2 read: 1 empty answer \(train\.jsonl:4\), 1 identical answers \(train\.jsonl:7\); "
+            r"no train rows of 3 read: 1 empty answer \(train\.jsonl:4\), 1 identical answers \(train\.jsonl:7\); "
             r"correct these rows$",
         ),
         (

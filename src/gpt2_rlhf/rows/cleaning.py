@@ -114,13 +114,13 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     cut_test_prompts = {measured.pair.prompt for measured in test.kept}
     unseen = [row for row in pairs[False] if conversation_of[row.prompt] not in in_test]
     _fit("train", train, unseen, conversation_of, data, count_tokens, cut_test_prompts)
-    for name, side in (("train", train), ("test", test)):
+    for name, side, other in (("train", train, "test"), ("test", test, "train")):
         side.other_markers = [kept.pair.row for kept in side.kept if kept.pair.row in other_markers]
         if not side.kept:
             reasons = ", ".join(f"{len(names)} {why} ({names[0]})" for why, names in side.dropped.items())
             raise UserError(
-                f"data: {describe(data)} leaves no {name} rows of {side.rows_read} read"
-                f"{': ' if reasons else ''}{reasons}; {_remedy(side.dropped.keys())}"
+                f"data: {describe(data)} leaves no {name} rows of {train.rows_read + test.rows_read} read: "
+                f"{reasons or f'all are {other} rows'}; {_remedy(side.dropped.keys())}"
             )
     return Cleaned(train, test, sum(conversation_of[prompt] in held_out for prompt in unsplit))
 
@@ -129,7 +129,7 @@ def _remedy(reasons: Set[str]) -> str:
     limits = {PROMPT_TOO_LONG: "data.max_prompt_tokens", ANSWER_TOO_LONG: "data.max_answer_tokens"}
     remedies = ["correct these rows"] if reasons - limits.keys() else []
     remedies += [f"raise {key}" for reason, key in limits.items() if reason in reasons]
-    return " and ".join(remedies) or "more rows are needed"
+    return " and ".join(remedies) or "rows of other conversations are needed"
 
 
 def _usable(raw: RawRow, special_tokens: Sequence[str]) -> Pair | str:
