@@ -174,7 +174,8 @@ def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
     processes = int(next(stage.inputs["processes"] for stage in stages if stage.name in TRAINED))
     tables = lengths.of_tables(stages[0].needs["data"].directory, model_files.load_tokenizer(settings.model))
     found = estimates.of([stage.name for stage in stages], settings, tables, processes)
-    estimates.require_memory(found, settings, tables, processes)
+    at_once = estimates.side_by_side([stage.name for stage in stages], stages_at_once(settings.launch), found)
+    estimates.require_memory(found, settings, tables, processes, at_once)
     seconds = {stage.directory: found[stage.name].seconds for stage in stages}
     whole = whole_run.in_words(whole_run.write(stages, seconds, stages_at_once(settings.launch)))
     each = ", ".join(f"{name} {whole_run.in_words(one.seconds)}" for name, one in found.items())

@@ -149,9 +149,9 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
         whole_s = max(whole_run.ends(missing, known, building.stages_at_once(settings.launch)).values())
         print(f"about {whole_run.in_words(whole_s)} in all")
     print(f"device: {estimates.device()}; results: {planned.directory}; nothing was built or written")
-    estimates.require_memory(
-        {stage.name: found[stage.name] for stage in missing if stage != data}, settings, tables, processes
-    )
+    to_build = [stage.name for stage in missing if stage != data]
+    at_once = estimates.side_by_side(to_build, building.stages_at_once(settings.launch), found)
+    estimates.require_memory({name: found[name] for name in to_build}, settings, tables, processes, at_once)
 
 
 def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:

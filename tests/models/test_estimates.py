@@ -72,6 +72,20 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
         require("launch.processes=2", processes=2)
 
 
+def test_stages_side_by_side_need_the_sum_of_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {name: needed(name=name) for name in ("reward", "judge", "ppo")}
+    found = {name: Estimate(rows=800, updates=1, memory=size, seconds=1.0) for name, size in sizes.items()}
+    names = ["reward", "judge", "ppo", "ppo", "ppo"]
+    assert estimates.side_by_side(names[:3], 1, found) == ["ppo"]
+    assert estimates.side_by_side(names, 2, found) == ["ppo", "ppo"]
+    free(2 * sizes["ppo"].total - 1, monkeypatch)
+    estimates.require_memory(found, GPT2, TABLES, 1, at_once=["ppo"])
+    with pytest.raises(
+        UserError, match=r"^ppo and ppo side by side need about .*; build one after the other: launch.threads=null"
+    ):
+        estimates.require_memory(found, GPT2, TABLES, 1, at_once=["ppo", "ppo"])
+
+
 def test_a_sharded_run_is_asked_for_nothing_that_sharding_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     free(1e9, monkeypatch)
     one = r"launch\.processes=1 launch\.sharded=false \("

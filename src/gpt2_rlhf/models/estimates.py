@@ -51,9 +51,15 @@ def of(names: Sequence[str], settings: Settings, tables: Mapping[str, Lengths], 
 
 
 def require_memory(
-    found: Mapping[str, Estimate], settings: Settings, tables: Mapping[str, Lengths], processes: int
+    found: Mapping[str, Estimate],
+    settings: Settings,
+    tables: Mapping[str, Lengths],
+    processes: int,
+    at_once: Sequence[str] = (),
 ) -> None:
     """Refuse stages that need more memory than the device has free; with force=true, print why and go on.
+
+    at_once: the stages that run side by side when most memory is needed, one with several seeds as often.
 
     Raises:
         UserError: names the stage, both figures, and the settings that would lower its figure most.
@@ -73,6 +79,24 @@ def require_memory(
             remedies = _remedies(name, settings, tables, processes, on_gpu, free)
             raise UserError(f"{line}; set what lowers it most: {remedies}; or try it with force=true")
         print(line, flush=True)
+    together = sharing * sum(one.memory.total for name in at_once if (one := found[name]).memory is not None)
+    if len(at_once) > 1 and free is not None and together > free:
+        line = (
+            f"{' and '.join(at_once)} side by side need about {in_words(together)} of memory, but "
+            f"{'the GPU' if on_gpu else 'this machine'} has {in_words(free)} free"
+        )
+        if not settings.force:
+            raise UserError(f"{line}; build one after the other: launch.threads=null; or try it with force=true")
+        print(line, flush=True)
+
+
+def side_by_side(names: Sequence[str], at_once: int, found: Mapping[str, Estimate]) -> list[str]:
+    """Return the stages of the group that needs most memory at once: the reward models, or the seeds of PPO.
+
+    names: the stages that will be built, one with several seeds as often. at_once: how many may run side by side.
+    """
+    groups = ([name for name in names if name in group][:at_once] for group in (("reward", "judge"), ("ppo",)))
+    return max(groups, key=lambda group: sum(found[name].memory.total for name in group if found[name].memory))
 
 
 def with_precision(settings: Settings) -> Settings:
