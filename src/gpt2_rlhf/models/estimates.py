@@ -79,7 +79,7 @@ def require_memory(
             remedies = _remedies(name, settings, tables, processes, on_gpu, free)
             raise UserError(f"{line}; set what lowers it most: {remedies}; or try it with force=true")
         print(line, flush=True)
-    together = sharing * sum(one.memory.total for name in at_once if (one := found[name]).memory is not None)
+    together = sharing * _bytes(at_once, found)
     if len(at_once) > 1 and free is not None and together > free:
         line = (
             f"{' and '.join(at_once)} side by side need about {in_words(together)} of memory, but "
@@ -96,7 +96,11 @@ def side_by_side(names: Sequence[str], at_once: int, found: Mapping[str, Estimat
     names: the stages that will be built, one with several seeds as often. at_once: how many may run side by side.
     """
     groups = ([name for name in names if name in group][:at_once] for group in (("reward", "judge"), ("ppo",)))
-    return max(groups, key=lambda group: sum(found[name].memory.total for name in group if found[name].memory))
+    return max(groups, key=lambda group: _bytes(group, found))
+
+
+def _bytes(names: Sequence[str], found: Mapping[str, Estimate]) -> float:
+    return sum(size.total for name in names if (size := found[name].memory) is not None)
 
 
 def with_precision(settings: Settings) -> Settings:
