@@ -94,7 +94,7 @@ def test_two_nodes_train_to_the_weights_of_two_processes_also_after_one_was_kill
 
     again = start(nodes_folder, "ppo", *static())
     assert [node.run.wait(300) for node in again] == [0, 0], again[0].log.read_text() + again[1].log.read_text()
-    assert "resuming from" in again[0].log.read_text()
+    assert "ppo goes on from step " in again[0].log.read_text()
     assert again[1].log.read_text() == ""  # the first process alone prints
     for stage in (nodes_folder / "outputs/stages").iterdir():
         assert not list(stage.glob("*-2.log")), "the second process logged what the first one did not"
