@@ -217,7 +217,7 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
 ) -> None:
     shutil.copytree(straight / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("ppo-*"))
     here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "launch.slurm.signal_delay_s=5")
-    started = start({**environment, "SLOW_S": "5"}, *here)
+    started = start({**environment, "SLOW_S": "8"}, *here)
     wait_for(lambda: checkpoints(tmp_path))
     job = job_ids(tmp_path)["ppo"]
     clock = {**environment, "SLURM_TIME_FORMAT": "%s"}
