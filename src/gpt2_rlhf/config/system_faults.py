@@ -26,7 +26,7 @@ _NOT_WRITABLE = {os.strerror(number) for number in (errno.EROFS, errno.EACCES, e
 def exit_with_one_line(action: Callable[[], None]) -> None:
     """Run an entry point; exit with one line on stderr: 2 after a fault of user or system, 128 + signal if stopped."""
     atexit.register(_leave_quickly)
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         _require_streams()
         action()
@@ -46,6 +46,8 @@ def exit_with_one_line(action: Callable[[], None]) -> None:
             raise
         say(f"error: {line}")
         sys.exit(2)
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # a job of Slurm goes on after this
 
 
 def _stop(signum: int, _frame: FrameType | None) -> None:
