@@ -10,18 +10,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf.evidence.tables import text
+from gpt2_rlhf.config import metrics
+from gpt2_rlhf.evidence.tables import look_up, text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COURSE = REPOSITORY / "docs/course.md"
 OUTPUTS = REPOSITORY / "outputs"
 PICTURES = {4: "course_kl.png", 6: "course_overoptimised.png"}  # of the sweep or of the training, by experiment
 
-_SHARES = {"accuracy", "longer_answer_wins", "best_reachable", "accuracy_chosen_shorter", "eos_rate"}
+_UNITS = {one.key: one.unit for one in (*metrics.OF_MODEL, *metrics.OF_PREFERENCES, *metrics.OF_REWARD_MODEL)}
 _OF_MODELS = ("utility", "judge_reward", "reward", "kl_to_sft_nats", "eos_rate", "answer_tokens")
 _OF_REWARD_MODELS = (
     "accuracy",
@@ -83,7 +84,7 @@ def _of_run(run_dir: Path) -> Iterator[tuple[str, str]]:
         yield f"sft/{key}", _shown(key, of["sft"][key])
     for name in ("reward", "judge"):
         for key in _OF_REWARD_MODELS if name in of else ():
-            yield f"{name}/{key}", _shown(key, _look_up(of[name], key))
+            yield f"{name}/{key}", _shown(key, look_up(of[name], key))
     if "evaluate" not in of:
         return
     results = of["evaluate"]
@@ -91,29 +92,19 @@ def _of_run(run_dir: Path) -> Iterator[tuple[str, str]]:
         for model in ("base", "sft", "ppo", "best_of_n"):
             for key in keys:
                 path = f"{part}models/{model}/{key}"
-                if (value := _look_up(results, path)) is not None:
+                if (value := look_up(results, path)) is not None:
                     yield path, _shown(key, value)
     for pair in ("sft_minus_base", "ppo_minus_sft", "ppo_minus_best_of_n"):
         for key in ("utility", "judge_reward", "reward"):
-            if (value := _look_up(results, f"paired/{pair}/{key}")) is not None:
+            if (value := look_up(results, f"paired/{pair}/{key}")) is not None:
                 yield f"paired/{pair}/{key}", _shown(key, value)
     for key, value in (json.loads((run_dir / "summary.json").read_text())["seeds"] or {}).get("over_seeds", {}).items():
-        if key.rpartition("/")[2] in _OF_MODELS:
+        if key in _OF_MODELS:
             yield f"over seeds: {key}", ", ".join(_shown(key, value[part]) for part in ("mean", "sd", "min", "max"))
 
 
-def _look_up(tree: Mapping[str, Any], path: str) -> Any:
-    """Return what is at a path such as models/ppo/utility, None if there is nothing."""
-    found: Any = tree
-    for part in path.split("/"):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
 def _shown(key: str, value: Any) -> str:
-    name = key.rpartition("/")[2]
-    unit = "share" if name in _SHARES else "nats" if name == "kl_to_sft_nats" else "points"
-    return text(value, unit)
+    return text(value, _UNITS.get(key, "points"))
 
 
 if __name__ == "__main__":
