@@ -1,9 +1,9 @@
 """What each stage will take, before it starts: updates, memory and time; what does not fit in memory is refused."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -66,28 +66,25 @@ def require_memory(
     """
     settings = with_precision(settings)
     free, on_gpu = free_bytes()
+    if free is None:
+        return
     here = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
     sharing = 1 if on_gpu else here  # each process has a GPU of its own
-    for name, estimate in found.items():
-        if estimate.memory is None or free is None or sharing * estimate.memory.total <= free:
-            continue
-        line = (
-            f"{name} needs about {in_words(sharing * estimate.memory.total)} of memory, but "
-            f"{'the GPU' if on_gpu else 'this machine'} has {in_words(free)} free"
-        )
+
+    def require(what: str, names: Sequence[str], remedies: Callable[[], str]) -> None:
+        if (size := sharing * _bytes(names, found)) <= free:
+            return
+        place = "the GPU" if on_gpu else "this machine"
+        line = f"{what} about {in_words(size)} of memory, but {place} has {in_words(free)} free"
         if not settings.force:
-            remedies = _remedies(name, settings, tables, processes, on_gpu, free)
-            raise UserError(f"{line}; set what lowers it most: {remedies}; or try it with force=true")
+            raise UserError(f"{line}; {remedies()}; or try it with force=true")
         print(line, flush=True)
-    together = sharing * _bytes(at_once, found)
-    if len(at_once) > 1 and free is not None and together > free:
-        line = (
-            f"{' and '.join(at_once)} side by side need about {in_words(together)} of memory, but "
-            f"{'the GPU' if on_gpu else 'this machine'} has {in_words(free)} free"
-        )
-        if not settings.force:
-            raise UserError(f"{line}; build one after the other: launch.threads=null; or try it with force=true")
-        print(line, flush=True)
+
+    for name in found:
+        require(f"{name} needs", [name], partial(_remedies, name, settings, tables, processes, on_gpu, free))
+    if len(at_once) > 1:
+        together = f"{' and '.join(at_once)} side by side need"
+        require(together, at_once, lambda: "build one after the other: launch.threads=null")
 
 
 def side_by_side(names: Sequence[str], at_once: int, found: Mapping[str, Estimate]) -> list[str]:
@@ -153,7 +150,8 @@ def _remedies(
         found.append(next((one for one in sizes if one[0] <= free), sizes[-1]))
     best = sorted((one for one in found if one[0] < needed(settings)), key=lambda one: one[0])[:_SETTINGS_NAMED]
     texts = [(" ".join(f"{key}={str(value).lower()}" for key, value in change.items()), size) for size, change in best]
-    return ", ".join(f"{text} ({in_words(size)})" for text, size in texts) or "choose a smaller model"
+    named = ", ".join(f"{text} ({in_words(size)})" for text, size in texts) or "choose a smaller model"
+    return f"set what lowers it most: {named}"
 
 
 def _changed(settings: Settings, change: Mapping[str, Any]) -> Settings:

@@ -50,10 +50,6 @@ class Memory:
         """The sum."""
         return sum(dataclasses.astuple(self))
 
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {in_words(size)}" for name, size in dataclasses.asdict(self).items() if size > 0)
-        return f"{in_words(self.total)} ({parts})"
-
 
 def peak(
     name: str, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int, on_gpu: bool
