@@ -142,6 +142,11 @@ def weights(output_dir: Path) -> dict[str, str]:
     return {record["stage"]: record["weights_sha256"]["model.safetensors"] for record in records}
 
 
+def copy_stages(output_dir: Path, other: Path, but: str) -> None:
+    """Copy all finished stages but those that another run is to build."""
+    shutil.copytree(output_dir / "stages", other / "stages", ignore=shutil.ignore_patterns(but))
+
+
 @pytest.fixture(scope="module")
 def straight(environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of two processes on this machine that nothing disturbed."""
@@ -215,7 +220,7 @@ def sum_up(here: list[str]) -> tuple[Any, ...]:
 def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(straight / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("ppo-*"))
+    copy_stages(straight, tmp_path, but="ppo-*")
     here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "launch.slurm.signal_delay_s=5")
     started = start({**environment, "SLOW_S": "8"}, *here)
     wait_for(lambda: checkpoints(tmp_path))
@@ -238,7 +243,7 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
 def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(straight / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("ppo-*"))
+    copy_stages(straight, tmp_path, but="ppo-*")
     here = command("sweep", tmp_path, "launch=slurm", "launch.processes=2", "ppo.args.kl_coef=0.1,0.2")
     run(environment, *here)
     jobs = [json.loads(path.read_text())["job"] for path in tmp_path.glob("stages/*.job")]
@@ -247,11 +252,9 @@ def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
     states = [point["state"] for point in json.loads(table.read_text())["points"]]
     assert sorted(states) == ["", "best"]
     records = [json.loads(path.read_text()) for path in tmp_path.glob("stages/ppo-*/manifest.json")]
-    of_straight = json.loads((straight / "latest/ppo/manifest.json").read_text())
     assert len(records) == 2
-    assert of_straight["weights_sha256"] in [
-        record["weights_sha256"] for record in records
-    ]  # its KL coefficient is 0.1
+    straight_ppo = json.loads((straight / "latest/ppo/manifest.json").read_text())  # its KL coefficient is 0.1
+    assert straight_ppo["weights_sha256"] in [record["weights_sha256"] for record in records]
     again = run(environment, *here)
     assert "its log is" not in again, "a job was submitted again"
 
@@ -261,7 +264,7 @@ def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
 def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(straight / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("reward-*"))
+    copy_stages(straight, tmp_path, but="reward-*")
     here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "reward.args.optim=adamw_bnb_8bit")
     failed = start(environment, *here)
     printed = failed.communicate(timeout=200)[0]
