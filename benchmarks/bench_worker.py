@@ -146,7 +146,7 @@ def build(
     model = _policy(comparison, tokenizer) if is_sft else _scorer(comparison, padding, _SEED)
     if side == "ours":
         packing.use_fused_activations(model)
-        packing.without_padding(model)
+        packing.without_padding(model, max(len(ids) for row in rows for ids in row.values()))
     if is_sft:
         return SFTTrainer(
             model,

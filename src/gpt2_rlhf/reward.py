@@ -47,7 +47,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     set_seed(stage.seed)  # before the score head is drawn
     model = loading.load_reward(str(stage.needs["sft"].model_dir), tokens.pad_id(padding))
     packing.use_fused_activations(model)
-    packing.without_padding(model)
+    packing.without_padding(model, tables.longest_tokens(train_rows))
 
     work = Stopwatch()
     trainer = RewardTrainer(

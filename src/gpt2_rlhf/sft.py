@@ -49,7 +49,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     with work.running():
         before = model_reports.heldout_loss(base, tokenizer, test_rows, batch_size)
     packing.use_fused_activations(base)
-    packing.without_padding(base)
+    packing.without_padding(base, tables.longest_tokens(train_rows))
     set_seed(stage.seed)
     trainer = SFTTrainer(
         model=base,

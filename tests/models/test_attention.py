@@ -225,7 +225,7 @@ def test_the_kernel_can_be_compared_within_inference_mode(
 
 def test_the_kernel_can_be_compared_within_an_activation_checkpoint(kernel: list[torch.dtype]) -> None:
     model = tiny_policy(tiny_tokenizer()).eval()
-    packing.without_padding(model)
+    packing.without_padding(model, 64)
     model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     for module in model.modules():
@@ -245,7 +245,7 @@ def test_a_pass_waits_for_the_device_for_the_numbers_of_tokens_only(
     # the kernel's stand-in itself reads values
     monkeypatch.setattr(attention, "varlen_attn", lambda query, key, *_args, **_options: query.clone())
     monkeypatch.setattr(attention, "_varlen_fault", lambda *_: None)
-    monkeypatch.setattr(packing, "_fault", lambda *_: None)
+    monkeypatch.setattr(packing, "_fault", lambda *_, **__: None)
     monkeypatch.delattr(attention.PackedRows, "row_tokens")  # a list on the host, which no operation would show
     model = families.policy("llama").eval()
     nn.Module.to(model, dtype)

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, TaskType
 from torch import Tensor, nn
-from transformers import GPT2Model, LlamaConfig, LlamaModel, PreTrainedModel, TrainerCallback, set_seed
+from transformers import GPT2Model, PreTrainedModel, TrainerCallback, set_seed
 from transformers.activations import NewGELUActivation
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
@@ -17,6 +17,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from gpt2_rlhf.models import attention, packing, tokens
+from helpers import families, ppo_tiny
 from helpers.tiny import tiny_policy, tiny_reward, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -48,7 +49,7 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 def packed(model: PreTrainedModel) -> PreTrainedModel:
     packing.use_fused_activations(model)
-    packing.without_padding(model)
+    packing.without_padding(model, 9)
     return model
 
 
@@ -103,6 +104,7 @@ def test_a_row_of_padding_alone_is_zero() -> None:
         {"attention_mask": None},
         {"attention_mask": torch.ones(3, 9)},
         {"output_hidden_states": True},
+        {"output_attentions": True},
         {"token_type_ids": torch.zeros(3, 9, dtype=torch.long)},
     ],
     ids=lambda changed: next(iter(changed)),
@@ -112,7 +114,7 @@ def test_other_calls_are_unchanged(changed: dict[str, Any]) -> None:
     model = policy()
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **changed}
     expected = model.base_model(**inputs)
-    packing.without_padding(model)
+    packing.without_padding(model, 9)
     ours = model.base_model(**inputs)
     assert ours.keys() == expected.keys()
     assert torch.equal(ours.last_hidden_state, expected.last_hidden_state)
@@ -123,7 +125,7 @@ def test_generation_is_unchanged() -> None:
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 7}
     model = policy()
     expected = model.generate(ids, attention_mask=mask, **settings)  # type: ignore[operator]
-    packing.without_padding(model)
+    packing.without_padding(model, 9)
     assert torch.equal(model.generate(ids, attention_mask=mask, **settings), expected)  # type: ignore[operator]
 
 
@@ -175,14 +177,66 @@ def test_dropout_still_applies(dropped: str) -> None:
     assert first[~mask.bool()].abs().sum() == 0
 
 
-def test_a_model_of_another_family_is_unchanged() -> None:
-    config = LlamaConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8, pad_token_id=0
-    )
-    model = LlamaModel(config)
-    packing.without_padding(model)
-    assert not model._forward_pre_hooks
-    assert not model._forward_hooks
+SDPA_FAMILIES = ("llama", "qwen2", "mistral", "gpt_neox", "opt", "qwen3", "mixtral", "qwen2_moe", "phi")
+OTHER_FAMILIES = ("gemma2", "stablelm", "gptj", "gpt_neo", "falcon", "bloom", "mpt", "gpt_oss")
+
+
+def token_logits(model: PreTrainedModel, side: str) -> Tensor:
+    """Logits at the tokens of the padded batch, by a call as TRL's trainers make it."""
+    ids, mask = (part % ppo_tiny.VOCABULARY for part in padded(side))
+    return model(input_ids=ids, attention_mask=mask, use_cache=False, num_items_in_batch=3).logits[mask.bool()]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", [*SDPA_FAMILIES, *OTHER_FAMILIES])
+def test_logits_and_gradients_of_every_family_equal_those_of_each_row_alone(family: str, side: str) -> None:
+    """By hooks, or padded where packing would give other numbers; padding on the left is for those that pack."""
+    if side == "left" and family in OTHER_FAMILIES:
+        side = "right"
+    model = families.policy(family).eval()
+    ids, mask = (part % ppo_tiny.VOCABULARY for part in padded(side))
+    alone = [
+        model(input_ids=row[kept.bool()][None], use_cache=False).logits[0] for row, kept in zip(ids, mask, strict=True)
+    ]
+    expected = torch.cat(alone)
+    expected_gradients = torch.autograd.grad(expected.log_softmax(-1).square().mean(), [*model.parameters()])
+    passes = embedded_tokens(model)
+    packing.without_padding(model, 9)
+    passes.clear()
+    ours = token_logits(model, side)
+    assert passes == [TOKENS if family in SDPA_FAMILIES else ids.numel()]
+    torch.testing.assert_close(ours.log_softmax(-1), expected.log_softmax(-1), rtol=0, atol=1e-5)
+    gradients = torch.autograd.grad(ours.log_softmax(-1).square().mean(), [*model.parameters()])
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        scale = other.abs().max().clamp(min=1)
+        torch.testing.assert_close(gradient / scale, other / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", SDPA_FAMILIES)
+def test_scores_of_every_family_equal_those_of_each_row_alone(family: str) -> None:
+    model = families.scorer(family).eval()
+    ids, mask = (part % ppo_tiny.VOCABULARY for part in padded("right"))
+    ids = ids.masked_fill(mask == 0, ppo_tiny.PAD_ID)
+    alone = [
+        model(input_ids=row[kept.bool()][None], use_cache=False).logits[0] for row, kept in zip(ids, mask, strict=True)
+    ]
+    passes = embedded_tokens(model)
+    packing.without_padding(model, 9)
+    passes.clear()
+    ours = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    assert passes == [TOKENS]
+    torch.testing.assert_close(ours, torch.stack(alone), rtol=0, atol=1e-5)
+
+
+def test_a_model_whose_hooks_would_change_its_numbers_stays_padded(capsys: pytest.CaptureFixture[str]) -> None:
+    attention._print.cache_clear()
+    model = families.policy("llama")
+    for layer in model.base_model.layers:  # type: ignore[union-attr]
+        layer.self_attn.config = copy.copy(model.config)  # the hooks do not find it, so rows would not be apart
+    expected = token_logits(model, "right")
+    packing.without_padding(model, 9)
+    assert torch.equal(token_logits(model, "right"), expected)
+    assert "llama runs with padding: packed rows differ by " in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_a_line_says_why_a_model_runs_with_padding(
         forward.answer_logprobs(policy, rows, 1.0)
     printed = capsys.readouterr().out
     assert printed.count("\n") == (reason is not None)
-    assert reason is None or printed.startswith(f"  ppo: {family} runs with padding: {reason}")
+    assert reason is None or printed.startswith(f"  {family} runs with padding: {reason}")
     assert policy.training
 
 
@@ -134,7 +134,9 @@ def test_a_model_whose_numbers_were_compared_with_those_of_a_whole_copy_is_not_c
     policy, whole = families.policy("mistral").eval(), families.policy("mistral").eval()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         packing.packs_as(policy, whole, rows.token_ids.shape[1])
-        monkeypatch.setattr(packing, "_fault", lambda *_: pytest.fail("a sharded model would wait for other processes"))
+        monkeypatch.setattr(
+            packing, "_fault", lambda *_, **__: pytest.fail("a sharded model would wait for other processes")
+        )
         forward.answer_logprobs(policy, rows, 1.0)
 
 

@@ -4,13 +4,13 @@ A padded batch costs rows x longest row; a packed one costs its real tokens, wit
 its rows itself (`logits_at`, `states_at`). For SFT and the reward model, hooks pack rows inside the model
 (`without_padding`), since TRL pads them.
 
-Not every architecture computes its attention where transformers lets us replace it. So PPO compares both passes of each
-model once, before the first step, and pads the rows of a model whose numbers differ.
+Not every architecture computes its attention where transformers lets us replace it. So both passes of each model are
+compared once, before the first step, and the rows of a model whose numbers differ stay padded.
 """
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
-from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Model
+from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
 from gpt2_rlhf.models import attention
 from gpt2_rlhf.models.attention import PackedRows
 
 _NEEDED = {"input_ids", "attention_mask", "use_cache"}
+_REFUSED = {"inputs_embeds", "past_key_values", "output_hidden_states", "output_attentions"}
 
 
 def use_fused_activations(*models: nn.Module) -> None:
@@ -36,38 +37,64 @@ def use_fused_activations(*models: nn.Module) -> None:
                     setattr(module, name, GELUTanh())
 
 
-def without_padding(model: PreTrainedModel) -> None:
-    """Make a GPT-2 model compute padded batches without their padding; change nothing for other families.
+def without_padding(model: PreTrainedModel, columns: int) -> None:
+    """Make a model compute padded batches without their padding, or print why it goes on with padding.
 
-    Applies to token ids with a mask of shape (rows, columns), padded on either side, without a cache: the real tokens
-    go through the model as one sequence, and `last_hidden_state` has shape (rows, columns, width), 0 at padding. Other
-    calls, such as a step of generation, are unchanged. Positions count from a row's first token unless they are given.
-    Weights, their names and the config stay the same; dropout draws other masks.
+    columns: of the widest batch. Applies to token ids with a mask of shape (rows, columns), padded on either side,
+    without a cache: the real tokens go through the model as one sequence, and `last_hidden_state` has shape (rows,
+    columns, width), 0 at padding. Other calls, such as a step of generation, are unchanged. Positions count from a
+    row's first token unless they are given. Weights, their names and the config stay the same; dropout draws other
+    masks.
     """
-    backbone = model.base_model
-    if not isinstance(backbone, GPT2Model) or backbone.config._attn_implementation != "sdpa":
-        return  # flash attention removes padding itself
-    backbone.register_forward_pre_hook(_pack, with_kwargs=True)
-    backbone.register_forward_hook(_unpack, with_kwargs=True)
-    own = copy.copy(backbone.config)  # the model's own is saved, and decides which masks are made
+    if "flash" in model.config._attn_implementation:
+        return  # it removes padding itself
+    fault = _fault(model, _compared_tokens(model, columns), hooked=True)
+    if fault is None:
+        _hook(model.get_decoder())
+    else:
+        attention.say_once(f"{model.config.model_type} runs with padding: {fault}")
+
+
+def _hook(backbone: PreTrainedModel) -> Callable[[], None]:
+    """Install the hooks of `without_padding`, and return how to take them away."""
+    handles = [
+        backbone.register_forward_pre_hook(_pack, with_kwargs=True),
+        backbone.register_forward_hook(_unpack, with_kwargs=True),
+    ]
+    config = backbone.config
+    own = copy.copy(config)  # the model's own is saved, and decides which masks are made
     own._attn_implementation = attention.ROWS_APART
-    for module in backbone.modules():
-        if isinstance(module, GPT2Attention):
-            module.config = own  # permanently: activation checkpointing calls it again in the backward pass
+    changed: list[Any] = [
+        part for part in backbone.modules() if part is not backbone and vars(part).get("config") is config
+    ]
+    for part in changed:
+        part.config = own  # permanently: activation checkpointing calls it again in the backward pass
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        for part in changed:
+            part.config = config
+
+    return undo
 
 
 def _pack(_backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
     """Return the call without padding, with `packed_rows` for attention and `_unpack`; None leaves it unchanged."""
     named = {**inputs, "input_ids": args[0]} if len(args) == 1 else inputs
     given = {name: value for name, value in named.items() if value is not None}
-    is_packable = len(args) < 2 and _NEEDED <= given.keys() <= _NEEDED | {"position_ids"} and not given["use_cache"]
+    others = {name: value for name, value in given.items() if name not in (*_NEEDED, "position_ids")}
+    # a flag or a number may be passed on; a tensor of the batch's shape, or hidden states asked for, may not
+    is_packable = len(args) < 2 and given.keys() >= _NEEDED and not given["use_cache"] and not others.keys() & _REFUSED
+    is_packable = is_packable and not any(isinstance(value, Tensor) and value.ndim for value in others.values())
     if not is_packable or given["attention_mask"].shape != given["input_ids"].shape:
         return None
     ids, is_token = given["input_ids"], given["attention_mask"].bool()
     rows = attention.packed_rows(is_token)
     if len(rows.places) == ids.numel():
         return None
-    return (), _packed_inputs(ids, given.get("position_ids", is_token.cumsum(1) - 1).expand_as(ids), rows)
+    positions = given.get("position_ids", is_token.cumsum(1) - 1).expand_as(ids)
+    return (), {**others, **_packed_inputs(ids, positions, rows)}
 
 
 def _packed_inputs(token_ids: Tensor, positions: Tensor, rows: PackedRows) -> dict[str, Any]:
@@ -186,14 +213,21 @@ def _packs(model: Any, columns: int) -> bool:
     packs, up_to = found.get(dtype, (True, 0))
     if not packs or columns <= up_to:
         return packs
-    windows = [getattr(model.config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
-    window = min((size for size in windows if isinstance(size, int)), default=math.inf)
-    is_short = columns <= window
-    fault = _fault(model, min(columns, _COMPARED_TOKENS) if is_short else columns)
-    found[dtype] = fault is None, window if is_short else math.inf
+    fault = _fault(model, _compared_tokens(model, columns), hooked=False)
+    found[dtype] = fault is None, _window(model) if columns <= _window(model) else math.inf
     if fault is not None:
-        attention.say_once(f"ppo: {model.config.model_type} runs with padding: {fault}")
+        attention.say_once(f"{model.config.model_type} runs with padding: {fault}")
     return fault is None
+
+
+def _window(model: Any) -> float:
+    """Return the number of tokens up to which no layer's attention is cut."""
+    windows = [getattr(model.config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    return min((size for size in windows if isinstance(size, int)), default=math.inf)
+
+
+def _compared_tokens(model: Any, columns: int) -> int:
+    return min(columns, _COMPARED_TOKENS) if columns <= _window(model) else columns
 
 
 def packs_as(model: nn.Module, other: nn.Module, columns: int) -> None:
@@ -207,8 +241,11 @@ def packs_as(model: nn.Module, other: nn.Module, columns: int) -> None:
 
 
 @torch.no_grad()
-def _fault(model: Any, row_tokens: int) -> str | None:
-    """Return how the numbers of two packed rows differ from those of the same rows padded, or None if they do not."""
+def _fault(model: Any, row_tokens: int, hooked: bool) -> str | None:
+    """Return how the numbers of two packed rows differ from those of the same rows padded, or None if they do not.
+
+    hooked: rows are packed by the hooks of `without_padding`, not by the caller.
+    """
     if model.config._attn_implementation != "sdpa":
         return f"its attention is {model.config._attn_implementation}, not sdpa"
     device = next(model.parameters()).device
@@ -218,10 +255,15 @@ def _fault(model: Any, row_tokens: int) -> str | None:
     is_read = is_text & (is_text.cumsum(1) > is_text.sum(1, keepdim=True) - 8)
 
     def numbers(rows: slice, packs: bool) -> Tensor:
-        inputs = _inputs(token_ids[rows], is_text[rows], is_read[rows], packs)
-        if model.get_output_embeddings() is None:
-            return model.score(_states(model, *inputs)).float()
-        return _logits(model, *inputs).float().log_softmax(-1)
+        inputs = _inputs(token_ids[rows], is_text[rows], is_read[rows], packs and not hooked)
+        undo = _hook(model.get_decoder()) if packs and hooked else None
+        try:
+            if model.get_output_embeddings() is None:
+                return model.score(_states(model, *inputs)).float()
+            return _logits(model, *inputs).float().log_softmax(-1)
+        finally:
+            if undo is not None:
+                undo()
 
     was_training = model.training
     model.eval()

@@ -10,6 +10,8 @@ from gpt2_rlhf.models import model_checks, model_files
 
 LOGITS_AT_ONCE = 2**26  # 256 MiB of float32; with GPT-2's vocabulary 8 rows of 160 tokens
 _HEADS = ("lm_head.", "embed_out.")
+# Types whose attention is not torch's SDPA called through transformers' interface; packing.py finds out by itself
+_PADDED = ("bloom", "codegen", "falcon", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mpt", "stablelm", "xglm")
 _LORA_DEFAULTS = ("c_attn", "q_proj", "v_proj", "query_key_value")  # of PEFT, for GPT-2, Llama and GPT-NeoX
 
 
@@ -82,7 +84,7 @@ def of(model: Model) -> Shape:
         vocabulary=vocabulary,
         is_gated=any("gate" in name for name in tensors),
         has_dropout=bool(config.get("attn_pdrop") or config.get("attention_dropout")),
-        packs=config["model_type"] == "gpt2",
+        packs=config["model_type"] not in _PADDED,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 
@@ -54,6 +55,11 @@ def token_columns(directory: Path, name: str, encode: Callable[[list[dict[str, A
             line.add(batch.num_rows)
         line.end()
     return concatenate_datasets(parts)
+
+
+def longest_tokens(rows: Dataset) -> int:
+    """Return the number of tokens of the longest list in any column."""
+    return max(pc.max(pc.list_value_length(rows.data.column(name))).as_py() for name in rows.column_names)
 
 
 def size(directory: Path, name: str) -> int:
