@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -69,10 +69,11 @@ class Comparison:
     """One trainer, one model and one kind of rows; both sides get the same three."""
 
     kind: str  # "ppo", "sft" or "reward"
-    shape: dict[str, int] | None  # GPT2Config sizes for random weights; None: the bundled model
+    shape: dict[str, int] | None  # GPT2Config sizes for random weights; None: the model in `folder`
     prompt_tokens: tuple[int, int] | None  # range of the lengths of random prompts; None: the bundled data
     reads_hh: bool  # with --hh, take rows from its folder instead of random ones
     args: dict[str, Any]
+    folder: str | None = None  # of the model; None: the bundled one
 
 
 COMPARISONS = {
@@ -85,8 +86,12 @@ COMPARISONS = {
     "reward-medium": Comparison("reward", _MEDIUM, (42, 512), True, {"per_device_train_batch_size": 8}),
     "sft-gpt2": Comparison("sft", _GPT2, (42, 512), True, {"per_device_train_batch_size": 8}),
     "reward-gpt2": Comparison("reward", _GPT2, (42, 512), True, {"per_device_train_batch_size": 8}),
+    "sft-model": Comparison("sft", None, (1, 512), True, {"per_device_train_batch_size": 8}),
+    "reward-model": Comparison("reward", None, (1, 512), True, {"per_device_train_batch_size": 8}),
+    "ppo-model": Comparison("ppo", None, (1, 512), True, _PPO_GPT2),
 }
 _ON_GPU = ("sft-gpt2", "reward-gpt2")  # too slow for a CPU; there they run if they are named
+_OF_MODEL = ("sft-model", "reward-model", "ppo-model")  # the model of --model on the rows of --hh
 
 NO_GPU = """## On a GPU
 
@@ -366,13 +371,15 @@ def main(argv: Sequence[str]) -> None:
         "names",
         nargs="*",
         metavar="comparison",
-        help=f"default: all of {' '.join(COMPARISONS)}; without a GPU all but the last two",
+        help=f"default: all of {' '.join(COMPARISONS)}; without --model all but *-model, without a GPU all but "
+        f"{' and '.join(_ON_GPU)}",
     )
     parser.add_argument(
         "--hh",
         metavar="FOLDER",
-        help="pairs as in Anthropic/hh-rlhf, for *-gpt2, sft-medium, reward-medium",
+        help="pairs as in Anthropic/hh-rlhf, for *-gpt2, sft-medium, reward-medium, *-model",
     )
+    parser.add_argument("--model", metavar="FOLDER", help="a causal language model of any family, for *-model")
     parser.add_argument("--updates", type=int, default=5, help="measured updates per side")
     parser.add_argument(
         "--write", metavar="FILE.md", type=Path, help="where to write the page, with its JSON beside it"
@@ -385,12 +392,19 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"bench --updates: {options.updates}; expected 1 or more")
     if options.hh is not None and not Path(options.hh).is_dir():
         raise UserError(f"bench --hh: {options.hh} is not a folder; give one with train.jsonl.gz and test.jsonl.gz")
+    if options.model is not None and not Path(options.model, "config.json").is_file():
+        raise UserError(f"bench --model: {options.model} has no config.json; give the folder of a model")
+    has_model = options.model is not None and options.hh is not None
+    if not has_model and (asked := [name for name in options.names if name in _OF_MODEL]):
+        raise UserError(f"bench: {asked[0]} needs a model and rows; give --model FOLDER and --hh FOLDER")
 
     where = machine()
-    names = options.names or [name for name in COMPARISONS if where["gpu"] != "no GPU" or name not in _ON_GPU]
-    results = [compare(name, COMPARISONS[name], options.updates, options.hh) for name in names]
+    left_out = (*(() if has_model else _OF_MODEL), *(_ON_GPU if where["gpu"] == "no GPU" else ()))
+    names = options.names or [name for name in COMPARISONS if name not in left_out]
+    chosen = {name: replace(COMPARISONS[name], folder=options.model if name in _OF_MODEL else None) for name in names}
+    results = [compare(name, one, options.updates, options.hh) for name, one in chosen.items()]
     # the page must not name folders of this machine
-    given = [word if options.hh is None else word.replace(options.hh, "FOLDER") for word in argv]
+    given = ["FOLDER" if word == options.hh else Path(word).name if word == options.model else word for word in argv]
     command = shlex.join(["python", "-m", "benchmarks.bench", *given])
     page = markdown(results, where, command)
     print(page, flush=True)

@@ -110,7 +110,7 @@ def serve(task: dict[str, Any], requests: TextIO, answers: TextIO) -> None:
     comparison = Comparison(**task["comparison"])
     with tempfile.TemporaryDirectory() as directory:
         try:
-            tokenizer = tokens.load_tokenizer(str(model_files.EMBEDDED_DIR), None)
+            tokenizer = tokens.load_tokenizer(_folder(comparison), None)
             rows = _rows(comparison, tokenizer, task["hh"])
             trainer = build(comparison, task["side"], rows, tokenizer, task["updates"] + 1, directory, turns)
         except UserError as error:
@@ -223,9 +223,13 @@ def _arguments(comparison: Comparison, updates: int, directory: str) -> dict[str
     return {**args, **own}
 
 
+def _folder(comparison: Comparison) -> str:
+    return comparison.folder or str(model_files.EMBEDDED_DIR)
+
+
 def _policy(comparison: Comparison, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     if comparison.shape is None:
-        return loading.load_policy(str(model_files.EMBEDDED_DIR))
+        return loading.load_policy(_folder(comparison))
     set_seed(_SEED)
     return GPT2LMHeadModel(_config(comparison.shape, tokenizer))
 
@@ -233,7 +237,7 @@ def _policy(comparison: Comparison, tokenizer: PreTrainedTokenizerBase) -> PreTr
 def _scorer(comparison: Comparison, padding: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     set_seed(seed)
     if comparison.shape is None:
-        return loading.load_reward(str(model_files.EMBEDDED_DIR), tokens.pad_id(padding))
+        return loading.load_reward(_folder(comparison), tokens.pad_id(padding))
     shape = _config(comparison.shape, padding)
     shape.num_labels, shape.pad_token_id = 1, tokens.pad_id(padding)
     return GPT2ForSequenceClassification(shape)
@@ -253,7 +257,7 @@ def _rows(comparison: Comparison, tokenizer: PreTrainedTokenizerBase, hh: str | 
         return _random_rows(comparison, tokenizer, comparison.shape["vocab_size"])
     source = ["data.train_pairs=1000", "data.test_pairs=1"]
     if comparison.prompt_tokens is not None:
-        # the limits of quickstart are for 512 positions; the shapes that read these pairs have 1024
+        # the limits of quickstart are for 512 positions; the models that read these pairs have 1024 or more
         limits = ["data.max_prompt_tokens=512", "data.max_answer_tokens=256"]
         source = ["data=hh_rlhf", f"data.path={hh}", "data.train_pairs=null", *limits]
     settings = compose.load([*source, "data.disjoint=false"]).settings.data

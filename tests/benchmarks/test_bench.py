@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
 from benchmarks import bench, bench_worker
 from benchmarks.bench import COMPARISONS, Comparison, Result, Side
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import model_files, tokens
+from helpers import families
 
 SHAPE = {"vocab_size": 1600, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
 PPO_ARGS = {
@@ -200,6 +202,8 @@ def test_both_sides_start_from_the_same_weights_and_only_ours_is_changed(tmp_pat
         (["ppo-large"], "there is no comparison 'ppo-large'; expected some of ppo-small"),
         (["--updates", "0"], "--updates: 0; expected 1 or more"),
         (["--hh", "/nowhere"], "--hh: /nowhere is not a folder"),
+        (["--model", "/nowhere"], "--model: /nowhere has no config.json"),
+        (["sft-model"], "sft-model needs a model and rows; give --model FOLDER and --hh FOLDER"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_starts(argv: list[str], words: str) -> None:
@@ -227,6 +231,31 @@ def test_the_page_and_its_json_are_written(
         assert comparison[side]["peak_mib"] > 100
     assert comparison["loss_difference"] < 1e-5
     assert min(comparison["pair_ratios"]) <= comparison["wall_ratio"] <= max(comparison["pair_ratios"])
+
+
+def test_a_model_of_another_family_is_compared_on_rows_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name, count in (("train", 30), ("test", 4)):
+        pairs = [
+            {
+                side: f"\n\nHuman: {'why ' * (n % 7)}{n}?\n\nAssistant: {end}"
+                for side, end in (("chosen", "Yes."), ("rejected", "No"))
+            }
+            for n in range(count)
+        ]
+        (rows / f"{name}.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    model = tmp_path / "tiny-llama"
+    tokens.load_tokenizer(str(model_files.EMBEDDED_DIR), None).save_pretrained(model)
+    sizes = {**families.FAMILIES["llama"], "vocab_size": 1536, "max_position_embeddings": 1024}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)).save_pretrained(model)
+    bench.main(["sft-model", "--updates", "1", "--model", str(model), "--hh", str(rows)])
+    page = capsys.readouterr().out
+    assert "`python -m benchmarks.bench sft-model --updates 1 --model tiny-llama --hh FOLDER`" in page
+    assert str(tmp_path) not in page
+    assert float(next(line for line in page.splitlines() if line.startswith("| sft-model")).split("|")[9]) < 1e-5
 
 
 def test_a_side_that_ends_early_gives_an_error_of_one_line() -> None:
