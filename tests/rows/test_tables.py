@@ -33,3 +33,14 @@ def test_token_columns_are_those_of_all_rows_in_their_order(tmp_path: Path, monk
     tokenizer = tiny_tokenizer()
     columns = tables.token_columns(tmp_path, "sft", lambda rows: tokens.encode_sft(tokenizer, rows))
     assert list(columns) == tokens.encode_sft(tokenizer, tables.load(tmp_path, "sft"))
+
+
+def test_the_longest_list_of_tokens_is_found_in_any_column_and_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_ROWS_AT_ONCE", 2)
+    tables.write(tmp_path, {"reward": pairs(5)})
+    encoded = iter(
+        [[{"a": [1] * 3, "b": [1]}, {"a": [1], "b": [1] * 7}], [{"a": [1] * 5, "b": [1]}] * 2, [{"a": [], "b": [1]}]]
+    )
+    assert tables.longest_tokens(tables.token_columns(tmp_path, "reward", lambda _rows: next(encoded))) == 7

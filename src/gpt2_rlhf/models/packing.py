@@ -46,7 +46,7 @@ def without_padding(model: PreTrainedModel, columns: int) -> None:
     row's first token unless they are given. Weights, their names and the config stay the same; dropout draws other
     masks.
     """
-    if "flash" in model.config._attn_implementation:
+    if "flash" in str(model.config._attn_implementation):
         return  # it removes padding itself
     fault = _fault(model, _compared_tokens(model, columns), hooked=True)
     if fault is None:
