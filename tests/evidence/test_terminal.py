@@ -298,6 +298,12 @@ def test_a_figure_on_some_of_the_test_pairs_says_how_many(stage: str, key: str):
     assert line.endswith(" (512 of 8552 pairs)")
 
 
+def test_length_alone_is_the_better_of_longer_and_shorter() -> None:
+    report = SUMMARY["reward_model"]
+    shorter = {**report, "baselines": {**report["baselines"], "longer_answer_wins": {"mean": 0.375}}}
+    assert "length alone on 62.5 %" in found("reward", shorter)
+
+
 def test_each_stage_says_in_one_line_of_80_columns_what_it_found():
     sides = {
         "train": {"kept": 99954, "dropped": {"same": 30, "empty": 1}},
