@@ -19,6 +19,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evaluate import distinct_prompts, prompt_groups
 from gpt2_rlhf.evidence import answers
 from gpt2_rlhf.evidence.model_reports import heldout_loss
+from gpt2_rlhf.launch import progress_line
 from gpt2_rlhf.models import loading, tokens
 from gpt2_rlhf.models.sampling import Answer
 from gpt2_rlhf.store.files import write_json
@@ -322,6 +323,16 @@ def test_a_resumed_evaluation_runs_only_the_models_that_were_not_finished_or_are
         del outcome.metrics["cost"]["by_part_s"]
     assert resumed[0].metrics == whole[0].metrics
     assert resumed[1] == whole[1]
+
+
+def test_each_part_says_how_many_batches_are_done(needs, monkeypatch):
+    told = []
+    monkeypatch.setattr(progress_line, "_TOLD_EVERY_S", 0.0)
+    monkeypatch.setattr(progress_line, "tell", lambda doing: told.append(doing.step) is None)
+    run_evaluation(needs)
+    # 4 held-out prompts and 2 examples in batches of 3; SFT samples two more draws of each
+    for step in ("answers of base 2/2", "answers of sft 4/4", "ppo reads answers 2/2", "scores of the judge model 1/"):
+        assert any(one.startswith(step) for one in told), step
 
 
 def test_without_a_judge_the_figures_of_the_judge_are_null(needs):

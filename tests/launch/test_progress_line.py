@@ -1,7 +1,7 @@
 import pytest
 
 from gpt2_rlhf.launch import progress_line
-from gpt2_rlhf.launch.progress_line import Doing, ProgressLine
+from gpt2_rlhf.launch.progress_line import Doing, ProgressLine, shown
 
 
 @pytest.fixture
@@ -61,3 +61,13 @@ def test_work_outside_of_a_task_prints_a_line_every_ten_seconds(
         line.add(10)
     line.end()
     assert capsys.readouterr().out == "  rows read 100\n  rows read 200\n"
+
+
+def test_batches_are_passed_on_in_order_and_counted_when_they_are_done(now: list[float], told: list[Doing]) -> None:
+    passed = []
+    for batch in shown("answers of sft")([[3, 1], [2], [0]]):
+        passed.append(batch)
+        now[0] += 30
+    assert passed == [[3, 1], [2], [0]]
+    steps = [("answers of sft 1/3", 60.0), ("answers of sft 2/3", 30.0), ("answers of sft 3/3", 0.0), ("", None)]
+    assert told == [Doing(*step) for step in steps]

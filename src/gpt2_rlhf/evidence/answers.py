@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Evaluate
+from gpt2_rlhf.launch.progress_line import shown
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import tokens
 from gpt2_rlhf.models.sampling import Answer, encode_prompts, sample
-from gpt2_rlhf.models.scoring import answer_nll, score, sequence_logprobs
+from gpt2_rlhf.models.scoring import Show, answer_nll, score, sequence_logprobs
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,10 @@ def sample_and_score(
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             batch_size=settings.batch_size,
+            show=shown(f"answers of {name}"),
         )
 
+    reading = shown(f"{name} reads answers")
     with work.running():
         first = answers_to(prompts.texts, settings.seed)
         more = answers_to(prompts.texts * (draws - 1), settings.seed + 1)
@@ -88,10 +91,10 @@ def sample_and_score(
             for whose, answers in {name: first, **others}.items()
         }
         logps = {
-            whose: sequence_logprobs(model, prompt_ids, ids, settings.temperature, settings.batch_size)
+            whose: sequence_logprobs(model, prompt_ids, ids, settings.temperature, settings.batch_size, reading)
             for whose, ids in sampled_ids.items()
         }
-        nll_nats, chosen_tokens = answer_nll(model, chosen, settings.batch_size)
+        nll_nats, chosen_tokens = answer_nll(model, chosen, settings.batch_size, reading)
     scored = [*prompt_ids * len(sampled_ids), *(row for ids in sampled_ids.values() for row in ids)]
     return Generations(
         draws=[first, *(more[start : start + count] for start in range(0, len(more), count))],
@@ -122,7 +125,8 @@ def score_answers(
     sequences = {whose: scored_sequences(prompts.tokenizer, prompts.texts, given) for whose, given in answers.items()}
     distinct = list(dict.fromkeys(one for by_prompt in sequences.values() for one in by_prompt))
     with work.running():
-        scores = finite_scores("evaluate", name, model, distinct, prompts.settings.batch_size)
+        scoring = shown(f"scores of the {name} model")
+        scores = finite_scores("evaluate", name, model, distinct, prompts.settings.batch_size, scoring)
     by_sequence = dict(zip(distinct, scores.tolist(), strict=True))
     return RewardScores(
         scores={whose: [by_sequence[one] for one in by_prompt] for whose, by_prompt in sequences.items()},
@@ -145,14 +149,19 @@ def scored_sequences(
 
 
 def finite_scores(
-    where: str, name: str, model: PreTrainedModel, sequences: Sequence[Sequence[int]], batch_size: int
+    where: str,
+    name: str,
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    batch_size: int,
+    show: Show = iter,
 ) -> np.ndarray:
     """Return the scores of reward model `name`, shape (sequences,); `where` is the part of the run for the error.
 
     Raises:
         UserError: a score is not finite.
     """
-    scores = score(model, model.config.pad_token_id, sequences, batch_size)
+    scores = score(model, model.config.pad_token_id, sequences, batch_size, show)
     if not np.isfinite(scores).all():
         raise UserError(
             f"{where}: the {name} model gave {(~np.isfinite(scores)).sum()} of {scores.size} answers scores that are "

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_rlhf.evidence.calibration import calibration, length_bias
 from gpt2_rlhf.evidence.intervals import Estimate, bootstrap_mean, bootstrap_ratio, wilson_of_wins
+from gpt2_rlhf.launch.progress_line import shown
 from gpt2_rlhf.models import tokens
 from gpt2_rlhf.models.scoring import answer_nll, score
 
@@ -20,7 +21,7 @@ def heldout_loss(
     batch_size: int,
 ) -> Estimate:
     """Return the mean negative log-likelihood per token of `chosen` and its EOS, in nats; rows are resampled whole."""
-    return bootstrap_ratio(*answer_nll(model, tokens.encode_sft(tokenizer, rows), batch_size))
+    return bootstrap_ratio(*answer_nll(model, tokens.encode_sft(tokenizer, rows), batch_size, shown("held-out loss")))
 
 
 def reward_report(
@@ -40,7 +41,7 @@ def reward_report(
     encoded = tokens.encode_reward(tokenizer, rows)
     pad_token_id = tokens.pad_id(tokens.padding_copy(tokenizer, "right"))
     sequences = [row[side] for side in ("chosen_ids", "rejected_ids") for row in encoded]
-    scores = score(model, pad_token_id, sequences, batch_size)
+    scores = score(model, pad_token_id, sequences, batch_size, shown("held-out pairs"))
     margins = scores[: len(rows)] - scores[len(rows) :]
     longer = np.array([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in encoded])
     subsets = np.array([row["subset"] for row in rows])

@@ -81,7 +81,9 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
         return f"held-out loss {text(before)} -> {text(after)} nats per token{_sample(pairs, metrics)}"
     if stage in ("reward", "judge"):
         longer = metrics["baselines"]["longer_answer_wins"]["mean"]
-        length = text(max(longer, 1 - longer), "share")  # the longer or the shorter answer, whichever is right more often
+        length = text(
+            max(longer, 1 - longer), "share"
+        )  # the longer or the shorter answer, whichever is right more often
         accuracy = text(metrics["accuracy"]["mean"], "share")
         return f"right on {accuracy} of held-out pairs, length alone on {length}{_sample(metrics['pairs'], metrics)}"
     if metrics["heldout"] is None or metrics["heldout"]["kept"] is None:

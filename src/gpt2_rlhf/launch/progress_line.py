@@ -7,11 +7,14 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import TypeVar
 
 from gpt2_rlhf.launch import world
+
+T = TypeVar("T")
 
 LINE_EVERY_S = 10.0  # in a log; the lines of a terminal are rewritten
 _TOLD_EVERY_S = 0.2
@@ -88,3 +91,16 @@ class ProgressLine:
         """Show it no longer."""
         if world.rank() == 0:
             tell(Doing(""))
+
+
+def shown(what: str) -> Callable[[list[T]], Iterator[T]]:
+    """Return what yields the batches that it gets, and shows how many are done."""
+
+    def over(batches: list[T]) -> Iterator[T]:
+        line = ProgressLine(what, len(batches))
+        for batch in batches:
+            yield batch
+            line.add()
+        line.end()
+
+    return over

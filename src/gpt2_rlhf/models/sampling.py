@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase,
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import tokens
-from gpt2_rlhf.models.scoring import by_length, inference
+from gpt2_rlhf.models.scoring import Show, by_length, inference
 
 CACHES = ("static", "compiled")  # ways to keep keys and values other than the default, which grows with the answers
 _TOKENS_A_CHECK = 8  # on an accelerator
@@ -52,6 +52,7 @@ def sample(
     max_new_tokens: int,
     temperature: float,
     batch_size: int,
+    show: Show = iter,
 ) -> list[Answer]:
     """Return one answer per prompt, in the order given, sampled from the whole vocabulary.
 
@@ -78,6 +79,7 @@ def sample(
         eos_token_id=tokens.eos_id(tokenizer),
         never_token_id=None,
         batch_size=batch_size,
+        show=show,
     )
     return [_answer(tokenizer, ids) for ids in answers]
 
@@ -115,6 +117,7 @@ def sample_ids(
     never_token_id: int | None,
     batch_size: int,
     cache: str | None = None,
+    show: Show = iter,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Return the sampled token ids of each prompt, with EOS where it was sampled, and their log-probabilities in nats.
 
@@ -125,7 +128,7 @@ def sample_ids(
     logprobs: list[list[float]] = [[] for _ in prompt_ids]
     with inference(model) as device:
         draws = _on_device(draws, device)
-        for batch in by_length([len(ids) for ids in prompt_ids], batch_size):
+        for batch in show(by_length([len(ids) for ids in prompt_ids], batch_size)):
             *_, (sampled, sampled_logprobs) = _sample_batch(
                 model,
                 [prompt_ids[row] for row in batch],

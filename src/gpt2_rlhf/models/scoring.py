@@ -6,7 +6,7 @@ results of single rows.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from gpt2_rlhf.models.shape import LOGITS_AT_ONCE
+
+Show = Callable[[list[list[int]]], Iterable[list[int]]]  # yields the same batches, and shows how many are done
 
 
 @contextmanager
@@ -36,7 +38,13 @@ def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def score(model: PreTrainedModel, pad_token_id: int, sequences: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
+def score(
+    model: PreTrainedModel,
+    pad_token_id: int,
+    sequences: Sequence[Sequence[int]],
+    batch_size: int,
+    show: Show = iter,
+) -> np.ndarray:
     """Return the reward model's score of each sequence (prompt + answer + EOS), shape (sequences,), float64.
 
     Raises:
@@ -46,7 +54,7 @@ def score(model: PreTrainedModel, pad_token_id: int, sequences: Sequence[Sequenc
         raise ValueError(f"pad_token_id: {pad_token_id}; expected {model.config.pad_token_id}, the model's own")
     scores = np.empty(len(sequences))
     with inference(model) as device:
-        for batch in by_length([len(ids) for ids in sequences], batch_size):
+        for batch in show(by_length([len(ids) for ids in sequences], batch_size)):
             ids, mask = _right_padded([sequences[row] for row in batch], pad_token_id)
             output = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
             scores[batch] = output.logits[:, 0].float().cpu().numpy()
@@ -59,6 +67,7 @@ def sequence_logprobs(
     answer_ids: Sequence[Sequence[int]],
     temperature: float,
     batch_size: int,
+    show: Show = iter,
 ) -> list[np.ndarray]:
     """Return the log-probability in nats of each answer token given all tokens before it, at the temperature.
 
@@ -69,7 +78,7 @@ def sequence_logprobs(
     """
     logprobs: list[np.ndarray] = [np.empty(0)] * len(answer_ids)
     with inference(model) as device:
-        for batch in _answer_batches(prompt_ids, answer_ids, model.config.vocab_size, batch_size):
+        for batch in _answer_batches(prompt_ids, answer_ids, model.config.vocab_size, batch_size, show):
             ids = batch.ids.to(device)
             logits = _answer_logits(model, batch, temperature)
             chosen = logits.gather(-1, ids[:, batch.first :, None])[..., 0] - logits.logsumexp(-1)
@@ -126,7 +135,7 @@ def kl_by_row(
 
 
 def answer_nll(
-    model: PreTrainedModel, rows: Sequence[Mapping[str, Sequence[int]]], batch_size: int
+    model: PreTrainedModel, rows: Sequence[Mapping[str, Sequence[int]]], batch_size: int, show: Show = iter
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the negative log-likelihood of the labelled tokens, summed by row in nats, and the number of those tokens.
 
@@ -135,7 +144,7 @@ def answer_nll(
     starts = [next(place for place, label in enumerate(row["labels"]) if label != -100) for row in rows]
     prompts = [row["input_ids"][:start] for row, start in zip(rows, starts, strict=True)]
     answers = [row["input_ids"][start:] for row, start in zip(rows, starts, strict=True)]
-    logprobs = sequence_logprobs(model, prompts, answers, temperature=1.0, batch_size=batch_size)
+    logprobs = sequence_logprobs(model, prompts, answers, temperature=1.0, batch_size=batch_size, show=show)
     return np.array([-row.sum() for row in logprobs]), np.array([row.size for row in logprobs])
 
 
@@ -171,6 +180,7 @@ def _answer_batches(
     answer_ids: Sequence[Sequence[int]],
     logits_per_token: int,
     batch_size: int,
+    show: Show = iter,
 ) -> Iterator[_AnswerBatch]:
     """Yield the rows in batches whose logits stay within LOGITS_AT_ONCE, with at least one row each."""
     sequences = [[*prompt, *answer] for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
@@ -178,7 +188,7 @@ def _answer_batches(
     if min(starts, default=1) < 1:
         raise ValueError("an empty prompt; expected at least one token, which predicts the first token of the answer")
     most_rows = max(1, LOGITS_AT_ONCE // (logits_per_token * max(lengths, default=1)))
-    for rows in by_length(lengths, min(batch_size, most_rows)):
+    for rows in show(by_length(lengths, min(batch_size, most_rows))):
         ids, mask = _right_padded([sequences[row] for row in rows], 0)
         of_rows = [starts[row] for row in rows]
         yield _AnswerBatch(rows, of_rows, [lengths[row] for row in rows], ids, mask, min(of_rows))
