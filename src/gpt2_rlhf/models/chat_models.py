@@ -60,28 +60,35 @@ def _of_run(settings: Settings) -> Models:
         if (wrong := fault(stage, read_all=True)) is not None:
             raise UserError(f"{stage.directory}: {wrong}; build it again: {found.command}")
     model_checks.check(base)
-    if model_files.identity(base) != stages["sft"].inputs["model"]:
+    template = found.settings.data.template
+    if model_files.identity(base, template) != stages["sft"].inputs["model"]:
         raise UserError(f"model.name: {base.name} has changed since the run; build it again: {found.command}")
-    tokenizer = loading.load_base_tokenizer(base)
+    tokenizer = loading.load_base_tokenizer(base, template)
     loaded = {"base": loading.on_device(loading.load_base(base, found.settings.seed))}
     loaded |= {name: _load(name, stages[name].model_dir, tokenizer) for name in TRAINED if name in stages}
     return _models(loaded, tokenizer, settings.chat, found.settings.evaluate)
 
 
 def _named(places: Mapping[str, str], settings: Settings) -> Models:
-    """Load the models at these places, which must have one vocabulary."""
+    """Load the models at these places, which must have one vocabulary, and one form of prompts if they were trained."""
     loaded: dict[str, PreTrainedModel] = {}
-    tokenizer = None
+    tokenizers: dict[str, PreTrainedTokenizerBase] = {}
     for name, place in places.items():
         with _naming(name):
             folder = _folder(name, place)
-            own = tokens.load_tokenizer(str(folder), None)
-            tokenizer = tokenizer or own
-            if own.get_vocab() != tokenizer.get_vocab():
-                raise UserError(f"{place}: expected the vocabulary of {next(iter(places.values()))}")
+            own = tokenizers[name] = tokens.load_published(str(folder))
+            first, trained = next(iter(tokenizers)), [one for one in tokenizers if one != "base"]
+            if own.get_vocab() != tokenizers[first].get_vocab():
+                raise UserError(f"{place}: expected the vocabulary of {places[first]}")
+            if name != "base":
+                read, expected = ((one.chat_template, one.eos_token) for one in (own, tokenizers[trained[0]]))
+                if read != expected:
+                    raise UserError(f"{place}: expected the chat template and the EOS of {places[trained[0]]}")
             loaded[name] = _load(name, folder, own)
-    if tokenizer is None or loaded.keys() <= {*SCORERS}:
+    if loaded.keys() <= {*SCORERS}:
         raise UserError("chat.models: no model that answers; set chat.models.base, sft or ppo")
+    # a base model gets the prompts of the models that were trained from it, as in the evaluation
+    tokenizer = tokenizers[min(tokenizers, key="base".__eq__)]
     return _models(loaded, tokenizer, settings.chat, settings.evaluate)
 
 
