@@ -11,13 +11,13 @@ from gpt2_rlhf.rows import sources
 from gpt2_rlhf.rows.tables import load
 from gpt2_rlhf.store.stage import Stage
 from helpers import tiny
-from helpers.pairs import PAIRS, TEST, count_words, questions, raw, with_settings, write_warts
+from helpers.pairs import PAIRS, TEST, WORDS, questions, raw, with_settings, write_warts
 
 
 def test_limits_on_pairs_leave_the_report_on_the_source_unchanged(tmp_path: Path) -> None:
     source = str(write_warts(tmp_path))
     reports = [
-        data.prepare(settings, sources.read(settings), count_words)[1]
+        data.prepare(settings, sources.read(settings), WORDS)[1]
         for settings in (with_settings(path=source), with_settings(path=source, train_pairs=5, test_pairs=1))
     ]
     assert reports[0]["train"] == reports[1]["train"]
@@ -28,7 +28,7 @@ def test_limits_on_pairs_leave_the_report_on_the_source_unchanged(tmp_path: Path
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Any]]:
     """The directory of a data stage that ran, and its metrics."""
     tokenizer = tiny.tiny_tokenizer()
-    monkeypatch.setattr(loading, "load_base_tokenizer", lambda model: tokenizer)
+    monkeypatch.setattr(loading, "load_base_tokenizer", lambda model, template: tokenizer)
     directory = tmp_path / "stage"
     directory.mkdir()
     source = str(write_warts(tmp_path))
@@ -69,7 +69,7 @@ def test_the_report_names_the_files_that_are_not_read(prepared: tuple[Path, dict
 
 def test_the_known_probability_survives_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny.tiny_tokenizer()
-    monkeypatch.setattr(loading, "load_base_tokenizer", lambda model: tokenizer)
+    monkeypatch.setattr(loading, "load_base_tokenizer", lambda model, template: tokenizer)
     rows = [raw(prompt, "Yes.", "No.", "train", 1, chosen_probability=0.75) for prompt in questions(5)]
     monkeypatch.setattr(sources, "read", lambda _: iter([*rows, *TEST]))
     monkeypatch.setattr(sources, "not_read", lambda _: [])

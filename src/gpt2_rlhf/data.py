@@ -12,7 +12,7 @@ from typing import Any
 from gpt2_rlhf.config.settings import Data, Settings
 from gpt2_rlhf.models import loading, tokens
 from gpt2_rlhf.rows import row_report, sources, tables
-from gpt2_rlhf.rows.cleaning import CountTokens, clean
+from gpt2_rlhf.rows.cleaning import Rules, clean
 from gpt2_rlhf.rows.dividing import divide
 from gpt2_rlhf.rows.transcripts import Pair
 from gpt2_rlhf.store.stage import Outcome, Stage
@@ -24,12 +24,12 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     Raises:
         UserError: the source cannot be read, or leaves a stage without rows.
     """
-    tokenizer = loading.load_base_tokenizer(settings.model)
-    rows = sources.read(settings.data)
-    special_tokens = tokens.special_tokens(tokenizer)
-    divided, report = prepare(
-        settings.data, rows, partial(tokens.counts, tokenizer), special_tokens, sources.not_read(settings.data)
-    )
+    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    functions = (partial(one, tokenizer) for one in (tokens.count_prompts, tokens.count_answers))
+    rules = Rules(*functions, tokens.special_tokens(tokenizer), partial(tokens.refusal, tokenizer))
+    divided, report = prepare(settings.data, sources.read(settings.data), rules, sources.not_read(settings.data))
+    if tokens.has_chat_template(tokenizer):
+        report["answers_end_with"] = tokenizer.eos_token
     tables.write(stage.directory, divided)
     row_report.write(stage.directory, report)
     return Outcome(metrics=row_report.counts(report), work_s=0.0)
@@ -38,8 +38,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
 def prepare(
     data: Data,
     rows: Iterable[sources.RawRow],
-    count_tokens: CountTokens,
-    special_tokens: Sequence[str] = (),
+    rules: Rules,
     not_read: Sequence[str] = (),
 ) -> tuple[dict[str, list[Pair]], dict[str, Any]]:
     """Return the rows of each table, and the report on the whole source.
@@ -47,7 +46,7 @@ def prepare(
     Raises:
         UserError: a stage or the test set is left without rows.
     """
-    cleaned = clean(data, rows, count_tokens, special_tokens)
+    cleaned = clean(data, rows, rules)
     divided = divide(cleaned.train.kept, cleaned.test.kept, data)
     pairs = {name: [measured.pair for measured in rows] for name, rows in divided.items()}
     return pairs, row_report.make(data, cleaned, pairs, not_read)

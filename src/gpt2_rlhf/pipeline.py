@@ -76,8 +76,9 @@ def check(settings: Settings, last: str = LAST) -> None:
     preflight.check(settings, last)
     if settings.launch.slurm is not None:
         slurm.check(settings.launch)
-    config = model_checks.check(settings.model, last)
-    positions = model_files.positions(config) - model_files.start_tokens(settings.model)
+    config = model_checks.check(settings.model, last, settings.data.template)
+    before_prompt = model_files.start_tokens(settings.model) if settings.data.template is None else 0
+    positions = model_files.positions(config) - before_prompt
     preflight.check_lengths(settings, positions, last)
     sources.check(settings.data)
     if last in ("ppo", LAST):
@@ -96,7 +97,7 @@ def plan(composed: Composed, last: str = LAST) -> Run:
     settings = composed.settings
     launcher = Path(settings.launch.accelerate_config or "")
     inputs = Inputs(
-        base_model=model_files.identity(settings.model),
+        base_model=model_files.identity(settings.model, settings.data.template),
         rows=sources.fingerprint(settings.data),
         utility=functions.fingerprint(settings.data.utility),
         reward_function=functions.fingerprint(settings.ppo.reward.function),
@@ -180,7 +181,8 @@ def _show_rows(planned: Run) -> None:
 
     print(f"{row_report.text(row_report.read(planned.last.directory))}\n")
     rows = {name: tables.load(planned.last.directory, name, preview.ROWS_SHOWN) for name in ("sft", "reward", "ppo")}
-    print(f"{preview.preview(loading.load_base_tokenizer(planned.settings.model), rows)}\n")
+    settings = planned.settings
+    print(f"{preview.preview(loading.load_base_tokenizer(settings.model, settings.data.template), rows)}\n")
 
 
 def _print_end(planned: Run) -> None:

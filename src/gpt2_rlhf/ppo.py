@@ -67,7 +67,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     mean, std = (reward_report["score_mean"], reward_report["score_std"]) if ppo.reward.normalise else (0.0, 1.0)
     prepared, fitted = stage.needs["data"].directory, _sizes(settings, stage)
     withheld = tables.load(prepared, "ppo", fitted.withheld_prompts)
-    tokenizer = loading.load_base_tokenizer(settings.model)
+    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
     rows = tables.token_columns(prepared, "ppo", partial(tokens.encode_ppo, tokenizer))
     padding = tokens.padding_copy(tokenizer, "left")
     sft_dir, reward_dir = str(stage.needs["sft"].model_dir), str(stage.needs["reward"].model_dir)

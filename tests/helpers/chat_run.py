@@ -33,7 +33,7 @@ def write(output_dir: Path, name: str = "0123456789ab") -> Path:
     """Write the run into a folder of outputs and point latest at it; return its own folder."""
     records = card_run.records()
     base = compose.load([]).settings.model
-    records["sft"]["inputs"]["model"] = model_files.identity(base)
+    records["sft"]["inputs"]["model"] = model_files.identity(base, None)
     for record in records.values():
         record["directory"] = record["directory"].replace("0123456789ab", name)
     stages = card_run.stages(output_dir, records)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config.settings import Data
+from gpt2_rlhf.rows.cleaning import Rules
 from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow
 
@@ -19,6 +20,7 @@ PAIRS = Data(
     test_pairs=None,
     shares={"sft": 0.3, "reward": 0.4, "judge": 0.0, "ppo": 0.3},
     disjoint=True,
+    template=None,
     max_prompt_tokens=100,
     max_answer_tokens=50,
     seed=0,
@@ -28,6 +30,9 @@ PAIRS = Data(
 
 def count_words(texts: list[str]) -> list[int]:
     return [len(text.split()) for text in texts]
+
+
+WORDS = Rules(count_words, count_words)
 
 
 def raw(prompt: str, chosen: str, rejected: str, split: Split, number: int, **more: Any) -> RawRow:

@@ -8,7 +8,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.rows import sources
 from gpt2_rlhf.rows.cleaning import Side, clean
 from gpt2_rlhf.rows.sources import RawRow
-from helpers.pairs import PAIRS, TEST, asking, count_words, questions, raw, with_settings, write_warts
+from helpers.pairs import PAIRS, TEST, WORDS, asking, questions, raw, with_settings, write_warts
 
 
 def prompts_of(side: Side) -> set[str]:
@@ -17,7 +17,7 @@ def prompts_of(side: Side) -> set[str]:
 
 def test_every_row_that_cannot_be_used_is_counted_and_named(tmp_path: Path) -> None:
     settings = with_settings(path=str(write_warts(tmp_path)))
-    cleaned = clean(settings, sources.read(settings), count_words)
+    cleaned = clean(settings, sources.read(settings), WORDS)
     train, test = cleaned.train, cleaned.test
     assert train.dropped == {
         "prompts differ": ["train.jsonl.gz:11"],
@@ -36,7 +36,7 @@ def test_every_row_that_cannot_be_used_is_counted_and_named(tmp_path: Path) -> N
 
 def test_the_row_that_lost_its_first_turns_starts_with_a_human_turn(tmp_path: Path) -> None:
     settings = with_settings(path=str(write_warts(tmp_path)))
-    kept = clean(settings, sources.read(settings), count_words).train.kept
+    kept = clean(settings, sources.read(settings), WORDS).train.kept
     rows = {measured.pair.row: measured.pair for measured in kept}
     assert rows["train.jsonl.gz:20"].prompt == "\n\nHuman: Is it new?\n\nAssistant:"
 
@@ -47,7 +47,7 @@ def test_prompts_that_equal_a_test_prompt_once_cut_are_leaks_too() -> None:
         *asking(f"\n\nHuman: {'old ' * 100}\n\nAssistant: Oh.{last}", *questions(3)),
         *asking(f"\n\nHuman: {'new ' * 100}\n\nAssistant: Ah.{last}", split="test"),
     ]
-    train = clean(PAIRS, rows, count_words).train
+    train = clean(PAIRS, rows, WORDS).train
     assert train.dropped == {"leaked from train once cut": ["train.jsonl:1"]}
     assert (len(train.kept), train.turns_cut) == (3, 0)
 
@@ -67,7 +67,7 @@ def test_training_rows_of_a_conversation_in_the_test_set_are_dropped_at_any_dept
         ),
         *asking(talk("How do I bake bread?", "Mix it.", "With what?"), split="test"),
     ]
-    train = clean(PAIRS, rows, count_words).train
+    train = clean(PAIRS, rows, WORDS).train
     assert train.dropped == {"same conversation as test": [f"train.jsonl:{number}" for number in (1, 2, 3)]}
     assert len(train.kept) == 3
 
@@ -77,12 +77,12 @@ def test_a_conversation_whose_turns_were_cut_keeps_its_side() -> None:
         *asking(talk(f"Read {'this ' * 100}", "Yes.", "Is it long?"), *questions(3)),
         *asking(talk(f"Read {'this ' * 100}", "Yes.", "Is it old?"), split="test"),
     ]
-    assert clean(PAIRS, rows, count_words).train.dropped == {"same conversation as test": ["train.jsonl:1"]}
+    assert clean(PAIRS, rows, WORDS).train.dropped == {"same conversation as test": ["train.jsonl:1"]}
 
 
 def test_held_out_conversations_of_an_unsplit_source_have_no_prompt_in_training() -> None:
     deeper = [talk(question, "Go on.", f"Why {question}") for question in questions(40)]
-    cleaned = clean(PAIRS, asking(*questions(40), *deeper, split="unsplit"), count_words)
+    cleaned = clean(PAIRS, asking(*questions(40), *deeper, split="unsplit"), WORDS)
     train, test = (
         {prompt.removeprefix("\n\nHuman: ").partition("?")[0] for prompt in prompts_of(side)}
         for side in (cleaned.train, cleaned.test)
@@ -93,19 +93,19 @@ def test_held_out_conversations_of_an_unsplit_source_have_no_prompt_in_training(
 
 def test_a_special_token_in_the_text_is_a_reason_to_drop() -> None:
     rows = [*asking(*questions(5)), raw("Bread?", "Yes.<|end|> And", "No.", "train", 6), *TEST]
-    train = clean(PAIRS, rows, count_words, ["<|end|>"]).train
+    train = clean(PAIRS, rows, dataclasses.replace(WORDS, special_tokens=["<|end|>"])).train
     assert train.dropped == {"special token in the text": ["train.jsonl:6"]}
 
 
 def test_a_limit_counts_the_tokens_of_the_text_and_is_itself_allowed() -> None:
     rows = [*asking(*questions(3)), raw("Bread?", "a b c", "d", "train", 4), raw("Tea?", "a b", "d", "train", 5), *TEST]
-    train = clean(with_settings(max_answer_tokens=2), rows, count_words).train
+    train = clean(with_settings(max_answer_tokens=2), rows, WORDS).train
     assert train.dropped == {"answer too long": ["train.jsonl:4"]}
 
 
 def test_without_a_test_file_a_tenth_of_the_conversations_is_held_out_in_whatever_order() -> None:
     rows = asking(*questions(95) * 2, split="unsplit")
-    cleaned, reversed_rows = (clean(PAIRS, order, count_words) for order in (rows, rows[::-1]))
+    cleaned, reversed_rows = (clean(PAIRS, order, WORDS) for order in (rows, rows[::-1]))
     wrapped = [f"\n\nHuman: {question}\n\nAssistant:" for question in questions(95)]
     openings = {prompt: prompt.removesuffix("\n\nAssistant:").strip() for prompt in wrapped}
     by_hash = sorted(wrapped, key=lambda prompt: hashlib.sha256(openings[prompt].encode()).hexdigest())
@@ -117,7 +117,7 @@ def test_without_a_test_file_a_tenth_of_the_conversations_is_held_out_in_whateve
 
 def test_rows_without_a_test_file_come_after_those_of_training_files() -> None:
     rows = [*asking(*questions(20), split="unsplit"), *asking("Asked in training?"), *TEST]
-    kept = clean(PAIRS, rows, count_words).train.kept
+    kept = clean(PAIRS, rows, WORDS).train.kept
     assert kept[0].pair.prompt == "\n\nHuman: Asked in training?\n\nAssistant:"
     assert len(kept) == 1 + 18  # a tenth of 20 prompts is held out
 
@@ -144,14 +144,14 @@ def test_rows_without_a_test_file_come_after_those_of_training_files() -> None:
 )
 def test_a_side_left_without_rows_is_refused(rows: list[RawRow], message: str) -> None:
     with pytest.raises(UserError, match=message) as refused:
-        clean(PAIRS, rows, count_words)
+        clean(PAIRS, rows, WORDS)
     assert "\n" not in str(refused.value)
 
 
 def test_a_row_that_another_file_of_its_split_holds_too_is_dropped_and_named() -> None:
     rows = [*asking(*questions(3)), *TEST]
     copies = [dataclasses.replace(row, name=f"more.{row.name}") for row in rows]
-    cleaned = clean(PAIRS, [*rows, *rows, *copies], count_words)
+    cleaned = clean(PAIRS, [*rows, *rows, *copies], WORDS)
     assert cleaned.train.dropped == {"same row in another file": [f"more.train.jsonl:{number}" for number in (1, 2, 3)]}
     assert cleaned.test.dropped == {"same row in another file": ["more.test.jsonl:1"]}
     assert len(cleaned.train.kept) == 6  # a row that one file holds twice was compared twice

@@ -5,7 +5,7 @@ import pytest
 from gpt2_rlhf.rows import row_report
 from gpt2_rlhf.rows.cleaning import clean
 from gpt2_rlhf.rows.dividing import divide
-from helpers.pairs import PAIRS, TEST, asking, count_words, questions, raw, with_settings
+from helpers.pairs import PAIRS, TEST, WORDS, asking, questions, raw, with_settings
 
 
 def test_lengths_and_the_score_of_length_alone_are_reported_per_side() -> None:
@@ -16,7 +16,7 @@ def test_lengths_and_the_score_of_length_alone_are_reported_per_side() -> None:
         raw("a b c d e", "1 2", "2 1", "train", 4),  # a tie counts half
         *TEST,
     ]
-    cleaned = clean(PAIRS, rows, count_words)
+    cleaned = clean(PAIRS, rows, WORDS)
     divided = divide(cleaned.train.kept, cleaned.test.kept, with_settings(disjoint=False))
     report = row_report.make(PAIRS, cleaned, {name: [row.pair for row in rows] for name, rows in divided.items()})
     # the markers Human: and Assistant: are two words more in each prompt
@@ -100,7 +100,7 @@ def test_rows_whose_markers_were_replaced_are_counted_and_named() -> None:
     for number, chosen in enumerate(("User: Five?\nAssistant: Yes.", "\n\nHuman: Six?\n\nAssistant: Yes."), 5):
         rows.append(raw("", chosen, chosen.replace("Yes", "No"), "train", number))
         del rows[-1].values["prompt"]
-    report = row_report.make(PAIRS, clean(PAIRS, rows, count_words), {})
+    report = row_report.make(PAIRS, clean(PAIRS, rows, WORDS), {})
     names = [f"train.jsonl:{number}" for number in (1, 3, 4, 5)]
     assert report["train"]["other_markers"] == names
     assert row_report.counts(report)["train"]["other_markers"] == 4
@@ -123,5 +123,5 @@ def test_a_name_out_of_the_data_cannot_control_the_terminal(report: dict[str, An
 )
 def test_a_marker_that_most_prompts_end_with_is_mentioned(end: str, is_marker: bool) -> None:
     rows = [*asking(*(f"{question} {end}" for question in questions(3)), "Bread?"), *TEST]
-    report = row_report.make(PAIRS, clean(PAIRS, rows, count_words), {})
+    report = row_report.make(PAIRS, clean(PAIRS, rows, WORDS), {})
     assert (f"3 of 4 training prompts end with {end!r}" in row_report.text(report)) == is_marker

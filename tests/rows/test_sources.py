@@ -22,6 +22,7 @@ EMBEDDED = Data(
     test_pairs=3,
     shares={"sft": 0.3, "reward": 0.4, "judge": 0.0, "ppo": 0.3},
     disjoint=True,
+    template=None,
     max_prompt_tokens=100,
     max_answer_tokens=50,
     seed=0,

@@ -76,6 +76,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda by: by in ("reward", "judge", "utility"),
         ("ppo.heldout.best_by", "sweep.best_by"),
     ),
+    ("chat, for the model's own chat template, or null", lambda name: name == "chat", ("data.template",)),
     ("a name or a path", lambda name: name != "", ("output_dir", "model.name", "data.name", "data.path")),
     ("last or best", lambda policy: policy in ("last", "best"), ("ppo.heldout.hand_on",)),
     ("static, compiled or null", lambda cache: cache in ("static", "compiled"), ("ppo.rollout_cache",)),

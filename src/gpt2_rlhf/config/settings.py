@@ -33,6 +33,7 @@ class Data:
     test_pairs: int | None
     shares: dict[str, float]  # of the training prompts, for each of TABLES
     disjoint: bool  # false: every stage gets all the training pairs, and there is no judge
+    template: str | None  # "chat": prompts in the model's own chat template; null: as transcripts
     max_prompt_tokens: int
     max_answer_tokens: int
     seed: int

@@ -60,29 +60,33 @@ def _of_run(settings: Settings) -> Models:
         if (wrong := fault(stage, read_all=True)) is not None:
             raise UserError(f"{stage.directory}: {wrong}; build it again: {found.command}")
     model_checks.check(base)
-    if model_files.identity(base) != stages["sft"].inputs["model"]:
+    template = found.settings.data.template
+    if model_files.identity(base, template) != stages["sft"].inputs["model"]:
         raise UserError(f"model.name: {base.name} has changed since the run; build it again: {found.command}")
-    tokenizer = loading.load_base_tokenizer(base)
+    tokenizer = loading.load_base_tokenizer(base, template)
     loaded = {"base": loading.on_device(loading.load_base(base, found.settings.seed))}
     loaded |= {name: _load(name, stages[name].model_dir, tokenizer) for name in TRAINED if name in stages}
     return _models(loaded, tokenizer, settings.chat, found.settings.evaluate)
 
 
 def _named(places: Mapping[str, str], settings: Settings) -> Models:
-    """Load the models at these places, which must have one vocabulary."""
+    """Load the models at these places, which must have one vocabulary, and one form of prompts if they were trained."""
     loaded: dict[str, PreTrainedModel] = {}
     tokenizer = None
-    for name, place in places.items():
+    for name in sorted(places, key="base".__eq__):  # a base model gets the prompts of the others, as in the evaluation
         with _naming(name):
-            folder = _folder(name, place)
-            own = tokens.load_tokenizer(str(folder), None)
-            tokenizer = tokenizer or own
+            folder, is_other_base = _folder(name, places[name]), name == "base" and tokenizer is not None
+            own = tokens.load_tokenizer(str(folder), None) if is_other_base else tokens.load_published(str(folder))
+            tokenizer, first = tokenizer or own, next(iter(loaded), name)
             if own.get_vocab() != tokenizer.get_vocab():
-                raise UserError(f"{place}: expected the vocabulary of {next(iter(places.values()))}")
+                raise UserError(f"{places[name]}: expected the vocabulary of {places[first]}")
+            forms = [(one.chat_template, one.eos_token) for one in (own, tokenizer)]
+            if forms[0] != forms[1] and not is_other_base:
+                raise UserError(f"{places[name]}: expected the chat template and the EOS of {places[first]}")
             loaded[name] = _load(name, folder, own)
     if tokenizer is None or loaded.keys() <= {*SCORERS}:
         raise UserError("chat.models: no model that answers; set chat.models.base, sft or ppo")
-    return _models(loaded, tokenizer, settings.chat, settings.evaluate)
+    return _models({name: loaded[name] for name in places}, tokenizer, settings.chat, settings.evaluate)
 
 
 def _models(

@@ -31,9 +31,9 @@ from gpt2_rlhf.models import model_checks, model_files, tokens
 _LINEAR = (torch.nn.Linear, Conv1D)
 
 
-def load_base_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """Load the base model's tokenizer, as tokens.py describes it."""
-    return tokens.load_tokenizer(str(model_files.folder(model_files.tokenizer_place(model), model)), None)
+def load_base_tokenizer(model: Model, template: str | None) -> PreTrainedTokenizerBase:
+    """Load the base model's tokenizer, as tokens.py describes it. template: data.template, the form of the prompts."""
+    return tokens.load_tokenizer(str(model_files.folder(model_files.tokenizer_place(model), model)), template)
 
 
 def load_base(model: Model, seed: int) -> PreTrainedModel:
@@ -41,7 +41,7 @@ def load_base(model: Model, seed: int) -> PreTrainedModel:
     if model.random is None:
         model_checks.require_whole_weights(model)  # a flipped bit would give other figures without an error
         return load_policy(str(model_files.folder(model.name, model)))
-    eos_token_id = load_base_tokenizer(model).eos_token_id
+    eos_token_id = load_base_tokenizer(model, None).eos_token_id
     set_seed(seed)
     special = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
     return GPT2LMHeadModel(GPT2Config.from_dict({**model.random, **special}))
@@ -166,8 +166,11 @@ def merged(model: torch.nn.Module) -> PreTrainedModel:
 
 
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Save a trainer's model, its adapter merged, together with the tokenizer."""
-    merged(model).save_pretrained(directory)
+    """Save a trainer's model, its adapter merged, together with the tokenizer, whose EOS is the only one."""
+    whole = merged(model)
+    for config in filter(None, (whole.config, whole.generation_config)):
+        config.eos_token_id = tokens.eos_id(tokenizer)
+    whole.save_pretrained(directory)
     for weights in directory.glob("*.safetensors"):  # safetensors lets only the owner read its files
         weights.chmod((directory / "config.json").stat().st_mode)
     copy.deepcopy(tokenizer).save_pretrained(directory)

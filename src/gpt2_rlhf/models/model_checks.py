@@ -16,7 +16,7 @@ from gpt2_rlhf.models import model_files
 _ADAPTER = "adapter_config.json"
 
 
-def check(model: Model, last: str = "evaluate") -> dict[str, Any]:
+def check(model: Model, last: str = "evaluate", template: str | None = None) -> dict[str, Any]:
     """Return the base model's config, after all checks of the base model that the stages up to `last` need.
 
     Raises:
@@ -27,7 +27,7 @@ def check(model: Model, last: str = "evaluate") -> dict[str, Any]:
     if folder is not None and (folder / _ADAPTER).is_file():
         raise _is_adapter(model.name)  # also with a config.json: transformers would load the adapter's own base
     try:
-        config = model_files.check(model)
+        config = model_files.check(model, template)
     except UserError:
         if folder is None and _hub_has_adapter(model):
             raise _is_adapter(model.name) from None

@@ -11,7 +11,7 @@ from gpt2_rlhf import embedded
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.hub_errors import HUB_TIMEOUT_S, hub_errors, is_commit, require_undamaged
 from gpt2_rlhf.config.settings import Model
-from gpt2_rlhf.models import padding
+from gpt2_rlhf.models import padding, templates
 from gpt2_rlhf.store.files import sha256
 
 _SMALL_BYTES = 20_000_000  # hashed in a fraction of a second, each time
@@ -33,14 +33,16 @@ def folder(place: str, model: Model) -> Path:
     return _require(place, file, model).parent if found is None else found
 
 
-def check(model: Model) -> dict[str, Any]:
+def check(model: Model, template: str | None = None) -> dict[str, Any]:
     """Return the base model's config, after a check that all files that loading needs are there and readable.
+
+    template: data.template, the form of the prompts.
 
     Raises:
         UserError: a folder or file is missing or unreadable, the config has no number of positions, no token of the
-            vocabulary can pad, or the Hub has no such model or cannot be reached.
+            vocabulary can pad, the chat template is not usable, or the Hub has no such model or cannot be reached.
     """
-    pad_token, pad_token_id = padding_token(model)
+    pad_token, pad_token_id = padding_token(model, template)
     if model.random is not None:
         return {**model.random, "model_type": "gpt2"}
     config_file = _require(model.name, "config.json", model)
@@ -58,13 +60,15 @@ def check(model: Model) -> dict[str, Any]:
     return config
 
 
-def identity(model: Model) -> str:
+def identity(model: Model, template: str | None) -> str:
     """Return a text that changes with the base model: Hub names with the revision, or digests of local folders.
+
+    template: data.template; the file of a chat template counts if there is one.
 
     Raises:
         UserError: a folder is missing.
     """
-    parts = []
+    parts, counted = [], {".json", ".safetensors", ".txt", *([".jinja"] if template else [])}
     for place in (model.name, model.tokenizer):
         folder = None if place is None else local_dir(place)
         if folder is None:
@@ -72,7 +76,7 @@ def identity(model: Model) -> str:
         else:
             digest = hashlib.sha256()
             for path in sorted(_existing(folder).iterdir()):
-                if path.suffix in {".json", ".safetensors", ".txt"}:
+                if path.suffix in counted:
                     digest.update(f"{path.name} {sha256(path)}\n".encode())
             parts.append(digest.hexdigest())
     return "+".join(parts)
@@ -102,25 +106,40 @@ def tokenizer_place(model: Model) -> str:
     return model.name if model.tokenizer is None else model.tokenizer
 
 
-def padding_token(model: Model) -> tuple[str, int]:
-    """Return the padding token that tokens.padding_copy will choose, and its id."""
-    tokenizer = load_tokenizer(model)
-    named: dict[str, Any] = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = find(tokenizer_place(model), file, model)
-        named |= {} if path is None else read_json(path)
-    in_use = {
-        token["content"] if isinstance(token, dict) else str(token)
-        for name, token in named.items()
-        if name.endswith("_token") and name != "pad_token"
+def padding_token(model: Model, template: str | None) -> tuple[str, int]:
+    """Return the padding token that tokens.padding_copy will choose, and its id.
+
+    Raises:
+        UserError: no token can pad, or with template="chat", the model's chat template cannot be used.
+    """
+    tokenizer, found = load_tokenizer(model), _tokenizer_config(model)
+    named = {
+        name: token["content"] if isinstance(token, dict) else str(token)
+        for name, token in found.items()
+        if name.endswith("_token") and name != "pad_token" and token is not None
     }
     find(tokenizer_place(model), "added_tokens.json", model)  # so that transformers finds it too
-    jinja = find(tokenizer_place(model), "chat_template.jinja", model)
-    template = named.get("chat_template", "") if jinja is None else jinja.read_text(encoding="utf-8")
-    pad_token = padding.choose(tokenizer, in_use, str(template))
+    own = chat_template(model)
+    if template is not None:
+        _, end = templates.around_answer(own, named, tokenizer)
+        named |= {} if end is None else {"eos_token": end}
+    pad_token = padding.choose(tokenizer, set(named.values()), "" if template is None else str(own))
     pad_token_id = tokenizer.token_to_id(pad_token)
     assert pad_token_id is not None  # the choice is a token of the vocabulary
     return pad_token, pad_token_id
+
+
+def chat_template(model: Model) -> str | None:
+    """Return the chat template of the model's own; of several, the one named default."""
+    jinja = find(tokenizer_place(model), "chat_template.jinja", model)
+    found = _tokenizer_config(model).get("chat_template") if jinja is None else jinja.read_text(encoding="utf-8")
+    several = {one["name"]: one["template"] for one in found} if isinstance(found, list) else {}
+    return several.get("default") if several else found
+
+
+def _tokenizer_config(model: Model) -> dict[str, Any]:
+    paths = [find(tokenizer_place(model), f"{file}.json", model) for file in ("special_tokens_map", "tokenizer_config")]
+    return {name: value for path in paths if path is not None for name, value in read_json(path).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,21 +5,26 @@ But with EOS as padding PPO masks the EOS that it should train, and the reward m
 (TRL 1.12 `ppo_trainer.py`, `sequence_length`). So the reward model and PPO get a copy in memory that pads with a token
 that no text produces (padding.py). That copy is never saved: reloaded, it would read a literal "ÿ" as padding.
 
-Many tokenizers add BOS and EOS by themselves. A prompt keeps what is added at its start and loses what is added at its
-end. An answer, which continues a prompt, gets neither; its EOS is added here.
+Many tokenizers add BOS and EOS by themselves. A prompt keeps what is added at its start; nothing is added at its end,
+also by the saved tokenizer. An answer, which continues a prompt, gets neither; its EOS is added here. Some tokenizers
+add a space to a text that stands alone. An answer has the tokens that it has after a prompt.
+
+With a chat template a prompt is what the template renders, and EOS is what it puts after an answer (templates.py).
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from tokenizers import Encoding
+from tokenizers import Encoding, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.models import padding
+from gpt2_rlhf.models import padding, templates
+from gpt2_rlhf.models.templates import ASSISTANT, HUMAN, TRANSCRIPT, Refused
 
 _TEXTS_AT_ONCE = 128
 
@@ -28,18 +33,59 @@ Row = Mapping[str, Any]  # with the texts prompt, chosen and rejected
 Columns = dict[str, list[int]]
 
 
-def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder or Hub name, padding with EOS on the right, as it is saved.
+def load_tokenizer(path: str, template: str | None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder as all stages use it and as it is saved: padding with EOS on the right.
+
+    template: "chat" for prompts in the model's own chat template; None for transcripts, which is what its chat template
+    then renders.
 
     Raises:
-        UserError: the tokenizer has no EOS token.
+        UserError: the tokenizer has no EOS token, or a chat template that cannot be used.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    if template is not None:
+        own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        _, end = templates.around_answer(own, tokenizer.special_tokens_map, tokenizer.backend_tokenizer)
+        end = end or tokenizer.eos_token
+        tokenizer.chat_template = templates.with_fixed_values(own, tokenizer.eos_token, end)
+        tokenizer.eos_token = end
     if tokenizer.eos_token is None:
         raise UserError(f"model: the tokenizer at {path} has no EOS token; expected one that ends an answer")
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+    start = _add_nothing_after(tokenizer)
+    if template is None:
+        tokenizer.chat_template = start + TRANSCRIPT
     return tokenizer
+
+
+def load_published(path: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that was saved with a model, for prompts in its chat template if there is a usable one."""
+    own = AutoTokenizer.from_pretrained(path).chat_template
+    if own is not None and not str(own).endswith(TRANSCRIPT):
+        with contextlib.suppress(UserError):  # the template of somebody else's model
+            return load_tokenizer(path, "chat")
+    return load_tokenizer(path, None)
+
+
+def _add_nothing_after(tokenizer: Any) -> str:
+    """Let the tokenizer add nothing after a text, where an answer would follow; return what it adds before."""
+    backend = tokenizer.backend_tokenizer
+    encoded = backend.encode("a")
+    mask = [*encoded.special_tokens_mask, 0]  # the 0 for vocabularies without this letter
+    added = encoded.tokens[: mask.index(0)]
+    if mask[-2:-1] == [1]:
+        ids = [(token, backend.token_to_id(token)) for token in dict.fromkeys(added)]
+        single = [f"{token}:0" for token in added] + ["$A:0"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=single, pair=[*single, "$B:1"], special_tokens=ids
+        )
+    return "".join(added)
+
+
+def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether prompts are rendered by a chat template, and not transcripts as they are."""
+    return tokenizer.chat_template is not None and not str(tokenizer.chat_template).endswith(TRANSCRIPT)
 
 
 def padding_copy(tokenizer: PreTrainedTokenizerBase, side: Literal["left", "right"]) -> PreTrainedTokenizerBase:
@@ -55,10 +101,11 @@ def padding_copy(tokenizer: PreTrainedTokenizerBase, side: Literal["left", "righ
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the texts that a row must not contain, since the trainers would read them as EOS or padding."""
+    """Return the texts that a row must not contain, since the model would read them as EOS, padding or a turn's end."""
     pad = _padding_token(tokenizer)
-    is_special = any(token.content == pad for token in tokenizer.added_tokens_decoder.values())
-    return [*tokenizer.all_special_tokens, *([pad] if is_special else [])]
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    of_turns = sorted(special) if has_chat_template(tokenizer) else []
+    return list(dict.fromkeys([*tokenizer.all_special_tokens, *({pad} & special), *of_turns]))
 
 
 def _padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -97,27 +144,54 @@ def encode_ppo(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[
     return [{"input_ids": ids} for ids in _prompt_ids(tokenizer, rows)]
 
 
-def counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    """Return the number of tokens of each text, without what the tokenizer adds to it."""
-    return _encoded(tokenizer, texts, len, add_special_tokens=False)
+def count_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[int]:
+    """Return the number of tokens of each prompt, without what the tokenizer adds by itself."""
+    return _encoded(tokenizer, _rendered(tokenizer, prompts), len, add_special_tokens=False)
+
+
+def count_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> list[int]:
+    """Return the number of tokens of each answer, without EOS."""
+    return [len(ids) - 1 for ids in _answer_ids(tokenizer, [{"answer": answer} for answer in answers], "answer")]
+
+
+def refusal(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str | None:
+    """Return why the chat template does not take a prompt; None if it does."""
+    try:
+        _rendered(tokenizer, [prompt])
+    except Refused as reason:
+        return f"refused by the chat template: {reason}"
+    return None
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Sequence[str]:
+    """Return the prompts in the form that the model reads."""
+    if not has_chat_template(tokenizer):
+        return prompts
+    template, named = str(tokenizer.chat_template), tokenizer.special_tokens_map
+    return [templates.render(template, named, templates.messages(one), for_answer=True) for one in prompts]
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[list[int]]:
-    """Return the ids of each prompt, with what the tokenizer adds before a text (BOS), without what it adds after."""
-
-    def without_end(encoded: Encoding) -> list[int]:
-        ids, is_added = encoded.ids, encoded.special_tokens_mask
-        while is_added and is_added.pop():
-            ids.pop()
-        return ids
-
-    return _encoded(tokenizer, [row["prompt"] for row in rows], without_end, add_special_tokens=True)
+    """Return the ids of each prompt, with what the tokenizer adds before a text (BOS); a template has its own."""
+    texts, is_alone = _rendered(tokenizer, [row["prompt"] for row in rows]), not has_chat_template(tokenizer)
+    return _encoded(tokenizer, texts, lambda one: one.ids, add_special_tokens=is_alone)
 
 
 def _answer_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], column: str) -> list[list[int]]:
-    """Return the ids of each answer and EOS, without what the tokenizer adds to a text."""
-    eos = eos_id(tokenizer)
-    return _encoded(tokenizer, [row[column] for row in rows], lambda one: [*one.ids, eos], add_special_tokens=False)
+    """Return the ids of each answer after a prompt, and EOS."""
+    texts, space, eos = [row[column] for row in rows], " ", eos_id(tokenizer)
+    if has_chat_template(tokenizer):
+        backend: Any = tokenizer
+        template, named = str(tokenizer.chat_template), tokenizer.special_tokens_map
+        space, _ = templates.around_answer(template, named, backend.backend_tokenizer)
+        texts = [f"{space}{text.removeprefix(' ')}" for text in texts]
+    (before,) = _rendered(tokenizer, [f"{HUMAN} question{ASSISTANT}"])
+    probe = [f"{space}answer", before, f"{before}{space}answer"]
+    alone, prompt, both = _encoded(tokenizer, probe, lambda one: one.ids, add_special_tokens=False)
+    skipped = 0
+    if both != prompt + alone and both[: len(prompt)] == prompt:  # a text alone has a space that it has not in a row
+        texts, skipped = [f"{before}{text}" for text in texts], len(prompt)
+    return _encoded(tokenizer, texts, lambda one: [*one.ids[skipped:], eos], add_special_tokens=False)
 
 
 def _encoded(

@@ -33,6 +33,16 @@ LEAKED_ONCE_CUT = "leaked from train once cut"  # it differed from the test prom
 CountTokens = Callable[[list[str]], list[int]]
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What a tokenizer says of the texts of a row: their numbers of tokens, and which of them it cannot take."""
+
+    count_prompts: CountTokens
+    count_answers: CountTokens
+    special_tokens: Sequence[str] = ()  # which no text may contain
+    refusal: Callable[[str], str | None] = lambda prompt: None  # why the chat template does not take a prompt
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A pair within the limits, with its conversation, and its numbers of tokens, all without EOS."""
@@ -72,7 +82,7 @@ class Cleaned:
     held_out_prompts: int
 
 
-def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special_tokens: Sequence[str] = ()) -> Cleaned:
+def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
     """Return the usable pairs of all rows, with train and test prompts kept apart and within the limits of `data`.
 
     Raises:
@@ -85,7 +95,7 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     line = ProgressLine("rows read")
     for raw in rows:
         line.add()
-        row = _usable(raw, special_tokens)
+        row = _usable(raw, rules)
         if isinstance(row, Pair):
             file = sys.intern(raw.name.rpartition(":")[0])
             if files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) == file:
@@ -110,10 +120,10 @@ def clean(data: Data, rows: Iterable[RawRow], count_tokens: CountTokens, special
     for row in pairs[False]:
         if conversation_of[row.prompt] in in_test:
             train.drop(LEAKED if row.prompt in test_prompts else SAME_CONVERSATION, row.row)
-    _fit("test", test, pairs[True], conversation_of, data, count_tokens)
+    _fit("test", test, pairs[True], conversation_of, data, rules)
     cut_test_prompts = {measured.pair.prompt for measured in test.kept}
     unseen = [row for row in pairs[False] if conversation_of[row.prompt] not in in_test]
-    _fit("train", train, unseen, conversation_of, data, count_tokens, cut_test_prompts)
+    _fit("train", train, unseen, conversation_of, data, rules, cut_test_prompts)
     for name, side, other in (("train", train, "test"), ("test", test, "train")):
         side.other_markers = [kept.pair.row for kept in side.kept if kept.pair.row in other_markers]
         if not side.kept:
@@ -132,14 +142,16 @@ def _remedy(reasons: Set[str]) -> str:
     return " and ".join(remedies) or "rows of other conversations are needed"
 
 
-def _usable(raw: RawRow, special_tokens: Sequence[str]) -> Pair | str:
+def _usable(raw: RawRow, rules: Rules) -> Pair | str:
     """Return the pair in a row, or the reason why the row cannot be used."""
     try:
         row = pair(raw.values, raw.subset, raw.name)
     except Unusable as reason:
         return str(reason)
     texts = (row.prompt, row.chosen, row.rejected)
-    return SPECIAL_TOKEN if any(token in text for token in special_tokens for text in texts) else row
+    if any(token in text for token in rules.special_tokens for text in texts):
+        return SPECIAL_TOKEN
+    return rules.refusal(row.prompt) or row
 
 
 def _held_out(found: set[Conversation]) -> set[Conversation]:
@@ -154,7 +166,7 @@ def _fit(
     pairs: Sequence[Pair],
     conversation_of: Mapping[str, Conversation],
     data: Data,
-    count_tokens: CountTokens,
+    rules: Rules,
     other_prompts: Set[str] = frozenset(),
 ) -> None:
     """Keep the pairs within the limits, with prompts cut where needed; none whose cut prompt is in `other_prompts`."""
@@ -162,9 +174,10 @@ def _fit(
     for start in range(0, len(pairs), _ROWS_AT_ONCE):
         some = pairs[start : start + _ROWS_AT_ONCE]
         # what the first text that is too long decides about a row, the others need not be counted for
-        chosen = _counted_within(data.max_answer_tokens, {n: row.chosen for n, row in enumerate(some)}, count_tokens)
-        rejected = _counted_within(data.max_answer_tokens, {n: some[n].rejected for n in chosen}, count_tokens)
-        prompts = fit_prompts([some[n].prompt for n in rejected], data.max_prompt_tokens, count_tokens)
+        limit, count = data.max_answer_tokens, rules.count_answers
+        chosen = _counted_within(limit, {n: row.chosen for n, row in enumerate(some)}, count)
+        rejected = _counted_within(limit, {n: some[n].rejected for n in chosen}, count)
+        prompts = fit_prompts([some[n].prompt for n in rejected], data.max_prompt_tokens, rules.count_prompts)
         fits = dict(zip(rejected, prompts, strict=True))
         for number, row in enumerate(some):
             if number not in fits:

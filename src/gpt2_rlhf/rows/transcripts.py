@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-HUMAN = "\n\nHuman:"
-ASSISTANT = "\n\nAssistant:"
-SYSTEM = "\n\nSystem:"
+from gpt2_rlhf.models.templates import ASSISTANT, HUMAN, SYSTEM
+
 _ROLES = {
     HUMAN: ("user", "human", "prompter"),
     ASSISTANT: ("assistant", "gpt", "model", "bot"),

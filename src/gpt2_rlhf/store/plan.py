@@ -98,6 +98,8 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
 def _split_settings(settings: Settings) -> dict[str, Any]:
     """Settings that change how rows are processed; the rows themselves are covered by `Inputs.rows`."""
     elsewhere = {"name", "revision", "path", "subsets", "utility"}
+    if settings.data.template is None:  # as for `sharded`
+        elsewhere.add("template")
     return {k: v for k, v in dataclasses.asdict(settings.data).items() if k not in elsewhere}
 
 
