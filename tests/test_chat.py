@@ -227,7 +227,7 @@ def test_a_run_whose_model_is_damaged_names_the_stage_and_the_command_that_build
 def test_a_base_model_that_is_no_longer_that_of_the_run_is_not_shown_as_such(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(model_files, "identity", lambda model: "of the next version")
+    monkeypatch.setattr(model_files, "identity", lambda model, template: "of the next version")
     error = fails(capsys, f"output_dir={outputs}")
     assert error == "error: model.name: embedded has changed since the run; build it again: make pipeline\n"
 

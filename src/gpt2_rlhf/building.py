@@ -15,7 +15,6 @@ from gpt2_rlhf.evidence import terminal
 from gpt2_rlhf.launch import child, slurm, tasks, whole_run, world
 from gpt2_rlhf.launch.build import build as build_stage
 from gpt2_rlhf.launch.tasks import Task
-from gpt2_rlhf.models import model_files
 from gpt2_rlhf.store import digests, locks
 from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import NOT_BUILT, TRAINED, Stage, fault, manifest, unfinished
@@ -167,12 +166,13 @@ def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
     Raises:
         UserError: as check_arguments; or a stage needs more memory than there is.
     """
-    from gpt2_rlhf.models import estimates, memory  # as in _steps
+    from gpt2_rlhf.models import estimates, loading, memory  # as in _steps
     from gpt2_rlhf.rows import lengths
 
     check_arguments(settings, [stage for stage in stages if stage.name in TRAINED])
     processes = int(next(stage.inputs["processes"] for stage in stages if stage.name in TRAINED))
-    tables = lengths.of_tables(stages[0].needs["data"].directory, model_files.load_tokenizer(settings.model))
+    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    tables = lengths.of_tables(stages[0].needs["data"].directory, tokenizer)
     found = estimates.of([stage.name for stage in stages], settings, tables, processes)
     at_once = estimates.side_by_side([stage.name for stage in stages], stages_at_once(settings.launch), found)
     estimates.require_memory(found, settings, tables, processes, at_once)

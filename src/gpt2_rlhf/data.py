@@ -29,7 +29,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     rules = Rules(*functions, tokens.special_tokens(tokenizer), partial(tokens.refusal, tokenizer))
     divided, report = prepare(settings.data, sources.read(settings.data), rules, sources.not_read(settings.data))
     if tokens.has_chat_template(tokenizer):
-        report["answers_end_with"] = tokenizer.eos_token
+        report["answers"] = {"start": tokens.before_answer(tokenizer), "end": tokenizer.eos_token}
     tables.write(stage.directory, divided)
     row_report.write(stage.directory, report)
     return Outcome(metrics=row_report.counts(report), work_s=0.0)

@@ -116,11 +116,12 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
     Raises:
         UserError: a stage does not fit in memory.
     """
-    from gpt2_rlhf.models import estimates  # torch takes a second to import
+    from gpt2_rlhf.models import estimates, loading  # torch takes a second to import
     from gpt2_rlhf.rows import lengths  # and pyarrow as well
 
     settings, stages, processes = planned.settings, planned.stages, planned.processes
-    data, tokenizer = planned.plans[0]["data"], model_files.load_tokenizer(settings.model)
+    data = planned.plans[0]["data"]
+    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
     tables, data_s = (
         (lengths.of_tables(data.directory, tokenizer), None)
         if fault(data) is None

@@ -28,7 +28,7 @@ from gpt2_rlhf.evidence import curves, measured
 from gpt2_rlhf.launch import training, world
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, tokens
-from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, Shaping, checkpoints, checks, gates, heldout
+from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, Shaping, checkpoints, checks, gates, heldout, reward_scores
 from gpt2_rlhf.ppo_trainer.watch import Watch
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
@@ -74,6 +74,10 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     policy = loading.load_policy(sft_dir)
     adapter = loading.lora(ppo.peft, policy, "ppo.peft")
     reward_model = loading.load_reward(reward_dir, tokens.pad_id(padding))
+    score_function = load_score_function(ppo.reward.function)
+    if score_function is not None and tokens.has_chat_template(padding):
+        prompts = [row["prompt"] for row in tables.load(prepared, "ppo")]
+        score_function = reward_scores.of_transcripts(score_function, padding, prompts)
     judge, judge_fault = _judge(stage, tokens.pad_id(padding))
     set_seed(stage.seed)
 
@@ -89,7 +93,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         train_dataset=rows.select(range(len(withheld), len(rows))),
         peft_config=adapter,
         callbacks=training.callbacks(stage),
-        score_function=load_score_function(ppo.reward.function),
+        score_function=score_function,
         shaping=Shaping(mean, std, ppo.reward.clip),
         kl=ppo.kl,
         watch=watch,

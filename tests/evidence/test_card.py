@@ -77,6 +77,20 @@ def with_ppo(records: dict[str, Any], **metrics: Any) -> dict[str, Any]:
     return changed
 
 
+def test_the_cards_of_a_model_with_a_chat_template_use_it(records: dict[str, Any]) -> None:
+    chat = copy.deepcopy(records)
+    chat["data"]["metrics"]["answers"] = {"start": " ", "end": "</s>"}
+    settings = compose.load(["data.template=chat"]).settings
+    model, reward = (card.render(settings, card_run.run(chat), folder) for folder in ("model", "reward_model"))
+    for text in (model, reward):
+        assert "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)" in text
+        assert "add_special_tokens=False" in text  # the template has its own
+        assert 'prompt = "\\n\\nHuman' not in text
+    assert 'for answer in (" Listen first, then ask a question.", " No."):' in reward
+    (asked,) = ModelCard(model).data.widget[0]["messages"]
+    assert asked == {"role": "user", "content": "example 1"}
+
+
 @pytest.mark.parametrize("folder", card.FOLDERS)
 def test_the_own_classes_of_the_hub_read_the_card(cards: dict[str, str], folder: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(cards[folder], encoding="utf-8")

@@ -14,7 +14,7 @@ from gpt2_rlhf import sft
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.settings import with_value
 from gpt2_rlhf.embedded import generator
-from gpt2_rlhf.models import memory, model_files, packing, shape
+from gpt2_rlhf.models import loading, memory, packing, shape
 from gpt2_rlhf.models.memory import Lengths
 from gpt2_rlhf.rows import lengths, tables
 from gpt2_rlhf.rows.transcripts import pair
@@ -162,7 +162,7 @@ def test_the_peak_of_sft_of_40_million_weights_is_within_a_quarter_of_the_estima
     stage = Stage("sft", tmp_path / "sft", {"seed": 0, "processes": 1}, {"data": data})
     stage.directory.mkdir()
     measured = measured_mib(lambda: sft.run(chosen, stage))
-    found = lengths.of_tables(data.directory, model_files.load_tokenizer(chosen.model))
+    found = lengths.of_tables(data.directory, loading.load_base_tokenizer(chosen.model, None))
     estimate = memory.peak("sft", chosen, shape.of(chosen.model), found, 1, on_gpu=False)
     assert estimate.total / 2**20 == pytest.approx(measured, rel=0.25)
     assert estimate.total > 1.2 * (490 * 2**20 + estimate.weights)  # what the model needs decides it

@@ -33,15 +33,16 @@ def of_letters(*more: str, special: tuple[str, ...] = SPECIAL, byte_level: bool 
     return made
 
 
-def adding(pattern: str, bos: str = "<s>"):
-    """The tokenizer that adds tokens by itself: the pattern has $A for a text."""
+def adding(pattern: str, folder: Path, bos: str = "<s>"):
+    """The tokenizer that adds tokens by itself, loaded from this folder: the pattern has $A for a text."""
     made = of_letters("<0xFF>")
     ids = [(token, made.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
     made.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=pattern, pair=f"{pattern} $B", special_tokens=ids
     )
     made.bos_token = bos
-    return made
+    made.save_pretrained(folder)
+    return tokens.load_tokenizer(str(folder), None)
 
 
 @pytest.fixture
@@ -106,14 +107,15 @@ def test_a_vocabulary_without_any_unused_token_is_refused_before_training(byte_l
         model_files.check(Model("embedded", None, str(tmp_path), None))
 
 
-@pytest.mark.parametrize("template", ["{{ '<repo>' }}", None])
-def test_the_check_before_training_chooses_the_padding_of_training(template: str | None, tmp_path: Path):
-    tokenizer = of_letters(special=(*SPECIAL, "<repo>", "<file>"), template=template)
+@pytest.mark.parametrize(("template", "expected"), [(None, "<repo>"), ("chat", "<file>")])
+def test_the_check_before_training_chooses_the_padding_of_training(template: str | None, expected: str, tmp_path: Path):
+    own = "<repo>{% for one in messages %}{{ one.content }}{% endfor %}"
+    tokenizer = of_letters(special=(*SPECIAL, "<repo>", "<file>"), template=own)
     tokenizer.save_pretrained(tmp_path)
-    loaded = tokens.load_tokenizer(str(tmp_path), None)
-    found = model_files.padding_token(Model("embedded", None, str(tmp_path), None))
-    padded = tokens.padding_copy(loaded, "left")
+    padded = tokens.padding_copy(tokens.load_tokenizer(str(tmp_path), template), "left")
+    found = model_files.padding_token(Model("embedded", None, str(tmp_path), None), template)
     assert found == (padded.pad_token, padded.pad_token_id)
+    assert padded.pad_token == expected
 
 
 def test_a_padding_token_outside_the_embedding_is_refused(tmp_path: Path):
@@ -134,8 +136,10 @@ def test_a_padding_token_outside_the_embedding_is_refused(tmp_path: Path):
         ("$A", "<s>", []),
     ],
 )
-def test_bos_stands_once_before_the_prompt_and_eos_once_after_the_answer(pattern: str, bos: str, start: list[str]):
-    tokenizer = adding(pattern, bos)
+def test_bos_stands_once_before_the_prompt_and_eos_once_after_the_answer(
+    pattern: str, bos: str, start: list[str], tmp_path: Path
+):
+    tokenizer = adding(pattern, tmp_path, bos)
     text: list[Any] = [
         tokenizer(ROW[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "chosen", "rejected")
     ]
@@ -154,8 +158,8 @@ def test_bos_stands_once_before_the_prompt_and_eos_once_after_the_answer(pattern
 
 
 @pytest.mark.parametrize("pattern", ["<s> $A", "$A </s>", "<s> $A </s>", None])
-def test_texts_encoded_together_get_the_tokens_that_each_gets_alone(pattern: str | None, saved):
-    tokenizer = saved if pattern is None else adding(pattern)
+def test_texts_encoded_together_get_the_tokens_that_each_gets_alone(pattern: str | None, saved, tmp_path: Path):
+    tokenizer = saved if pattern is None else adding(pattern, tmp_path)
     tokenizer.backend_tokenizer.enable_truncation(5)  # a saved tokenizer may bring both
     tokenizer.backend_tokenizer.enable_padding(length=9)
     texts = ["", " ", "a\n\n", "Ünï «x» 漢字 🙂", *(f" word {n}" * (n % 40) for n in range(300))]
@@ -169,11 +173,12 @@ def test_texts_encoded_together_get_the_tokens_that_each_gets_alone(pattern: str
         {"chosen_ids": [*start, *prompt, *chosen, eos], "rejected_ids": [*start, *prompt, *rejected, eos]}
         for prompt, chosen, rejected in plain
     ]
-    assert tokens.counts(tokenizer, texts) == [len(chosen) for _, chosen, _ in plain]
+    assert tokens.count_answers(tokenizer, texts) == [len(chosen) for _, chosen, _ in plain]
+    assert tokens.count_prompts(tokenizer, texts) == [len(chosen) for _, chosen, _ in plain]
 
 
 def test_the_tokens_added_before_a_prompt_are_counted(tmp_path: Path):
-    adding("<s> $A </s>").save_pretrained(tmp_path)
+    adding("<s> $A </s>", tmp_path)
     assert model_files.start_tokens(Model("embedded", None, str(tmp_path), None)) == 1
     assert model_files.start_tokens(Model("embedded", None, "embedded", None)) == 0
 

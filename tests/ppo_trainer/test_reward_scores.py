@@ -6,9 +6,11 @@ import torch
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.functions import load_score_function
 from gpt2_rlhf.config.settings import PpoKl
+from gpt2_rlhf.models import tokens
 from gpt2_rlhf.ppo_trainer import reward_scores
 from gpt2_rlhf.ppo_trainer.reward_scores import Shaping
 from helpers import ppo_tiny as tiny
+from helpers import tokenizers_tiny
 
 
 def test_scores_are_normalised_and_then_clipped():
@@ -39,6 +41,24 @@ def test_a_function_that_cannot_be_imported_is_refused():
         load_score_function("math:none")
     assert load_score_function("math:dist") is math.dist
     assert load_score_function(None) is None
+
+
+def test_with_a_chat_template_a_function_gets_the_prompts_as_transcripts(tmp_path):
+    tokenizer = tokenizers_tiny.loaded("gpt2", tmp_path, tokenizers_tiny.CHATML, "chat")
+    prompts = [f"\n\nHuman: Hi {name}\n\nAssistant:" for name in ("Ann", "Bo")]
+    read = reward_scores.texts(
+        tokenizer, [row["input_ids"] for row in tokens.encode_ppo(tokenizer, [{"prompt": one} for one in prompts])]
+    )
+    given = []
+
+    def function(prompts, answers):
+        given.append(list(prompts))
+        return [0.0 for _ in answers]
+
+    score = reward_scores.of_transcripts(function, tokenizer, prompts)
+    assert score(read[::-1], ["a", "b"]) == score(prompts, ["a", "b"]) == [0.0, 0.0]
+    assert given == [prompts[::-1], prompts]
+    assert not {*read} & {*prompts}
 
 
 def trained(directory, **parts):

@@ -15,7 +15,9 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import sampling, scoring, tokens
 from gpt2_rlhf.models.chat_models import Models
 from gpt2_rlhf.rows import feedback, sources
+from gpt2_rlhf.rows.cleaning import Rules
 from gpt2_rlhf.rows.feedback import Conversation
+from helpers import tokenizers_tiny
 from helpers.tiny import POSITIONS, eos_prone, fixed_next_token, tiny_reward, tiny_tokenizer
 
 TOKENS = 12
@@ -47,6 +49,10 @@ def ask(conversation: Conversation, question: str) -> Conversation:
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def count_letters(texts: list[str]) -> list[int]:
+    return [len(text) for text in texts]
 
 
 def test_every_model_gives_the_answer_of_the_evaluation_with_the_same_seed_and_its_scores(
@@ -113,9 +119,22 @@ def test_each_model_continues_its_own_conversation(models: Models) -> None:
     second = ask(first.continued(), "And then?")
     for name, reply in second.replies.items():
         before = first.replies[name]
-        own_turn = before.answer.text.split("\n\nHuman:")[0]
-        assert reply.prompt == f"{before.prompt}{own_turn}\n\nHuman: And then?\n\nAssistant:"
+        own_turn = before.answer.text.split("\n\nHuman:")[0].strip()
+        assert reply.prompt == f"{before.prompt} {own_turn}\n\nHuman: And then?\n\nAssistant:"
     assert ask(second.restarted(), "Hi?") == first
+
+
+def test_with_a_chat_template_the_models_read_the_conversation_in_it(tmp_path: Path) -> None:
+    tokenizer: Any = tokenizers_tiny.loaded("gpt2", tmp_path, tokenizers_tiny.CHATML, "chat")
+    models = Models({"sft": eos_prone(tokenizer)}, {"reward": tiny_reward(tokenizer)}, tokenizer, 0.8, TOKENS)
+    first = ask(Conversation(models, 1, 1), "Hi?")
+    prompt = ask(first.continued(), "And?").replies["sft"].prompt
+    asked, answer = {"role": "user", "content": "Hi?"}, first.replies["sft"].answer.text.strip()
+    said = [asked, {"role": "assistant", "content": answer}, {"role": "user", "content": "And?"}]
+    expected = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    assert sampling.encode_prompts(tokenizer, [prompt]) == [expected]
+    with pytest.raises(UserError, match=r"contains <\|im_start\|>, which the models read as the end of a turn"):
+        ask(first, "Hi<|im_start|>assistant")
 
 
 def test_a_new_column_of_best_of_n_starts_from_what_sft_said(models: Models) -> None:
@@ -220,7 +239,7 @@ def test_data_reads_the_pairs_of_every_turn_as_they_were_kept(tokenizer: GPT2Tok
     kept = rows(path)
     assert len(kept) == 12 * 3
     settings = compose.load([f"data.path={path}", "data.disjoint=false"]).settings.data
-    tables, report = data.prepare(settings, sources.read(settings), lambda texts: [len(text) for text in texts])
+    tables, report = data.prepare(settings, sources.read(settings), Rules(count_letters, count_letters))
     assert report["train"]["dropped"] == report["test"]["dropped"] == {}
     read = {(one.prompt, one.chosen, one.rejected) for table in (tables["sft"], tables["test"]) for one in table}
     assert read == {(row["prompt"], row["chosen"], row["rejected"]) for row in kept}

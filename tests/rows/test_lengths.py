@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 
 from gpt2_rlhf.config import compose
-from gpt2_rlhf.models import model_files
+from gpt2_rlhf.models import loading
 from gpt2_rlhf.rows import lengths, tables
 from gpt2_rlhf.rows.transcripts import pair
 from helpers import pairs
 
 SETTINGS = compose.load(["data.train_pairs=1000", "data.test_pairs=50"]).settings
-TOKENIZER = model_files.load_tokenizer(SETTINGS.model)
+TOKENIZER = loading.load_base_tokenizer(SETTINGS.model, None)
 
 
 def tokens(text: str) -> int:
-    return len(TOKENIZER.encode(text).ids)
+    return len(TOKENIZER.encode(text))
 
 
 def test_lengths_of_a_table_are_those_of_its_texts(tmp_path: Path) -> None:

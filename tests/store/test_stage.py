@@ -39,6 +39,8 @@ def test_the_same_settings_name_the_same_directories() -> None:
         ("evaluate.prompts=8", {"evaluate"}),
         ("evaluate.pairs=8", {"sft", "reward", "judge", "ppo", "evaluate"}),  # their manifests hold what it measures
         ("data.utility=null", {"evaluate"}),
+        ("data.template=chat", {"data", "sft", "reward", "judge", "ppo", "evaluate"}),
+        ("data.template=null", set()),
         ("sft.args.logging_steps=1", set()),
         ("ppo.args.report_to=tensorboard", set()),
         ("reward.args.save_steps=7", set()),
@@ -82,6 +84,18 @@ def test_more_processes_change_what_is_trained_and_not_the_data() -> None:
 def test_sharding_changes_what_is_trained_and_not_the_data() -> None:
     before, after = (plan("launch.processes=2", f"launch.sharded={is_on}") for is_on in ("false", "true"))
     assert {name for name in before if before[name] == after[name]} == {"data"}
+
+
+@pytest.mark.parametrize(("template", "stages"), [("chat", 6), ("null", 0)])
+def test_an_edited_chat_template_counts_where_prompts_are_rendered_by_it(
+    template: str, stages: int, tmp_path: Path
+) -> None:
+    overrides = (f"model.name={tmp_path}", f"data.template={template}")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    before = plan(*overrides)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}!")
+    after = plan(*overrides)
+    assert sum(before[name] != after[name] for name in before) == stages
 
 
 def test_the_judge_has_another_seed_than_the_reward_model_and_without_a_share_there_is_none() -> None:

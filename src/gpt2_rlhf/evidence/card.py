@@ -76,6 +76,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         is_demonstration=settings.model.name == "embedded",
         is_hh=front_matter.is_hh(settings.data),
         is_gpt2=is_gpt2,
+        is_chat=settings.data.template is not None,
         classes=("GPT2LMHeadModel", "GPT2Tokenizer") if is_gpt2 else ("AutoModelForCausalLM", "AutoTokenizer"),
         base=front_matter.base_link(settings.model).replace("<", "&lt;"),
         project=project(),

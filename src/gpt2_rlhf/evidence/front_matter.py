@@ -16,6 +16,7 @@ from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Data, Model, Settings
 from gpt2_rlhf.evidence import tables
 from gpt2_rlhf.models.model_files import local_dir
+from gpt2_rlhf.models.templates import messages
 
 _TAGS = [
     "trl",
@@ -70,18 +71,18 @@ def of_model(
             # manifests of earlier versions have no such key
             *(["trackio"] if "trackio" in (records[stage].get("report_to") or "") else []),
         ],
-        widget=None if stage == "reward" else _widget(stage, samples),
+        widget=None if stage == "reward" else _widget(stage, samples, settings.data.template),
         model_name=title,
         eval_results=[_metric(settings.data, task, *one) for one in measured],
     )
 
 
-def _widget(stage: str, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _widget(stage: str, samples: Sequence[Mapping[str, Any]], template: str | None) -> list[dict[str, Any]]:
     """Return the examples that the model's page on the Hub shows: those that every run answers, as this model did."""
     return [
         {
             "example_title": f"Example {number}",
-            "text": line["prompt"],
+            **({"text": line["prompt"]} if template is None else {"messages": messages(line["prompt"])}),
             "output": {"text": printable(line["answers"][stage]["answer"], kept=LAYOUT)},
         }
         for number, line in enumerate(samples, start=1)

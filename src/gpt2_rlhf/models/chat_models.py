@@ -72,21 +72,24 @@ def _of_run(settings: Settings) -> Models:
 def _named(places: Mapping[str, str], settings: Settings) -> Models:
     """Load the models at these places, which must have one vocabulary, and one form of prompts if they were trained."""
     loaded: dict[str, PreTrainedModel] = {}
-    tokenizer = None
-    for name in sorted(places, key="base".__eq__):  # a base model gets the prompts of the others, as in the evaluation
+    tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+    for name, place in places.items():
         with _naming(name):
-            folder, is_other_base = _folder(name, places[name]), name == "base" and tokenizer is not None
-            own = tokens.load_tokenizer(str(folder), None) if is_other_base else tokens.load_published(str(folder))
-            tokenizer, first = tokenizer or own, next(iter(loaded), name)
-            if own.get_vocab() != tokenizer.get_vocab():
-                raise UserError(f"{places[name]}: expected the vocabulary of {places[first]}")
-            forms = [(one.chat_template, one.eos_token) for one in (own, tokenizer)]
-            if forms[0] != forms[1] and not is_other_base:
-                raise UserError(f"{places[name]}: expected the chat template and the EOS of {places[first]}")
+            folder = _folder(name, place)
+            own = tokenizers[name] = tokens.load_published(str(folder))
+            first, trained = next(iter(tokenizers)), [one for one in tokenizers if one != "base"]
+            if own.get_vocab() != tokenizers[first].get_vocab():
+                raise UserError(f"{place}: expected the vocabulary of {places[first]}")
+            if name != "base":
+                read, expected = ((one.chat_template, one.eos_token) for one in (own, tokenizers[trained[0]]))
+                if read != expected:
+                    raise UserError(f"{place}: expected the chat template and the EOS of {places[trained[0]]}")
             loaded[name] = _load(name, folder, own)
-    if tokenizer is None or loaded.keys() <= {*SCORERS}:
+    if loaded.keys() <= {*SCORERS}:
         raise UserError("chat.models: no model that answers; set chat.models.base, sft or ppo")
-    return _models({name: loaded[name] for name in places}, tokenizer, settings.chat, settings.evaluate)
+    # a base model gets the prompts of the models that were trained from it, as in the evaluation
+    tokenizer = tokenizers[min(tokenizers, key="base".__eq__)]
+    return _models(loaded, tokenizer, settings.chat, settings.evaluate)
 
 
 def _models(

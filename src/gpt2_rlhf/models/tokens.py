@@ -154,6 +154,15 @@ def count_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) ->
     return [len(ids) - 1 for ids in _answer_ids(tokenizer, [{"answer": answer} for answer in answers], "answer")]
 
 
+def before_answer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the white space that stands between a prompt and its answer."""
+    backend: Any = tokenizer
+    if not has_chat_template(tokenizer):
+        return " "
+    template, named = str(tokenizer.chat_template), tokenizer.special_tokens_map
+    return templates.around_answer(template, named, backend.backend_tokenizer)[0]
+
+
 def refusal(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str | None:
     """Return why the chat template does not take a prompt; None if it does."""
     try:
@@ -179,19 +188,21 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list
 
 def _answer_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], column: str) -> list[list[int]]:
     """Return the ids of each answer after a prompt, and EOS."""
-    texts, space, eos = [row[column] for row in rows], " ", eos_id(tokenizer)
+    texts, space, eos = [row[column] for row in rows], before_answer(tokenizer), eos_id(tokenizer)
     if has_chat_template(tokenizer):
-        backend: Any = tokenizer
-        template, named = str(tokenizer.chat_template), tokenizer.special_tokens_map
-        space, _ = templates.around_answer(template, named, backend.backend_tokenizer)
         texts = [f"{space}{text.removeprefix(' ')}" for text in texts]
     (before,) = _rendered(tokenizer, [f"{HUMAN} question{ASSISTANT}"])
-    probe = [f"{space}answer", before, f"{before}{space}answer"]
-    alone, prompt, both = _encoded(tokenizer, probe, lambda one: one.ids, add_special_tokens=False)
-    skipped = 0
-    if both != prompt + alone and both[: len(prompt)] == prompt:  # a text alone has a space that it has not in a row
-        texts, skipped = [f"{before}{text}" for text in texts], len(prompt)
-    return _encoded(tokenizer, texts, lambda one: [*one.ids[skipped:], eos], add_special_tokens=False)
+
+    def ids_of(some: Sequence[str]) -> list[list[int]]:
+        return _encoded(tokenizer, some, lambda one: one.ids, add_special_tokens=False)
+
+    answer, prompt, both = ids_of([f"{space}answer", before, f"{before}{space}answer"])
+    ids = ids_of(texts)
+    if both != prompt + answer:  # alone, the answer has a space more
+        after = ids_of([f"{before}{text}" for text in texts])
+        cut = len(prompt)
+        ids = [one[cut:] if one[:cut] == prompt else alone for one, alone in zip(after, ids, strict=True)]
+    return [[*one, eos] for one in ids]
 
 
 def _encoded(

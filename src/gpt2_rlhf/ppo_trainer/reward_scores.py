@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.models.sampling import encode_prompts
 from gpt2_rlhf.ppo_trainer.forward import Rows
 
 # (prompts, answers) as text -> one score each
@@ -55,16 +56,26 @@ def scores_of(function: ScoreFunction, prompts: Sequence[str], answers: Sequence
 
 def by_function(function: ScoreFunction, tokenizer: PreTrainedTokenizerBase) -> Callable[[Rows], Tensor]:
     """Return a scorer of rows: it passes prompts and answers to `function` as text, without padding, BOS and EOS."""
-    left_out = set(tokenizer.all_special_ids)
-    decode: Any = tokenizer.decode
-
-    def texts(token_ids: Tensor) -> list[str]:
-        # skip_special_tokens would leave the padding in, which is an ordinary token of the vocabulary
-        rows = [[token_id for token_id in row if token_id not in left_out] for row in token_ids.tolist()]
-        return [decode(row, clean_up_tokenization_spaces=False) for row in rows]
 
     def score(rows: Rows) -> Tensor:
-        scores = scores_of(function, texts(rows.token_ids[:, : rows.prompt_tokens]), texts(rows.answers))
+        prompts, answers = (rows.token_ids[:, : rows.prompt_tokens], rows.answers)
+        scores = scores_of(function, texts(tokenizer, prompts.tolist()), texts(tokenizer, answers.tolist()))
         return scores.to(rows.token_ids.device)
 
     return score
+
+
+def of_transcripts(
+    function: ScoreFunction, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> ScoreFunction:
+    """Return the function for models that read prompts in a chat template; it gets these prompts as transcripts."""
+    transcripts = dict(zip(texts(tokenizer, encode_prompts(tokenizer, prompts)), prompts, strict=True))
+    return lambda given, answers: function([transcripts.get(prompt, prompt) for prompt in given], answers)
+
+
+def texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[Sequence[int]]) -> list[str]:
+    """Return rows of token ids as text, without padding, BOS and EOS."""
+    left_out, decode = set(tokenizer.all_special_ids), cast("Callable[..., str]", tokenizer.decode)
+    # skip_special_tokens would leave the padding in, which is an ordinary token of the vocabulary
+    rows = [[token_id for token_id in row if token_id not in left_out] for row in token_ids]
+    return [decode(row, clean_up_tokenization_spaces=False) for row in rows]

@@ -44,7 +44,7 @@ class Reply:
     @property
     def transcript(self) -> str:
         """The whole conversation so far, in the same way."""
-        return printable(f"{self.prompt}{self.answer.text}".strip(), kept=LAYOUT)
+        return f"{printable(self.prompt.strip(), kept=LAYOUT)} {self.text}"
 
     @property
     def figures(self) -> str:
@@ -236,7 +236,7 @@ def _own_turn(reply: Reply) -> str:
 
 
 def _transcript(reply: Reply) -> str:
-    return f"{reply.prompt}{_own_turn(reply)}"
+    return f"{reply.prompt} {_own_turn(reply).strip()}".rstrip()  # as in the rows, whatever space a tokenizer decodes
 
 
 def _append(path: Path, rows: Any) -> None:

@@ -1,5 +1,6 @@
 """Lengths of the rows of each table in tokens, from a few of them: what memory and time are estimated from."""
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
@@ -9,9 +10,10 @@ from pathlib import Path
 from statistics import mean, pstdev
 
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.settings import TABLES, Data
+from gpt2_rlhf.models import tokens
 from gpt2_rlhf.models.memory import Lengths
 from gpt2_rlhf.rows import sources
 from gpt2_rlhf.rows.cleaning import HELD_OUT_SHARE
@@ -23,7 +25,7 @@ _OF_LIMITS = 0.4  # lengths over the limits, where no row can be read; those of 
 Texts = Sequence[str]  # prompt, chosen and rejected answer
 
 
-def of_tables(directory: Path, tokenizer: Tokenizer) -> dict[str, Lengths]:
+def of_tables(directory: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Lengths]:
     """Return the lengths of the tables that the data stage wrote into the directory."""
     found = {}
     for path in directory.glob("*.parquet"):
@@ -33,7 +35,7 @@ def of_tables(directory: Path, tokenizer: Tokenizer) -> dict[str, Lengths]:
     return found
 
 
-def expected(data: Data, tokenizer: Tokenizer) -> tuple[dict[str, Lengths], float | None]:
+def expected(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Lengths], float | None]:
     """Return what the tables will be like, by the source's first rows, and about how many seconds making them takes.
 
     Nothing is downloaded for it: of rows that are not here, lengths follow from the limits, and the seconds are None.
@@ -41,7 +43,7 @@ def expected(data: Data, tokenizer: Tokenizer) -> tuple[dict[str, Lengths], floa
     started = time.perf_counter()
     texts = list(_first_rows(data, tokenizer)) if sources.is_here(data) else []
     if texts:
-        whole = _lengths(0, texts, tokenizer)
+        whole = _lengths(0, texts, tokenizer, data.max_prompt_tokens)
     else:
         prompt, answer = _OF_LIMITS * data.max_prompt_tokens, _OF_LIMITS * data.max_answer_tokens
         whole = Lengths(
@@ -59,18 +61,14 @@ def expected(data: Data, tokenizer: Tokenizer) -> tuple[dict[str, Lengths], floa
     return _divided(data, whole, train, test), seconds * rows if texts else None
 
 
-def _first_rows(data: Data, tokenizer: Tokenizer) -> Iterator[Texts]:
-    """Yield the usable ones of the first rows, with their prompts cut to the limit as tokens, not as turns."""
+def _first_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> Iterator[Texts]:
+    """Yield the usable ones of the first rows, with their prompts not yet cut."""
     few = dataclasses.replace(data, train_pairs=_READ, test_pairs=1) if sources.is_embedded(data) else data
     for raw in islice(sources.read(few), _READ):
-        try:
+        with contextlib.suppress(Unusable):
             row = pair(raw.values, raw.subset, raw.name)
-        except Unusable:
-            continue
-        if len(encoded := tokenizer.encode(row.prompt)) <= data.max_prompt_tokens:
-            yield row.prompt, row.chosen, row.rejected
-        else:
-            yield tokenizer.decode(encoded.ids[-data.max_prompt_tokens :]), row.chosen, row.rejected
+            if tokens.refusal(tokenizer, row.prompt) is None:
+                yield row.prompt, row.chosen, row.rejected
 
 
 def _divided(data: Data, whole: Lengths, train: int, test: int) -> dict[str, Lengths]:
@@ -82,10 +80,11 @@ def _divided(data: Data, whole: Lengths, train: int, test: int) -> dict[str, Len
     }
 
 
-def _lengths(rows: int, texts: Sequence[Texts], tokenizer: Tokenizer) -> Lengths:
-    prompts, *answers = (
-        [len(encoded) for encoded in tokenizer.encode_batch_fast(list(column), add_special_tokens=False)]
-        for column in zip(*texts, strict=True)
-    )
+def _lengths(
+    rows: int, texts: Sequence[Texts], tokenizer: PreTrainedTokenizerBase, most_prompt_tokens: int | None = None
+) -> Lengths:
+    columns = list(zip(*texts, strict=True))
+    prompts = [min(count, most_prompt_tokens or count) for count in tokens.count_prompts(tokenizer, columns[0])]
+    answers = [tokens.count_answers(tokenizer, column) for column in columns[1:]]
     sums = [prompt + answer + 1 for of_kind in answers for prompt, answer in zip(prompts, of_kind, strict=True)]
     return Lengths(rows, mean(prompts), mean(map(mean, answers)) + 1, max(sums), pstdev(sums))

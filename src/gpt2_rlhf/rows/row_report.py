@@ -104,10 +104,12 @@ def text(report: Mapping[str, Any]) -> str:
 
 
 def notices(report: Mapping[str, Any]) -> list[str]:
-    """Return what a user may have to act on, a line each: no test set of its own, files not read, unknown markers."""
+    """Return what a user may have to act on, a line each, such as files not read or unknown markers."""
     lines = []
     if report["held_out_prompts"]:
         lines.append(f"no test file: {report['held_out_prompts']} prompts were held out as the test set")
+    if "answers" in report:
+        lines.append(f"prompts in the model's chat template, which ends an answer with {report['answers']['end']}")
     if report["not_read"]:
         lines.append(f"files not read: {_shortened(report['not_read'])}")
     if end := report["prompts_end_alike"]:
