@@ -109,7 +109,8 @@ def notices(report: Mapping[str, Any]) -> list[str]:
     if report["held_out_prompts"]:
         lines.append(f"no test file: {report['held_out_prompts']} prompts were held out as the test set")
     if "answers" in report:
-        lines.append(f"prompts in the model's chat template, which ends an answer with {report['answers']['end']}")
+        end = report["answers"]["end"]
+        lines.append(f"prompts are in the model's chat template; an answer ends with {end}, the EOS of all stages")
     if report["not_read"]:
         lines.append(f"files not read: {_shortened(report['not_read'])}")
     if end := report["prompts_end_alike"]:
