@@ -13,15 +13,16 @@ from rich.console import Console
 from gpt2_rlhf import cli
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.models import model_files
+from gpt2_rlhf.models import loading, model_files, sampling, tokens
 from gpt2_rlhf.models.model_files import EMBEDDED_DIR
 from gpt2_rlhf.rows import feedback, feedback_terminal
 from gpt2_rlhf.rows.feedback import Conversation
 from gpt2_rlhf.store import run as runs
-from helpers import chat_run
+from helpers import chat_run, tokenizers_tiny
 from helpers.local_hub import in_process
 from helpers.local_hub.server import Hub
 from helpers.local_hub.store import Blob, new_repository
+from helpers.tiny import tiny_policy
 
 RUN, OLDER = "0123456789ab", "0199999999ab"
 
@@ -282,6 +283,35 @@ def test_a_named_model_that_cannot_be_talked_to_is_one_line(
     assert words in error
     assert error.startswith(f"error: chat.models.{name}: ")
     assert "model.name" not in error.replace(f"chat.models.{name}", "")
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An instruct model, and models trained from it: `chat` on prompts in its chat template, `plain` on transcripts."""
+    folder = tmp_path_factory.mktemp("forms")
+    base = tokenizers_tiny.write("gpt2", folder / "instruct", tokenizers_tiny.CHATML)
+    for name, template in (("chat", "chat"), ("plain", None)):
+        tokenizer = tokens.load_tokenizer(str(base), template)
+        loading.save(tiny_policy(tokenizer), tokenizer, folder / name)
+    tiny_policy(tokenizer).save_pretrained(base)
+    return folder
+
+
+@pytest.mark.parametrize(("sft", "form"), [("chat", "<|im_start|>"), ("plain", "\n\nHuman: ")])
+def test_named_models_get_the_prompts_that_they_were_trained_on_and_so_does_their_base(
+    sft: str, form: str, forms: Path
+) -> None:
+    named = [f"chat.models.base={forms / 'instruct'}", f"chat.models.sft={forms / sft}", "chat.max_new_tokens=5"]
+    models = feedback.start(compose.load(named).settings).models
+    assert list(models.policies) == ["base", "sft"]
+    (ids,) = sampling.encode_prompts(models.tokenizer, ["\n\nHuman: Hi\n\nAssistant:"])
+    assert str(models.tokenizer.decode(ids)).startswith(form)
+
+
+def test_named_models_of_two_forms_of_prompts_are_refused(forms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, f"chat.models.sft={forms / 'chat'}", f"chat.models.ppo={forms / 'plain'}")
+    assert error.startswith("error: chat.models.ppo: ")
+    assert f"expected the chat template and the EOS of {forms / 'chat'}" in error
 
 
 def test_a_reward_model_does_not_answer(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,10 @@ def test_with_a_chat_template_rows_are_counted_and_refused_as_it_renders_them(tm
     }
     assert (metrics["train"]["kept"], metrics["train"]["turns_cut"]) == (9, 1)
     assert metrics["answers"] == {"start": " ", "end": "</s>"}
-    assert "prompts are in the model's chat template; an answer ends with </s>, the EOS of all stages" in row_report.notices(metrics)
+    assert (
+        "prompts are in the model's chat template; an answer ends with </s>, the EOS of all stages"
+        in row_report.notices(metrics)
+    )
 
 
 def test_a_template_that_refuses_every_row_is_one_line() -> None:

@@ -168,8 +168,9 @@ def merged(model: torch.nn.Module) -> PreTrainedModel:
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Save a trainer's model, its adapter merged, together with the tokenizer, whose EOS is the only one."""
     whole = merged(model)
-    for config in filter(None, (whole.config, whole.generation_config)):
-        config.eos_token_id = tokens.eos_id(tokenizer)
+    whole.config.eos_token_id = tokens.eos_id(tokenizer)
+    if whole.can_generate():
+        whole.generation_config.eos_token_id = tokens.eos_id(tokenizer)
     whole.save_pretrained(directory)
     for weights in directory.glob("*.safetensors"):  # safetensors lets only the owner read its files
         weights.chmod((directory / "config.json").stat().st_mode)
