@@ -25,8 +25,12 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         UserError: the source cannot be read, or leaves a stage without rows.
     """
     tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
-    functions = (partial(one, tokenizer) for one in (tokens.count_prompts, tokens.count_answers))
-    rules = Rules(*functions, tokens.special_tokens(tokenizer), partial(tokens.refusal, tokenizer))
+    rules = Rules(
+        partial(tokens.count_prompts, tokenizer),
+        partial(tokens.count_answers, tokenizer),
+        tokens.special_tokens(tokenizer),
+        partial(tokens.refusal, tokenizer),
+    )
     divided, report = prepare(settings.data, sources.read(settings.data), rules, sources.not_read(settings.data))
     if tokens.has_chat_template(tokenizer):
         report["answers"] = {"start": tokens.before_answer(tokenizer), "end": tokenizer.eos_token}

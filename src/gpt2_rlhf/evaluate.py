@@ -223,11 +223,12 @@ def _metrics(
     score_std = manifest(stage.needs["reward"])["metrics"]["score_std"]
     groups = prompt_groups(prompts.rows)
     compared = compare(heldout, groups, score_std, evaluate.seed)
-    chosen = _refused_and_toxic([row["chosen"] for row in prompts.rows], prompts)  # the baseline of the models' rates
-    compared["chosen"] = shares(*chosen, evaluate.seed)
+    # the baseline of the models' rates
+    refused, toxic = _refused_and_toxic([row["chosen"] for row in prompts.rows], prompts)
+    compared["chosen"] = shares(refused, toxic, evaluate.seed)
     for name, at in groups.items():
-        of_subset = (None if one is None else one[at] for one in chosen)
-        compared["by_subset"][name]["chosen"] = shares(*of_subset, evaluate.seed)
+        of_subset = shares(refused[at], None if toxic is None else toxic[at], evaluate.seed)
+        compared["by_subset"][name]["chosen"] = of_subset
     if evaluate.best_of is not None and BEST_OF_N in measured:
         compared["models"][BEST_OF_N]["kl_bound_nats"] = best_of_kl_bound_nats(evaluate.best_of)
     return {

@@ -133,8 +133,9 @@ def chat_template(model: Model) -> str | None:
     """Return the chat template of the model's own; of several, the one named default."""
     jinja = find(tokenizer_place(model), "chat_template.jinja", model)
     found = _tokenizer_config(model).get("chat_template") if jinja is None else jinja.read_text(encoding="utf-8")
-    several = {one["name"]: one["template"] for one in found} if isinstance(found, list) else {}
-    return several.get("default") if several else found
+    if isinstance(found, list):
+        return next((one["template"] for one in found if one["name"] == "default"), None)
+    return found
 
 
 def _tokenizer_config(model: Model) -> dict[str, Any]:

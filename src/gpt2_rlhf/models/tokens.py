@@ -44,7 +44,7 @@ def load_tokenizer(path: str, template: str | None) -> PreTrainedTokenizerBase:
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
     if template is not None:
-        own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        own: Any = tokenizer.get_chat_template() if tokenizer.chat_template else None
         _, end = templates.around_answer(own, tokenizer.special_tokens_map, tokenizer.backend_tokenizer)
         end = end or tokenizer.eos_token
         tokenizer.chat_template = templates.with_fixed_values(own, tokenizer.eos_token, end)
