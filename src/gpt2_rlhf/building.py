@@ -344,6 +344,15 @@ def _are_changed(finished: Sequence[Stage]) -> bool:
 
 def _steps() -> dict[str, ModuleType]:
     # here, since torch and TRL take seconds to import, which a run that builds nothing need not wait for
-    from gpt2_rlhf import data, evaluate, ppo, reward, sft
+    from gpt2_rlhf import data, dpo, evaluate, ppo, reward, rloo, sft
 
-    return {"data": data, "sft": sft, "reward": reward, "judge": reward, "ppo": ppo, "evaluate": evaluate}
+    return {
+        "data": data,
+        "sft": sft,
+        "reward": reward,
+        "judge": reward,
+        "ppo": ppo,
+        "rloo": rloo,
+        "dpo": dpo,
+        "evaluate": evaluate,
+    }

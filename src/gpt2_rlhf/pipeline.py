@@ -80,7 +80,7 @@ def check(settings: Settings, last: str = LAST) -> None:
     positions = model_files.positions(config) - model_files.start_tokens(settings.model)
     preflight.check_lengths(settings, positions, last)
     sources.check(settings.data)
-    if last in ("ppo", LAST):
+    if last in (settings.method, LAST):
         functions.load_utility(settings.data.utility)
         functions.load_score_function(settings.ppo.reward.function)
     if last == LAST and publish.targets(settings.publish) and world.rank() == 0:

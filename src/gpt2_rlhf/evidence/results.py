@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.evidence.comparison import BEST_OF_N, usable_measures
 from gpt2_rlhf.evidence.tables import Cell, Row, Sources, Table, by_metric, by_place, cell, look_up
 
@@ -21,20 +21,31 @@ _IN_SHORT = {  # for who reads no other page; at most 22 characters, so that 80 
 
 def model_names(sources: Sources) -> dict[str, str]:
     """Return what the models of the evaluation are called, by key."""
-    return {"base": "Base", "sft": "SFT", "ppo": "PPO", BEST_OF_N: f"Best of {sources['evaluation']['best_of']}"}
+    return {**three_models(methods.of(sources)), BEST_OF_N: f"Best of {sources['evaluation']['best_of']}"}
+
+
+def three_models(method: str) -> dict[str, str]:
+    """Return the trained models and the base model, by key, with their labels."""
+    return {"base": "Base", "sft": "SFT", method: methods.LABELS[method]}
 
 
 def overview(sources: Sources) -> Table:
-    """Return the figures that tell most, at most eight rows: a mean for each model, and PPO against SFT by prompt."""
-    ppo, gain = "evaluation/models/ppo", "evaluation/paired/ppo_minus_sft"
+    """Return the figures that tell most in at most eight rows: means, and the policy against SFT."""
+    three, method = three_models(methods.of(sources)), methods.of(sources)
+    policy, gain = three[method], f"{method}_minus_sft"
     won = metrics.WINS_VS_SFT[metrics.MEASURES.index(usable_measures(sources)[0])]
-    rows = [Row("PPO's answer is better", [Cell("")] * 3 + [cell(sources, f"{ppo}/{won.key}", won.unit)])]
+    rows = [
+        Row(
+            f"{policy}'s answer is better",
+            [Cell("")] * 3 + [cell(sources, f"evaluation/models/{method}/{won.key}", won.unit)],
+        )
+    ]
     for place, (one, label) in enumerate(_IN_SHORT.items()):
         is_measure = one in metrics.MEASURES
-        means = [cell(sources, f"evaluation/models/{name}/{one.key}/mean", one.unit) for name in ("base", "sft", "ppo")]
-        change = cell(sources, f"{gain}/{one.key}", one.unit) if is_measure else Cell("")
+        means = [cell(sources, f"evaluation/models/{name}/{one.key}/mean", one.unit) for name in three]
+        change = cell(sources, f"evaluation/paired/{gain}/{one.key}", one.unit) if is_measure else Cell("")
         rows.insert(place if is_measure else len(rows), Row(label, [*means, change], one.better))
-    columns = {"base": "Base", "sft": "SFT", "ppo": "PPO", "ppo_minus_sft": "PPO against SFT"}
+    columns = {**three, gain: f"{policy} against SFT"}
     return Table("overview", "Mean per answer", columns, [row for row in rows if row.cells[2].text != "-"])
 
 
@@ -47,11 +58,13 @@ def models(sources: Sources) -> Table:
 
 def paired(sources: Sources) -> Table:
     """Return what changed from one model to another on the same prompts."""
+    method = methods.of(sources)
+    label = methods.LABELS[method]
     names = {
-        "ppo_minus_sft": "PPO - SFT",  # first, since a phone shows the first two
+        f"{method}_minus_sft": f"{label} - SFT",  # first, since a phone shows the first two
         "sft_minus_base": "SFT - base",
-        "ppo_minus_base": "PPO - base",
-        f"ppo_minus_{BEST_OF_N}": f"PPO - best of {sources['evaluation']['best_of']}",
+        f"{method}_minus_base": f"{label} - base",
+        f"{method}_minus_{BEST_OF_N}": f"{label} - best of {sources['evaluation']['best_of']}",
     }
     compared = sources["evaluation"]["paired"]
     places = {f"evaluation/paired/{name}": label for name, label in names.items() if name in compared}
@@ -59,27 +72,28 @@ def paired(sources: Sources) -> Table:
 
 
 def subsets(sources: Sources) -> Table:
-    """Return SFT and PPO by subset of the data, and by prompts of one turn and of several."""
+    """Return SFT and the policy by subset of the data, and by prompts of one turn and of several."""
     places = {f"evaluation/by_subset/{name}": name for name in sources["evaluation"]["by_subset"]}
-    return by_place(sources, "subsets", "Subset", metrics.OF_SUBSET, places, "prompts")
+    return by_place(sources, "subsets", "Subset", metrics.of_subset(methods.of(sources)), places, "prompts")
 
 
 def performance(sources: Sources) -> Table:
     """Return what became of reward, wins, safety and helpfulness, each by the best measure that the run has."""
-    ppo, subsets = "evaluation/models/ppo", sources["evaluation"]["by_subset"]
+    method, subsets = methods.of(sources), sources["evaluation"]["by_subset"]
+    policy = methods.LABELS[method]
     wins = [one for one in metrics.OF_MODEL if one.key.startswith("win_rate_vs_base")]
     usable = usable_measures(sources)
     by = wins[metrics.MEASURES.index(usable[0])]
-    sd = cell(sources, "evaluation/paired/ppo_minus_base/reward_sd")
+    sd = cell(sources, f"evaluation/paired/{method}_minus_base/reward_sd")
     rows = [
-        Row("Reward", [Cell("PPO - base, in standard deviations of the score"), sd]),
-        Row("Wins against base", [Cell(by.title), cell(sources, f"{ppo}/{by.key}", "share")]),
+        Row("Reward", [Cell(f"{policy} - base, in standard deviations of the score"), sd]),
+        Row("Wins against base", [Cell(by.title), cell(sources, f"evaluation/models/{method}/{by.key}", "share")]),
     ]
     for label, start in (("Safety", "harmless"), ("Helpfulness", "helpful")):
         for name in (one for one in subsets if one.startswith(start)):
-            at = f"evaluation/by_subset/{name}/ppo_minus_sft"
+            at = f"evaluation/by_subset/{name}/{method}_minus_sft"
             one = next(one for one in usable if look_up(sources, f"{at}/{one.key}") is not None)
-            how = f"{one.label}, PPO - SFT, on prompts of {name}"
+            how = f"{one.label}, {policy} - SFT, on prompts of {name}"
             rows.append(Row(label, [Cell(how), cell(sources, f"{at}/{one.key}")]))
         if rows[-1].label != label:
             rows.append(Row(label, [Cell("the data have no subset for it"), Cell("not measured")]))
@@ -87,10 +101,10 @@ def performance(sources: Sources) -> Table:
 
 
 def by_seed(sources: Sources) -> Table:
-    """Return the figures of the policy of each PPO seed."""
+    """Return the figures of the policy of each seed."""
     places = {f"seeds/by_seed/{at}": f"Seed {run['seed']}" for at, run in enumerate(sources["seeds"]["by_seed"])}
     shown = [one for one in metrics.OF_MODEL if one.over_seeds] + list(metrics.OF_SEED)
-    return by_metric(sources, "seeds", "PPO by seed", shown, places, "prompts")
+    return by_metric(sources, "seeds", f"{methods.LABELS[methods.of(sources)]} by seed", shown, places, "prompts")
 
 
 def over_seeds(sources: Sources) -> Table:
@@ -100,7 +114,12 @@ def over_seeds(sources: Sources) -> Table:
         Row(one.title, [cell(sources, f"seeds/over_seeds/{one.key}/{key}", one.unit) for key in columns], one.better)
         for one in metrics.OF_MODEL
     ]
-    return Table("over_seeds", "PPO over seeds", columns, [row for row in rows if row.is_known])
+    return Table(
+        "over_seeds",
+        f"{methods.LABELS[methods.of(sources)]} over seeds",
+        columns,
+        [row for row in rows if row.is_known],
+    )
 
 
 def sft_loss(sources: Sources) -> Table:
@@ -142,9 +161,10 @@ def calibration(sources: Sources) -> Table:
 
 def heldout(sources: Sources) -> Table:
     """Return what was measured on held-out prompts while PPO trained; without rows where nothing was."""
-    measured = sources["ppo"]["heldout"] or {}
+    method = methods.of(sources)
+    measured = sources[method].get("heldout") or {}
     points = {name: measured[name] for name in ("start", "kept", "last") if measured.get(name) is not None}
-    places = {f"ppo/heldout/{name}": f"{name.capitalize()}: update {at['update']}" for name, at in points.items()}
+    places = {f"{method}/heldout/{name}": f"{name.capitalize()}: update {at['update']}" for name, at in points.items()}
     shown = [replace(one, key=one.heldout_key) for one in metrics.OF_MODEL if one.heldout_key is not None]
     if reward_function(sources) is not None:  # PPO then measures its score as the reward
         shown = [replace(one, label=FUNCTION_SCORE) if one.label == metrics.REWARD.label else one for one in shown]
@@ -153,9 +173,11 @@ def heldout(sources: Sources) -> Table:
 
 
 def reward_function(sources: Sources) -> str | None:
-    """Return the import path of the function whose score PPO was trained to raise; None where it was the reward."""
-    found = look_up(sources, "manifests/ppo/inputs/ppo/reward/function")
-    return None if found is None else str(found)
+    """Return the import path of the function whose score the policy was trained to raise; None where there is none."""
+    if "manifests" not in sources:
+        return None
+    method = methods.of(sources["manifests"])
+    return look_up(sources, f"manifests/{method}/inputs/{method}/reward/function")
 
 
 def _reward_models(sources: Sources) -> dict[str, str]:

@@ -50,7 +50,7 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     best_by: "judge", "reward" or "utility"; None chooses one that is comparable between the points.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    figures = [None if one.fault else manifest(one.run.last)["metrics"]["models"]["ppo"] for one in points]
+    figures = [None if one.fault else manifest(one.run.last)["metrics"]["models"][one.run.settings.method] for one in points]
     best, why = _best(points, best_by)
     rows = [_row(place, one, figures[place], best) for place, one in enumerate(points)]
     shown = [one for one in _SHOWN if any(found is not None and found.get(one.key) for found in figures)]
@@ -97,7 +97,7 @@ def _row(place: int, one: Built, figures: Mapping[str, Any] | None, best: Best |
 def _state(one: Built, place: int, best: Best | None) -> str:
     if one.fault is not None:
         return f"failed: {one.fault}"
-    stopped = manifest(one.run.plans[0]["ppo"])["metrics"]["stopped"]
+    stopped = manifest(one.run.plans[0][one.run.settings.method])["metrics"]["stopped"]
     state = "" if stopped is None else f"stopped by the guard: {stopped}"
     return f"best{'; ' if state else ''}{state}" if best is not None and place == best.place else state
 
@@ -153,7 +153,7 @@ def _comparable(runs: Sequence[Run], samples: Sequence[Samples]) -> str | None:
 def _samples(run: Run) -> Samples:
     """Return PPO's answers to the held-out prompts, with their scores."""
     lines = read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl")
-    return {one["prompt"]: one["answers"]["ppo"] for one in lines if one["group"] == "heldout"}
+    return {one["prompt"]: one["answers"][run.settings.method] for one in lines if one["group"] == "heldout"}
 
 
 def _by_prompt(samples: Samples, by: str) -> dict[str, Any]:
