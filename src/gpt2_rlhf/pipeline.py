@@ -175,7 +175,7 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
 
 
 def _show_rows(planned: Run) -> None:
-    from gpt2_rlhf.models import loading  # as in _steps
+    from gpt2_rlhf.models import loading  # as in building._step
     from gpt2_rlhf.rows import preview, row_report, tables
 
     print(f"{row_report.text(row_report.read(planned.last.directory))}\n")

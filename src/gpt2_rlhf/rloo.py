@@ -25,7 +25,7 @@ from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import calibration
 from gpt2_rlhf.launch import training
 from gpt2_rlhf.launch.stopwatch import Stopwatch
-from gpt2_rlhf.models import loading, packing, tokens
+from gpt2_rlhf.models import loading, packing, sampling, tokens
 from gpt2_rlhf.ppo_trainer import Shaping, forward, gates, reward_scores
 from gpt2_rlhf.ppo_trainer.forward import Rows
 from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
@@ -71,7 +71,6 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     packing.without_padding(policy)  # also since TRL gives no positions, so that GPT-2 would count its left padding
     set_seed(stage.seed)
     config = RLOOConfig(**arguments(settings, stage))
-    config.generation_kwargs = {"suppress_tokens": [pad_token_id]}  # else it would be read as the end of the answer
     prompts = _prompts(settings, stage, config, tokenizer)
     function = load_score_function(ppo.reward.function)
 
@@ -117,10 +116,30 @@ def run(settings: Settings, stage: Stage) -> Outcome:
 
 
 class Trainer(RLOOTrainer):
-    """TRL's RLOO on prompts of token ids. A resumed one goes on with the answers that were sampled before the kill."""
+    """TRL's RLOO on prompts of token ids, with PPO's sampler; a resumed one keeps the answers sampled before the kill.
+
+    TRL's own sampler pads on the left, computes answers that have ended to the end of the batch, and takes options from
+    the model's generation config.
+    """
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> list[list[int]]:
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        pad_token_id = tokens.pad_id(self._tokenizer)
+        is_in_vocabulary = pad_token_id < policy.get_output_embeddings().weight.shape[0]
+        with self.accelerator.autocast():
+            answers, _logprobs = sampling.sample_ids(
+                policy,
+                prompt_ids,
+                torch.rand(len(prompt_ids), self.max_completion_length, dtype=torch.float64),
+                temperature=self.temperature,
+                eos_token_id=tokens.eos_id(self._tokenizer),
+                never_token_id=pad_token_id if is_in_vocabulary else None,
+                batch_size=len(prompt_ids),
+            )
+        return answers
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

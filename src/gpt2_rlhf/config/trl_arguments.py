@@ -47,8 +47,10 @@ _NAMES_BY_REASON = {
     "samples drawn while training would change the random state and so the result": ("num_sample_generations",),
     "the order of the prompts depends on the seed alone": ("shuffle_dataset",),
     "there is one reward": ("reward_weights",),
-    "the pipeline samples with the model itself": (
-        "use_vllm", "use_transformers_continuous_batching", "use_transformers_paged",
+    "the pipeline samples by itself, from the model's whole distribution": (
+        "use_vllm", "use_transformers_continuous_batching", "transformers_continuous_batching_config",
+        "use_transformers_paged", "generation_kwargs", "cache_implementation", "top_p", "top_k", "min_p",
+        "repetition_penalty", "chat_template_kwargs", "ds3_gather_for_generation",
     ),
     "TRL computes it from the batch arguments": (
         "world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size",
@@ -66,7 +68,7 @@ _REFUSED_VALUES = (
     ("rloo", "eval_strategy", "[!n]*", "the evaluation of the run measures the policy; leave it out"),
     ("rloo", "max_steps", "*", "the episodes decide; set rloo.episodes=<number>"),
     ("rloo", "num_train_epochs", "*", "the episodes decide; set rloo.episodes=<number>"),
-    ("rloo", "vllm_*", "*", "the pipeline samples with the model itself; leave it out"),
+    ("rloo", "vllm_*", "*", "the pipeline samples by itself; leave it out"),
     ("ppo", "lr_scheduler_type", "reduce_lr_on_plateau", "PPO has no evaluation loss to follow; set another"),
     ("ppo", "optim", "*lomo", "it updates in the backward pass, which PPO does not allow for; set another"),
     ("ppo", "optim", "*_layerwise", "it updates in the backward pass, which PPO does not allow for; set another"),

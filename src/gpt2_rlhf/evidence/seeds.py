@@ -37,7 +37,7 @@ def spread(settings: Ppo, runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> di
     return {
         "by_seed": by_seed,
         **{name: [one["seed"] for one in by_seed if one[name] is not None] for name in ("collapsed", "stopped")},
-        "over_seeds": {name: _over_seeds([one[name] for one in by_seed]) for name in keys},
+        "over_seeds": {name: over_seeds([one[name] for one in by_seed]) for name in keys},
     }
 
 
@@ -63,7 +63,8 @@ def collapse(found: Mapping[str, Any], guard: Guard) -> str | None:
     return next(low, None)
 
 
-def _over_seeds(estimates: Sequence[Mapping[str, float] | None]) -> dict[str, Any] | None:
+def over_seeds(estimates: Sequence[Mapping[str, float] | None]) -> dict[str, Any] | None:
+    """Return mean, sample standard deviation, min, max and n of the means; None where one is unknown."""
     means = [one["mean"] for one in estimates if one is not None]
     if len(means) < len(estimates):
         return None
