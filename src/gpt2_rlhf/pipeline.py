@@ -44,6 +44,7 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
 def _build_and_show(overrides: Sequence[str], last: str) -> None:
     started = time.perf_counter()
     composed = compose.load(overrides)
+    preflight.check_overrides(composed.overrides, composed.settings.method)
     check(composed.settings, last)
     if composed.settings.dry_run:
         if world.rank() == 0:

@@ -114,6 +114,17 @@ def check(settings: Settings, last: str = "evaluate") -> None:
         raise UserError(fault)
 
 
+def check_overrides(overrides: Sequence[str], method: str) -> None:
+    """Refuse a setting of another method, which would have no effect; `ppo` has settings that all methods read.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for key in (one.partition("=")[0] for one in overrides):
+        if (section := key.lstrip("+~").partition(".")[0]) in LABELS and section not in ("ppo", method):
+            raise UserError(f"{key}: method={method} does not read it; set method={section}, or leave it out")
+
+
 def check_ranges(settings: Settings, is_used: Callable[[str], bool]) -> None:
     """Refuse a value out of its range, of the settings that are used; no number may be infinite.
 

@@ -77,12 +77,11 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     parts = ["\n".join(lines), *([plain(table)] if columns else []), textwrap.fill(why, WIDTH)]
     if any(len(one.run.plans) > 1 for one in points):
         parts.append("Of a point with several seeds, brackets have the lowest and the highest of their means.")
-    costs = [None if one.fault else _cost(one.run) for one in points]
-    best_of_n = _best_of_n(points)
+    best_of_n = None
     if len({one.run.settings.method for one in points}) > 1:
+        best_of_n, costs = _best_of_n(points), [None if one.fault else _cost(one.run) for one in points]
         parts.append(plain(_of_methods(points, figures, costs, best_of_n)))
-        for row, cost in zip(rows, costs, strict=True):
-            row["cost"] = cost
+        rows = [{**row, "cost": cost} for row, cost in zip(rows, costs, strict=True)]
     page = "\n\n".join(parts) + "\n"
     write_json(
         directory / "sweep.json",
@@ -91,7 +90,7 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
             "best_by": best and best.by.key,
             "note": why,
             "points": rows,
-            **({"best_of_n": best_of_n} if "cost" in rows[0] else {}),
+            **({"best_of_n": best_of_n} if best_of_n else {}),
         },
     )
     with replacing(directory / "sweep.md") as file:
@@ -243,9 +242,8 @@ def _of_methods(
     for metric in _COST:
         for (label, _), cost in zip(named, costs, strict=True):
             if cost is not None:
-                rows.append(
-                    Row(f"{metric.title}: {label}", [Cell(text(cost[metric.key], metric.unit)), Cell(""), Cell("")])
-                )
+                took = cost[metric.key] if metric.unit == "seconds" else round(cost[metric.key])
+                rows.append(Row(f"{metric.title}: {label}", [Cell(text(took, metric.unit)), Cell(""), Cell("")]))
     return Table("methods", "Method", {"mean": "Mean", "sd": "SD over seeds", "seeds": "Seeds"}, rows)
 
 
