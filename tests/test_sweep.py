@@ -97,6 +97,4 @@ def test_methods_are_points_that_share_all_before_the_policy_and_a_run_of_each_h
     assert "building" not in printed
     card = (tmp_path / "latest" / "model" / "README.md").read_text()
     assert "SFT, then the reward model from it, then DPO from SFT |" in card
-        "SFT, then the reward model from it, then DPO from SFT |" in (tmp_path / "latest/model/README.md").read_text()
-    )
     assert (tmp_path / "latest" / "report" / "curves-dpo.png").stat().st_size > 0
