@@ -32,7 +32,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture
 def trainer(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Any:
     policy, reference = tiny_policy(tokenizer), tiny_policy(tokenizer)
-    packing.without_padding(policy)  # of the policy alone: the loss shows that both passes give the same numbers
+    packing.without_padding(policy, 64)  # of the policy alone: the loss shows that both passes give the same numbers
     config = DPOConfig(
         output_dir=str(tmp_path), per_device_train_batch_size=2, report_to="none", bf16=False, use_cpu=True,
         disable_tqdm=True, activation_checkpointing=False, max_length=None,

@@ -43,12 +43,19 @@ def sft_dir(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPat
 
 
 def trainer(
-    sft_dir: Path, output_dir: Path, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase, rounds: int = 1
+    sft_dir: Path,
+    output_dir: Path,
+    prompts: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    rounds: int = 1,
+    packs: bool = True,
 ) -> Any:
     """A trainer as the stage makes it, rewarded for low token ids; each round samples 4 answers and learns twice."""
     padding = tokens.padding_copy(tokenizer, "left")
     policy = loading.load_policy(str(sft_dir))
-    packing.without_padding(policy)
+    columns = max(map(len, prompts)) + 6
+    if packs:
+        packing.without_padding(policy, columns)
     set_seed(3)
     config = RLOOConfig(
         output_dir=str(output_dir),
@@ -80,7 +87,7 @@ def trainer(
         train_dataset=Dataset.from_dict({"prompt": prompts * rounds}),
         processing_class=padding,
     )
-    packing.without_padding(made.ref_model)
+    packing.without_padding(made.ref_model, columns)
     return made
 
 
@@ -97,6 +104,14 @@ def test_answers_follow_exactly_the_prompts_of_ppo_and_have_their_probability_th
     ]
     expected = scoring.sequence_logprobs(loading.load_policy(str(sft_dir)), repeated, answers, TEMPERATURE, 4)
     assert batch["old_logps"].tolist() == pytest.approx([float(row.sum()) for row in expected], abs=1e-4)
+
+
+def test_positions_that_count_the_padding_stop_the_stage(
+    sft_dir: Path, tmp_path: Path, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    made = trainer(sft_dir, tmp_path, prompts, tokenizer, packs=False)  # as stock TRL computes GPT-2
+    with pytest.raises(UserError, match="rloo: gpt2: sampling and the pass that trains differ by"):
+        made._generate_and_score_completions([{"prompt": ids} for ids in prompts for _ in range(2)])
 
 
 def test_the_reference_is_the_sft_model(

@@ -43,9 +43,12 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     policy = loading.load_policy(sft_dir)
     adapter = loading.lora(settings.dpo.peft, policy, "dpo.peft")
     reference = loading.load_policy(sft_dir) if adapter is None else None
+    columns = sum(
+        tables.longest_tokens(rows.select_columns(part)) for part in (["prompt_ids"], ["chosen_ids", "rejected_ids"])
+    )
     for model in (policy, reference) if reference is not None else (policy,):
         packing.use_fused_activations(model)
-        packing.without_padding(model)
+        packing.without_padding(model, columns)
     set_seed(stage.seed)
     trainer = Trainer(
         model=policy,

@@ -32,6 +32,8 @@ from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
+_MAX_GAP_NATS = 2e-2  # of an answer's mean token, as PPO allows in a lower precision
+
 
 def check(settings: Settings, stage: Stage) -> TrainingArguments:
     """Refuse arguments that TRL or a tracker does not allow, and return the config; the data is ready.
@@ -67,11 +69,12 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     # the reference is loaded by TRL from the same folder
     policy = loading.load_policy(str(stage.needs["sft"].model_dir))
     reward_model = loading.on_device(loading.load_reward(str(stage.needs["reward"].model_dir), pad_token_id))
-    packing.use_fused_activations(policy)
-    packing.without_padding(policy)  # also since TRL gives no positions, so that GPT-2 would count its left padding
-    set_seed(stage.seed)
     config = RLOOConfig(**arguments(settings, stage))
     prompts = _prompts(settings, stage, config, tokenizer)
+    columns = max(map(len, prompts)) + settings.rloo.args["max_completion_length"]
+    packing.use_fused_activations(policy)
+    packing.without_padding(policy, columns)  # also since TRL gives no positions: GPT-2 would count its left padding
+    set_seed(stage.seed)
     function = load_score_function(ppo.reward.function)
 
     trainer = Trainer(
@@ -93,7 +96,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     if trainer.ref_model is not None:
         reference = trainer.accelerator.unwrap_model(trainer.ref_model)
         packing.use_fused_activations(reference)
-        packing.without_padding(reference)
+        packing.without_padding(reference, columns)
     work = Stopwatch()
     with work.running():
         trained = training.trained_model(trainer, stage)
@@ -130,7 +133,7 @@ class Trainer(RLOOTrainer):
         pad_token_id = tokens.pad_id(self._tokenizer)
         is_in_vocabulary = pad_token_id < policy.get_output_embeddings().weight.shape[0]
         with self.accelerator.autocast():
-            answers, _logprobs = sampling.sample_ids(
+            answers, logprobs = sampling.sample_ids(
                 policy,
                 prompt_ids,
                 torch.rand(len(prompt_ids), self.max_completion_length, dtype=torch.float64),
@@ -139,7 +142,20 @@ class Trainer(RLOOTrainer):
                 never_token_id=pad_token_id if is_in_vocabulary else None,
                 batch_size=len(prompt_ids),
             )
+        self._sampled = torch.tensor([[sum(row), len(row)] for row in logprobs])
         return answers
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        sampled, lengths = self._sampled.T
+        gap = ((batch["old_logps"].cpu() - sampled).abs() / lengths).max()
+        if not gap <= _MAX_GAP_NATS:
+            family = self.accelerator.unwrap_model(self.model).config.model_type
+            raise UserError(
+                f"rloo: {family}: sampling and the pass that trains differ by {gap:.3g} nats a token; expected equal "
+                f"up to rounding ({_MAX_GAP_NATS:g}): it would train on wrong numbers; set method=ppo, or another model"
+            )
+        return batch
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
