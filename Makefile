@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline sweep data sft reward judge ppo evaluate config status show chat card publish clean prune clean-all lint test test-fast test-cluster report-check chat-check bench
+.PHONY: help setup pipeline sweep data sft reward judge ppo rloo dpo evaluate config status show chat card publish clean prune clean-all lint test test-fast test-cluster report-check chat-check bench
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,14 +34,16 @@ pipeline: $(STAMP)  ## build what is not done: SFT, reward model, PPO, evaluatio
 sweep: $(STAMP)  ## build and compare all points: make sweep seed=0,1
 	@$(BIN)/python -m gpt2_rlhf sweep $(OVERRIDES)
 
-data sft reward judge ppo evaluate: $(STAMP)
+data sft reward judge ppo rloo dpo evaluate: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)
 data:  ## print the row report, and rows as the trainers get them
 sft:  ## build up to supervised fine-tuning
 reward:  ## build up to the reward model
 judge:  ## build up to the judge, a second reward model
 ppo:  ## build up to PPO
-evaluate:  ## build up to the comparison of base, SFT and PPO
+rloo:  ## build up to RLOO, as method=rloo
+dpo:  ## build up to DPO, as method=dpo
+evaluate:  ## build up to the comparison of base, SFT and policy
 
 config status show chat card publish: $(STAMP)
 	@$(BIN)/python -m gpt2_rlhf $@ $(OVERRIDES)

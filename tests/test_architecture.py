@@ -13,7 +13,7 @@ FLOORS = (
     ("models", "hub", "launch"),
     ("evidence",),
     ("rows", "ppo_trainer"),
-    ("data", "sft", "reward", "ppo", "evaluate", "publish", "chat"),
+    ("data", "sft", "reward", "ppo", "rloo", "dpo", "evaluate", "publish", "chat"),
     ("building", "pipeline", "sweep", "cli", "__main__"),
 )
 ON_ONE_FLOOR = {
@@ -94,5 +94,5 @@ def test_the_house_stays_small() -> None:
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     assert rooms | files <= set(FLOOR)
     assert len(rooms) <= 9
-    assert len(files) <= 12  # without __init__.py, which only sets the environment
+    assert len(files) <= 14  # without __init__.py, which only sets the environment
     assert len(FLOORS) <= 7

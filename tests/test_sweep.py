@@ -80,3 +80,21 @@ def test_a_point_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path, monkey
     assert "1: function=null" in printed
     assert "2: function=no_scores:score  failed: " in printed
     assert "1 of 2 points have figures" in printed
+
+
+def test_methods_are_points_that_share_all_before_the_policy_and_a_run_of_each_has_its_card(tmp_path: Path) -> None:
+    run = start(tmp_path, "method=rloo,dpo", NO_JUDGE)
+    printed = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, printed
+    names = ("sft", "reward", "rloo", "dpo", "evaluate")
+    assert [len(trained(tmp_path, name)) for name in names] == [1, 1, 1, 1, 2]
+    for row in ("Tokens sampled: RLOO", "Pairs learnt from: DPO", "best of n"):
+        assert row in printed
+
+    shown = start(tmp_path, "method=dpo", NO_JUDGE, verb="pipeline")
+    printed = shown.communicate(timeout=100)[0]
+    assert shown.returncode == 0, printed
+    assert "building" not in printed
+    card = (tmp_path / "latest" / "model" / "README.md").read_text()
+    assert "SFT, then the reward model from it, then DPO from SFT |" in card
+    assert (tmp_path / "latest" / "report" / "curves-dpo.png").stat().st_size > 0

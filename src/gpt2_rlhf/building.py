@@ -6,6 +6,7 @@ What is built is under a lock, each stage in processes of its own. A stage that 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -166,7 +167,7 @@ def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
     Raises:
         UserError: as check_arguments; or a stage needs more memory than there is.
     """
-    from gpt2_rlhf.models import estimates, loading, memory  # as in _steps
+    from gpt2_rlhf.models import estimates, loading, memory  # as in _step
     from gpt2_rlhf.rows import lengths
 
     check_arguments(settings, [stage for stage in stages if stage.name in TRAINED])
@@ -190,12 +191,11 @@ def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
     Raises:
         UserError: names the stage and what is refused, or the disk that has too little room.
     """
-    from gpt2_rlhf.launch import training  # as in _steps
+    from gpt2_rlhf.launch import training  # as in _step
     from gpt2_rlhf.models import room
 
     world.leave()
-    steps = _steps()
-    room.require(settings, [(stage, steps[stage.name].check(settings, stage)) for stage in stages])
+    room.require(settings, [(stage, _step(stage.name).check(settings, stage)) for stage in stages])
     training.say_precision(settings)
 
 
@@ -210,7 +210,7 @@ def show_found(job: Job) -> None:
     found = terminal.found(stage.name, record["metrics"])
     print(f"{job.label} done in {record['wall_s']:.0f} s: {found}", flush=True)
     if stage.name == "data":
-        from gpt2_rlhf.rows import row_report  # as in _steps
+        from gpt2_rlhf.rows import row_report  # as in _step
 
         print(end="".join(f"  {line}\n" for line in row_report.notices(record["metrics"])), flush=True)
 
@@ -332,7 +332,7 @@ def _build_in_job(job: Job, to_check: Sequence[Stage]) -> None:
 def _task(job: Job, processes: int) -> Task:
     stage = job.stage
     needs = frozenset(need.directory for need in stage.needs.values())
-    action = partial(build_stage, _steps()[stage.name].run, job.settings, stage)
+    action = partial(build_stage, _step(stage.name).run, job.settings, stage)
     count = processes if stage.name in TRAINED else 1
     return Task(job.label, stage.directory, action, needs, count, job.settings.launch.threads)
 
@@ -342,8 +342,6 @@ def _are_changed(finished: Sequence[Stage]) -> bool:
     return bool(world.agree(lambda: "yes" if any(fault(one) is not None for one in finished) else ""))
 
 
-def _steps() -> dict[str, ModuleType]:
-    # here, since torch and TRL take seconds to import, which a run that builds nothing need not wait for
-    from gpt2_rlhf import data, evaluate, ppo, reward, sft
-
-    return {"data": data, "sft": sft, "reward": reward, "judge": reward, "ppo": ppo, "evaluate": evaluate}
+def _step(name: str) -> ModuleType:
+    """Import the module of a stage, when it is built: torch and TRL take seconds, and each method has its trainer."""
+    return import_module(f"gpt2_rlhf.{'reward' if name == 'judge' else name}")

@@ -14,6 +14,7 @@ from rich.table import Table
 from gpt2_rlhf import chat, pipeline, publish, sweep
 from gpt2_rlhf.config import compose, preflight
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.methods import LABELS
 from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.config.system_faults import exit_with_one_line
 from gpt2_rlhf.evidence import summary, terminal
@@ -28,8 +29,8 @@ USAGE = """usage: gpt2-rlhf {verb} {arguments}
 """
 
 SETTINGS = """
-Settings are Hydra overrides. Every argument of TRL's SFTConfig, RewardConfig
-and PPOConfig is one:
+Settings are Hydra overrides. Every argument of TRL's SFTConfig, RewardConfig,
+PPOConfig, RLOOConfig and DPOConfig is one:
   seed=7  data.path=my_pairs.jsonl  ppo.args.kl_coef=0.2  sft.peft.r=8
 
 Groups, chosen by group=option:
@@ -45,7 +46,9 @@ STAGES = {
     "reward": "Build up to the reward model.",
     "judge": "Build up to the judge, a reward model that PPO is not trained on.",
     "ppo": "Build up to PPO.",
-    "evaluate": "Build up to the comparison of base, SFT and PPO.",
+    "rloo": "Build up to RLOO, as method=rloo.",
+    "dpo": "Build up to DPO, as method=dpo.",
+    "evaluate": "Build up to the comparison of base, SFT and policy.",
 }
 VERBS = {
     "pipeline": "Build what is not done: SFT, reward model, PPO, evaluation.",
@@ -98,7 +101,7 @@ def _run(arguments: Sequence[str]) -> None:
         "prune": lambda overrides: clean.prune(compose.load(overrides).settings.output_dir),
     }
     if verb in STAGES:
-        pipeline.run(rest, verb)
+        pipeline.run([f"method={verb}", *rest] if verb in LABELS else rest, verb)
     else:
         actions[verb](rest)
 

@@ -63,7 +63,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     prompts = EvaluationPrompts(settings.evaluate, tokenizer, texts, rows)
     utility = load_utility(settings.data.utility)
     generations = _generations(settings, stage, prompts, work)
-    answers = {name: generations[name].draws[0] for name in ("base", "sft", "ppo")}
+    answers = {name: generations[name].draws[0] for name in ("base", "sft", settings.method)}
     draws = {f"sft, draw {number}": draw for number, draw in enumerate(generations["sft"].draws, start=1)}
     scores = {"reward": _scores(stage, "reward", prompts, {**answers, **draws}, work)}
     if len(draws) > 1:
@@ -100,7 +100,7 @@ def prompt_groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 def _generations(
     settings: Settings, stage: Stage, prompts: EvaluationPrompts, work: Stopwatch
 ) -> dict[str, Generations]:
-    """Return what base, PPO and SFT generated, with one model in memory at a time."""
+    """Return what base, policy and SFT generated, with one model in memory at a time."""
     found: dict[str, Generations] = {}
 
     def generate(name: str) -> Generations:
@@ -113,7 +113,7 @@ def _generations(
             draws, others = settings.evaluate.best_of or 1, {whose: one.draws[0] for whose, one in found.items()}
         return sample_and_score(loading.on_device(model), name, prompts, draws, others, work)
 
-    for name in ("base", "ppo", "sft"):  # SFT last: it also scores the answers of the other two
+    for name in ("base", settings.method, "sft"):  # SFT last: it also scores the answers of the other two
         found[name] = generations_from_json(_load_or_compute(stage, name, lambda name=name: generate(name)))
     return found
 

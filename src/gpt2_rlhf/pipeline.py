@@ -44,6 +44,7 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
 def _build_and_show(overrides: Sequence[str], last: str) -> None:
     started = time.perf_counter()
     composed = compose.load(overrides)
+    preflight.check_overrides(composed.overrides, composed.settings.method)
     check(composed.settings, last)
     if composed.settings.dry_run:
         if world.rank() == 0:
@@ -81,7 +82,7 @@ def check(settings: Settings, last: str = LAST) -> None:
     positions = model_files.positions(config) - before_prompt
     preflight.check_lengths(settings, positions, last)
     sources.check(settings.data)
-    if last in ("ppo", LAST):
+    if last in (settings.method, LAST):
         functions.load_utility(settings.data.utility)
         functions.load_score_function(settings.ppo.reward.function)
     if last == LAST and settings.evaluate.toxicity:
@@ -179,7 +180,7 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
 
 
 def _show_rows(planned: Run) -> None:
-    from gpt2_rlhf.models import loading  # as in _steps
+    from gpt2_rlhf.models import loading  # as in building._step
     from gpt2_rlhf.rows import preview, row_report, tables
 
     print(f"{row_report.text(row_report.read(planned.last.directory))}\n")

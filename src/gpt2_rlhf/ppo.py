@@ -24,7 +24,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.functions import load_score_function, load_utility
 from gpt2_rlhf.config.ppo_sizes import Sizes
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.evidence import curves, measured
+from gpt2_rlhf.evidence import calibration, curves, measured
 from gpt2_rlhf.launch import training, world
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, tokens
@@ -62,7 +62,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the `ppo` prompts, save the policy in `stage.model_dir`, and return what was measured."""
     ppo, reward_report = settings.ppo, manifest(stage.needs["reward"])["metrics"]
     # with a reward function the reward model only starts the critic
-    fault = gates.reward_model_fault(reward_report) if ppo.reward.function is None else None
+    fault = calibration.reward_model_fault(reward_report) if ppo.reward.function is None else None
     forced = gates.pass_or_stop([fault], settings.force)
     mean, std = (reward_report["score_mean"], reward_report["score_std"]) if ppo.reward.normalise else (0.0, 1.0)
     prepared, fitted = stage.needs["data"].directory, _sizes(settings, stage)
@@ -136,7 +136,7 @@ def _judge(stage: Stage, pad_token_id: int) -> tuple[PreTrainedModel | None, str
     """Return the judge, or None and the fault for which it is not used."""
     if "judge" not in stage.needs:
         return None, None
-    fault = gates.reward_model_fault(manifest(stage.needs["judge"])["metrics"], "judge")
+    fault = calibration.reward_model_fault(manifest(stage.needs["judge"])["metrics"], "judge")
     if fault is None:
         return loading.load_reward(str(stage.needs["judge"].model_dir), pad_token_id), None
     if world.rank() == 0:

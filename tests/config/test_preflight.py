@@ -6,6 +6,7 @@ import pytest
 
 from gpt2_rlhf.config import compose, preflight, trl_fields
 from gpt2_rlhf.config.errors import UserError
+from helpers.overrides import changed
 
 
 def test_every_setting_with_a_range_exists() -> None:
@@ -160,3 +161,23 @@ def test_a_launcher_file_for_one_process_is_refused_since_nothing_would_read_it(
     preflight.check(compose.load(overrides).settings)
     with pytest.raises(UserError, match="not used by one process"):
         preflight.check(compose.load([*overrides, "launch.processes=1"]).settings)
+
+
+def test_a_setting_of_another_method_is_refused_since_it_would_have_no_effect() -> None:
+    with pytest.raises(UserError, match=r"dpo\.args\.beta: method=rloo does not read it; set method=dpo"):
+        preflight.check_overrides(["seed=1", "dpo.args.beta=0.2"], "rloo")
+    preflight.check_overrides(["ppo.seeds=[1]", "dpo.args.beta=0.2"], "dpo")
+
+
+def test_a_stage_of_another_method_is_refused() -> None:
+    with pytest.raises(UserError, match="method: dpo, with which no ppo stage is built; expected method=ppo"):
+        preflight.check(compose.load(["method=dpo"]).settings, "ppo")
+
+
+def test_what_a_method_does_not_read_is_not_refused() -> None:
+    settings = compose.load([]).settings
+    preflight.check(changed(settings, "method=dpo", "rloo.args.learning_rate=-1", "ppo.args.kl_coef=-1"))
+    with pytest.raises(UserError, match=r"ppo\.args\.kl_coef"):  # RLOO has the reward and the prompts of PPO
+        preflight.check(changed(settings, "method=rloo", "ppo.args.kl_coef=-1"))
+    with pytest.raises(UserError, match="method: none; expected ppo, rloo or dpo"):
+        preflight.check(changed(settings, "method=none"))

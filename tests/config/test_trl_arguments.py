@@ -36,6 +36,11 @@ def test_every_argument_ppo_uses_is_one_that_ppo_config_has_and_a_user_may_set()
         ("ppo", {"optim": "adalomo"}, "ppo.args.optim: adalomo: it updates in the backward pass"),
         ("ppo", {"optim": "galore_adamw_layerwise"}, "ppo.args.optim: galore_adamw_layerwise: it updates in the"),
         ("ppo", {"optim": "schedule_free_radam"}, "ppo.args.optim: schedule_free_radam: PPO does not switch"),
+        ("rloo", {"max_steps": 9}, "rloo.args.max_steps: 9: the episodes decide; set rloo.episodes="),
+        ("rloo", {"eval_strategy": "steps"}, "rloo.args.eval_strategy: steps: the evaluation of the run"),
+        ("rloo", {"use_vllm": True}, "rloo.args.use_vllm: cannot be set here: the pipeline samples by itself"),
+        ("rloo", {"vllm_mode": "server"}, "rloo.args.vllm_mode: server: the pipeline samples by itself"),
+        ("dpo", {"max_length": 64}, "dpo.args.max_length: cannot be set here: the data stage limits lengths"),
         ("sft", {"dataloader_persistent_workers": True}, "no workers; set sft.args.dataloader_num_workers"),
         (
             "ppo",

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 from transformers import SchedulerType
 from trl.experimental.ppo import PPOConfig
+from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.reward_config import RewardConfig
+from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.sft_config import SFTConfig
 
 from gpt2_rlhf.config import trl_fields
 
-CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
+CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig, "rloo": RLOOConfig, "dpo": DPOConfig}
 
 
 @pytest.mark.parametrize("stage", CONFIGS)

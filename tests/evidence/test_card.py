@@ -40,7 +40,9 @@ def records() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def cards(records: dict[str, Any]) -> dict[str, str]:
     """The three cards of the bundled run, by folder."""
-    return {folder: card.render(compose.load([]).settings, card_run.run(records), folder) for folder in card.FOLDERS}
+    return {
+        folder: card.render(compose.load([]).settings, card_run.run(records), folder) for folder in card.folders("ppo")
+    }
 
 
 def table(text: str, header: str) -> dict[str, list[str]]:
@@ -92,7 +94,7 @@ def test_the_cards_of_a_model_with_a_chat_template_use_it(records: dict[str, Any
     assert asked == {"role": "user", "content": "example 1"}
 
 
-@pytest.mark.parametrize("folder", card.FOLDERS)
+@pytest.mark.parametrize("folder", card.folders("ppo"))
 def test_the_own_classes_of_the_hub_read_the_card(cards: dict[str, str], folder: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(cards[folder], encoding="utf-8")
     data = ModelCard.load(tmp_path / "README.md").data
@@ -565,7 +567,7 @@ def test_base_model_and_data_of_the_hub_are_linked_and_local_ones_are_named(reco
 
 
 def test_the_card_says_how_to_repeat_the_run_and_with_what(cards: dict[str, str]) -> None:
-    for folder, stage in card.FOLDERS.items():
+    for folder, stage in card.folders("ppo").items():
         assert "```bash\nmake pipeline seed=3\n```" in cards[folder]
         rows = table(cards[folder], "Finished")
         assert rows["Seconds, all stages"] == ["60"]  # six stages of ten

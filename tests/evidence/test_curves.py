@@ -36,8 +36,8 @@ def lines(figure, panel: int) -> dict[str, list[tuple[float, float]]]:
 def figures(monkeypatch: pytest.MonkeyPatch) -> list:
     """What `write` draws, instead of the file alone."""
     kept: list = []
-    make = curves.of_ppo
-    monkeypatch.setattr(curves, "of_ppo", lambda *given: kept.append(make(*given)) or kept[-1])
+    make = curves.of_policy
+    monkeypatch.setattr(curves, "of_policy", lambda *given: kept.append(make(*given)) or kept[-1])
     return kept
 
 

@@ -46,7 +46,7 @@ def test_every_answer_is_in_the_histograms_and_lengths_in_bins_of_whole_tokens()
         {"answers": {name: {"tokens": place + shift} for shift, name in enumerate(("base", "sft", "ppo"))}}
         for place in range(90)
     ]
-    (axes,) = plots._distributions(samples, "tokens", metrics.TOKENS).figure.axes
+    (axes,) = plots._distributions("ppo", samples, "tokens", metrics.TOKENS).figure.axes
     bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert sum(bar.get_height() for bar in bars) == 90
     assert {bar.get_width() for bar in bars} == {3}  # 92 lengths, 0 to 91, over about 30 bins
@@ -55,7 +55,7 @@ def test_every_answer_is_in_the_histograms_and_lengths_in_bins_of_whole_tokens()
 def test_answers_that_are_all_alike_have_a_histogram():
     same = [{"answers": {name: {"tokens": 5, "reward": 0.5} for name in ("base", "sft", "ppo")}}] * 3
     for key in ("tokens", "reward"):
-        (axes,) = plots._distributions(same, key, metrics.REWARD).figure.axes
+        (axes,) = plots._distributions("ppo", same, key, metrics.REWARD).figure.axes
         assert max(patch.get_height() for patch in axes.patches if isinstance(patch, Rectangle)) == 3
 
 

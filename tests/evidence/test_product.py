@@ -53,7 +53,7 @@ def test_each_folder_is_the_stage_s_model_with_card_settings_and_manifests(
 ) -> None:
     found = write(tmp_path / "run", stages)
     assert found == dict.fromkeys(("model", "sft_model", "reward_model"), FILES | TEXTS)
-    for folder, stage in card.FOLDERS.items():
+    for folder, stage in card.folders("ppo").items():
         weights = tmp_path / "run" / folder / "model.safetensors"
         assert weights.samefile(stages[stage].model_dir / "model.safetensors")  # no second copy
 
@@ -150,12 +150,12 @@ def test_folders_that_are_up_to_date_are_left_as_they_are(
     stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def replaced(*overrides: str) -> list[str]:
-        before = {name: (tmp_path / "run" / name).stat().st_ino for name in card.FOLDERS}
+        before = {name: (tmp_path / "run" / name).stat().st_ino for name in card.folders("ppo")}
         write(tmp_path / "run", stages, *overrides)
         return [name for name, number in before.items() if (tmp_path / "run" / name).stat().st_ino != number]
 
     write(tmp_path / "run", stages)
-    every = list(card.FOLDERS)
+    every = list(card.folders("ppo"))
     assert replaced() == []
     templates = tmp_path / "templates"
     shutil.copytree(card.TEMPLATES, templates)
@@ -231,10 +231,10 @@ def test_the_command_reproduces_the_run_anywhere_and_publishes_nothing() -> None
     assert command(["model.name=openai-community/gpt2"]) == "make pipeline model.name=openai-community/gpt2"
 
 
-@pytest.mark.parametrize("folder", card.FOLDERS)
+@pytest.mark.parametrize("folder", card.folders("ppo"))
 def test_damaged_or_lost_weights_are_not_pushed(tmp_path: Path, folder: str) -> None:
     records = card_run.records()
-    for name in card.FOLDERS.values():
+    for name in card.folders("ppo").values():
         content = f"model.safetensors of {name}".encode()
         records[name]["weights_sha256"] = {"model.safetensors": hashlib.sha256(content).hexdigest()}
     write(tmp_path / "run", card_run.stages(tmp_path, records))

@@ -64,25 +64,34 @@ def test_one_seed_has_no_standard_deviation():
 
 
 def test_a_policy_worse_than_sft_beyond_its_interval_has_collapsed():
-    assert collapse(FIT, evaluation(-0.05)["metrics"], GUARD) is None  # up to +0.05
-    assert collapse(FIT, evaluation(-0.5)["metrics"], GUARD) == "reward -0.50 [-0.60, -0.40] against SFT"
+    assert collapse({"ppo": FIT, "evaluation": evaluation(-0.05)["metrics"]}, GUARD) is None  # up to +0.05
+    assert (
+        collapse({"ppo": FIT, "evaluation": evaluation(-0.5)["metrics"]}, GUARD)
+        == "reward -0.50 [-0.60, -0.40] against SFT"
+    )
 
 
 def test_the_utility_decides_where_it_is_known():
-    assert collapse(FIT, evaluation(-0.5, 0.5)["metrics"], GUARD) is None
-    assert collapse(FIT, evaluation(0.5, -0.5)["metrics"], GUARD) == "utility -0.50 [-0.60, -0.40] against SFT"
+    assert collapse({"ppo": FIT, "evaluation": evaluation(-0.5, 0.5)["metrics"]}, GUARD) is None
+    assert (
+        collapse({"ppo": FIT, "evaluation": evaluation(0.5, -0.5)["metrics"]}, GUARD)
+        == "utility -0.50 [-0.60, -0.40] against SFT"
+    )
 
 
 def test_the_judge_decides_where_the_utility_is_unknown_unless_it_is_no_better_than_chance():
     fooled = evaluation(0.5, judge_gain=-0.5)["metrics"]
-    assert collapse(FIT, fooled, GUARD) == "judge's reward -0.50 [-0.60, -0.40] against SFT"
-    assert collapse({"judge_fault": "like chance"}, fooled, GUARD) is None
-    assert collapse(FIT, evaluation(0.5, 0.5, judge_gain=-0.5)["metrics"], GUARD) is None
+    assert collapse({"ppo": FIT, "evaluation": fooled}, GUARD) == "judge's reward -0.50 [-0.60, -0.40] against SFT"
+    assert collapse({"ppo": {"judge_fault": "like chance"}, "evaluation": fooled}, GUARD) is None
+    assert collapse({"ppo": FIT, "evaluation": evaluation(0.5, 0.5, judge_gain=-0.5)["metrics"]}, GUARD) is None
 
 
 def test_a_policy_that_never_ends_or_repeats_itself_has_collapsed():
-    assert collapse(FIT, evaluation(1.0, eos_rate=0.04)["metrics"], GUARD) == "EOS rate 0.040"
-    assert collapse(FIT, evaluation(1.0, distinct_2=0.4)["metrics"], GUARD) == "distinct bigrams 0.400"
+    assert collapse({"ppo": FIT, "evaluation": evaluation(1.0, eos_rate=0.04)["metrics"]}, GUARD) == "EOS rate 0.040"
+    assert (
+        collapse({"ppo": FIT, "evaluation": evaluation(1.0, distinct_2=0.4)["metrics"]}, GUARD)
+        == "distinct bigrams 0.400"
+    )
 
 
 def test_seeds_that_collapsed_or_were_stopped_are_named():

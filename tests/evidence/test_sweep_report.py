@@ -154,3 +154,52 @@ def test_a_point_with_other_prompts_is_not_said_to_be_worse(tmp_path: Path) -> N
     points = [point(tmp_path, "a", LOW, prompt="other"), point(tmp_path, "b", HIGH)]
     text = sweep_report.write(tmp_path / "sweep", points, None).replace("\n", " ")
     assert "point 2, not distinguishable from point 1" in text
+
+
+def seeded(root: Path, method: str, judged: Sequence[Sequence[float]], work_s: float) -> Built:
+    """A point of a method whose answers have these judge's rewards, one a prompt, for each seed."""
+    plans = []
+    for seed, values in enumerate(judged):
+        stages = {
+            name: Stage(
+                name, root / f"{name}-{method if name in (method, 'evaluate') else ''}-{seed}", {"seed": seed}, {}
+            )
+            for name in ("reward", "judge", method, "evaluate")
+        } | {name: Stage(name, root / name, {}, {}) for name in ("reward", "judge")}
+        for name in (method, "evaluate"):
+            stages[name].directory.mkdir(parents=True)
+        answers = [{"judge_reward": value, "reward": 2 * value, "utility": None} for value in values]
+        lines = [
+            {"group": "heldout", "prompt": str(number), "answers": {method: one}} for number, one in enumerate(answers)
+        ]
+        samples = "".join(f"{json.dumps(line)}\n" for line in lines)
+        (stages["evaluate"].directory / "samples.jsonl").write_text(samples)
+        mean = sum(values) / len(values)
+        of_method = {"judge_reward": estimate(mean), "reward": estimate(2 * mean), "utility": None}
+        models = {method: of_method, "best_of_n": {"judge_reward": estimate(0.25)}}
+        write_manifest(stages["evaluate"], {"metrics": {"models": models}})
+        took = {"ppo": {"episodes": 96, "episodes_per_update": 48}, "rloo": {"episodes": 96, "generated_tokens": 700}}
+        write_manifest(stages[method], {"metrics": {"stopped": None, **took[method]}, "work_s": work_s + seed})
+        logged = '{"step": 1, "answer/tokens": 5.0}\n{"step": 2, "answer/tokens": 7.0}\n'
+        (stages[method].directory / "metrics.jsonl").write_text(logged)
+        plans.append(stages)
+    settings = dataclasses.replace(COMPOSED.settings, method=method)
+    return Built(f"method={method}", Run(settings, (), COMPOSED.yaml, tuple(plans), 1), None)
+
+
+def test_methods_are_compared_by_the_mean_over_their_seeds_beside_what_they_took_and_best_of_n(tmp_path: Path) -> None:
+    low, high = [0.0] * 20, [1.0] * 20
+    points = [seeded(tmp_path, "ppo", [low, high], 10.0), seeded(tmp_path, "rloo", [high, high], 20.0)]
+    text = sweep_report.write(tmp_path / "sweep", points, None)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    table = {row[0]: row[1:] for row in rows}
+    assert table["Judge's reward: PPO"] == ["0.50 [0.00, 1.00]", "0.71", "2"]  # SD of 0 and 1: sqrt(1/2)
+    assert table["Judge's reward: best of n"][0] == "0.25 [0.15, 0.35]"
+    assert table["Tokens sampled: PPO"][0] == str(48 * 5 + 48 * 7)
+    assert table["Tokens sampled: RLOO"][0] == "700"
+    assert table["Training: PPO"][0] == "10.5 s"
+    ppo, rloo = found(tmp_path / "sweep")["points"]
+    assert ppo["best_minus_this"]["mean"] == pytest.approx(0.5)
+    assert rloo["best_minus_this"] is None
+    assert rloo["cost"]["work_s"] == 20.5
+    assert rloo["rloo"]["judge_reward"]["sd"] == 0

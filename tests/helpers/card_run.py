@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_rlhf.config import compose
+from gpt2_rlhf.config import compose, methods
 from gpt2_rlhf.evidence import card
 from gpt2_rlhf.evidence.calibration import calibration, length_bias
 from gpt2_rlhf.evidence.comparison import BEST_OF_N, best_of_kl_bound_nats, compare, shares
@@ -19,7 +19,7 @@ from gpt2_rlhf.store.stage import Stage
 
 PROMPTS, PAIRS = 40, 50
 MODEL_TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-SEEDS = {"data": 3, "sft": 3, "reward": 3, "judge": 4, "ppo": 3, "evaluate": 3}
+SEEDS = {"judge": 4}  # of the others 3
 
 
 def estimate(mean: float, n: int = 9) -> dict[str, Any]:
@@ -29,11 +29,13 @@ def estimate(mean: float, n: int = 9) -> dict[str, Any]:
 def records(overrides: list[str] | None = None) -> dict[str, Any]:
     """Manifests by stage, of a run with these settings."""
     settings = compose.load(overrides or []).settings
-    parts = {"sft": settings.sft, "reward": settings.reward, "judge": settings.reward, "ppo": settings.ppo}
+    method = settings.method
     inputs: dict[str, Any] = {
-        name: {"reward" if name == "judge" else name: dataclasses.asdict(part), "processes": 2}
-        for name, part in parts.items()
+        name: {"reward" if name == "judge" else name: dataclasses.asdict(settings.trained_by(name)), "processes": 2}
+        for name in ("sft", "reward", "judge", method)
     }
+    if method == "rloo":
+        inputs["rloo"]["rloo"]["reward"] = dataclasses.asdict(settings.ppo.reward)
     inputs["data"] = {"data": {"disjoint": True}}
     metrics = {
         "data": _data(),
@@ -45,25 +47,20 @@ def records(overrides: list[str] | None = None) -> dict[str, Any]:
         },
         "reward": _reward(seed=1),
         "judge": _reward(seed=2),
-        "ppo": {
-            "prompts": 33,
-            "episodes": 96,
-            "updates": 12,
-            "kept_update": 12,
-            "best_update": 8,
-            "stopped": None,
-            "heldout": {"prompts": 5},
-            "judge_fault": None,
-            "forced": [],
-        },
-        "evaluate": evaluation(),
+        method: {"prompts": 33, "episodes": 96, "updates": 12, "kept_update": 12, "stopped": None, "forced": []},
+        "evaluate": evaluation(method),
     }
+    metrics[method] |= {
+        "ppo": {"best_update": 8, "heldout": {"prompts": 5}, "judge_fault": None},
+        "rloo": {"generated_tokens": 500},
+        "dpo": {"train_rows": 32},
+    }[method]
     return {
         name: {
             "stage": name,
             "directory": f"{name}-0123456789ab",
             "inputs": inputs.get(name, {}),
-            "seed": SEEDS[name],
+            "seed": SEEDS.get(name, 3),
             "finished_at": "2031-02-03 10:00:00 UTC",
             "wall_s": 10.0,
             "work_s": 9.0,
@@ -81,7 +78,7 @@ def records(overrides: list[str] | None = None) -> dict[str, Any]:
     }
 
 
-def evaluation() -> dict[str, Any]:
+def evaluation(method: str = "ppo") -> dict[str, Any]:
     random = np.random.default_rng(0)
 
     def measured(shift: float, is_policy: bool = True) -> Measured:
@@ -98,7 +95,7 @@ def evaluation() -> dict[str, Any]:
             refused=random.random(PROMPTS) < 0.3,
         )
 
-    models = {"base": measured(-1), "sft": measured(0), "ppo": measured(1), BEST_OF_N: measured(0.5, is_policy=False)}
+    models = {"base": measured(-1), "sft": measured(0), method: measured(1), BEST_OF_N: measured(0.5, is_policy=False)}
     half = np.arange(PROMPTS) < PROMPTS // 4
     compared = compare(models, {"help|ful": half, "harmless": ~half}, score_std=1.7, seed=0)
     compared["chosen"] = shares(random.random(PROMPTS) < 0.2, None, seed=0)
@@ -109,14 +106,14 @@ def evaluation() -> dict[str, Any]:
     return json.loads(json.dumps({**asked, **compared}))
 
 
-def samples() -> list[dict[str, Any]]:
-    """Two examples, and held-out prompts whose rewards change from SFT to PPO by 0, -3, +2, -1, +1, in that order.
+def samples(method: str = "ppo") -> list[dict[str, Any]]:
+    """Two examples, and held-out prompts whose rewards change from SFT to policy by 0, -3, +2, -1, +1, in that order.
 
     Their utilities change by the opposite.
     """
 
     def line(group: str, prompt: str, change: float) -> dict[str, Any]:
-        rewards = {"base": -0.5, "sft": 0.25, "ppo": 0.25 + change}
+        rewards = {"base": -0.5, "sft": 0.25, method: 0.25 + change}
         return {
             "group": group,
             "prompt": f"\n\nHuman: {prompt}\n\nAssistant:",
@@ -139,7 +136,8 @@ def samples() -> list[dict[str, Any]]:
 
 
 def run(found: dict[str, Any] | None = None) -> card.CardSources:
-    return card.CardSources("make pipeline seed=3", found or records(), None, samples(), [], "gpt2")
+    found = found or records()
+    return card.CardSources("make pipeline seed=3", found, None, samples(methods.of(found)), [], "gpt2")
 
 
 def stages(root: Path, found: dict[str, Any]) -> dict[str, Stage]:
@@ -153,7 +151,7 @@ def stages(root: Path, found: dict[str, Any]) -> dict[str, Stage]:
             shutil.copyfile(model_files.EMBEDDED_DIR / file, part.model_dir / file)
         (part.directory / "manifest.json").write_text(json.dumps(record))
         made[name] = part
-    lines = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in samples())
+    lines = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in samples(methods.of(found)))
     (made["evaluate"].directory / "samples.jsonl").write_text(lines)
     return made
 

@@ -105,3 +105,14 @@ def test_the_evaluation_samples_each_model_and_the_sft_model_again_for_best_of_n
     chosen = ("evaluate.prompts=4", "evaluate.batch_size=4", "evaluate.max_new_tokens=5")
     assert seconds("evaluate", "generate", *chosen, "evaluate.best_of=null") == 3 * 5 * LAYERS
     assert seconds("evaluate", "generate", *chosen, "evaluate.best_of=4") == 6 * 5 * LAYERS
+
+
+def test_rloo_samples_once_for_all_steps_of_a_batch_of_answers_and_dpo_reads_each_pair_with_its_reference() -> None:
+    batch = "rloo.args.per_device_train_batch_size=2", "rloo.args.steps_per_generation=4", "rloo.episodes=17"
+    rloo = ("method=rloo", "rloo.args.gradient_accumulation_steps=1", "rloo.args.max_completion_length=5", *batch)
+    assert updates("rloo", *rloo) == 3 * 4  # 17 episodes fill three batches of 8
+    assert seconds("rloo", "step", *rloo) == pytest.approx(12 * shape.of(TINY.model).weights)
+    assert seconds("rloo", "generate", *rloo) == pytest.approx(17 / 8 * 5 * LAYERS)
+    dpo = ("method=dpo", "dpo.args.per_device_train_batch_size=5", "dpo.args.gradient_accumulation_steps=1")
+    assert updates("dpo", *dpo) == 17
+    assert seconds("dpo", "learn", *dpo) == seconds("dpo", "read", *dpo) == 17 * LAYERS

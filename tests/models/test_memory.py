@@ -82,6 +82,15 @@ def test_weights_gradients_and_optimizer_state_of_sft_and_ppo() -> None:
     assert peak("sft", processes=2).gradients == 2 * weights_bytes
 
 
+def test_rloo_keeps_reference_and_reward_model_and_dpo_the_reference_alone() -> None:
+    weights_bytes, score = 4 * shape.of(TINY.model).weights, 4 * SHAPE["n_embd"]
+    rloo, dpo = (peak(name, f"method={name}") for name in ("rloo", "dpo"))
+    assert (rloo.weights, dpo.weights) == (3 * weights_bytes + score, 2 * weights_bytes)
+    assert rloo.gradients == dpo.gradients == weights_bytes
+    with_adapter = peak("dpo", "method=dpo", "dpo.peft.r=2")  # without it the policy is the reference
+    assert with_adapter.weights == weights_bytes + with_adapter.gradients
+
+
 def test_shards_divide_what_is_trained_and_ppo_samples_with_a_whole_copy() -> None:
     weights_bytes = 4 * shape.of(TINY.model).weights
     found = peak("sft", "launch.sharded=true", processes=4)

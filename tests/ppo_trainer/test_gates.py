@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.evidence import calibration
 from gpt2_rlhf.evidence.intervals import wilson
 from gpt2_rlhf.ppo_trainer import gates
 
@@ -14,7 +15,7 @@ def report(right: int, longer_wins: float, pairs: int = 500) -> dict[str, Any]:
 
 def test_a_reward_model_no_better_than_chance_is_a_fault():
     # 262 of 500 is 52.4 %, but its interval reaches down to 48.0 %
-    fault = gates.reward_model_fault(report(262, longer_wins=0.5))
+    fault = calibration.reward_model_fault(report(262, longer_wins=0.5))
     assert fault is not None
     assert fault.startswith("reward: the reward model is right on 52.4 % [48.0, 56.7] of held-out pairs")
     assert "chance is 50 %" in fault
@@ -22,13 +23,13 @@ def test_a_reward_model_no_better_than_chance_is_a_fault():
 
 @pytest.mark.parametrize(("longer_wins", "rule"), [(0.7, "longer"), (0.3, "shorter")])
 def test_a_reward_model_no_better_than_length_is_a_fault(longer_wins, rule):
-    fault = gates.reward_model_fault(report(350, longer_wins))
+    fault = calibration.reward_model_fault(report(350, longer_wins))
     assert fault is not None
     assert f"taking the {rule} answer is right on 70.0 %" in fault
 
 
 def test_a_reward_model_above_its_baselines_passes():
-    assert gates.reward_model_fault(report(375, longer_wins=0.7)) is None
+    assert calibration.reward_model_fault(report(375, longer_wins=0.7)) is None
 
 
 def test_an_sft_model_that_never_ends_its_answers_is_a_fault_and_one_that_seldom_does_is_not():

@@ -52,6 +52,28 @@ def test_a_setting_changes_the_stages_it_can_change_and_no_others(override: str,
     assert changed(override) == stages
 
 
+def test_the_method_is_the_third_stage_and_shares_all_before_it() -> None:
+    for method in ("rloo", "dpo"):
+        before, after = plan(), plan(f"method={method}")
+        assert [*after] == ["data", "sft", "reward", "judge", method, "evaluate"]
+        assert [name for name in before if before[name] == after.get(name)] == ["data", "sft", "reward", "judge"]
+
+
+def test_a_setting_changes_the_methods_that_read_it() -> None:
+    names = ("ppo", "rloo", "dpo")
+    before = {one: plan(f"method={one}")[one] for one in names}
+
+    def changed_by(override: str) -> set[str]:
+        return {one for one in names if plan(f"method={one}", override)[one] != before[one]}
+
+    for shared in ("ppo.args.kl_coef=0.2", "ppo.reward.clip=1.0", "ppo.heldout.prompts=8"):
+        assert changed_by(shared) == {"ppo", "rloo"}  # RLOO has PPO's reward, KL penalty, prompts and episodes
+    assert changed_by("rloo.args.num_generations=8") == {"rloo"}
+    assert changed_by("dpo.args.beta=0.2") == {"dpo"}
+    assert changed_by("reward.args.learning_rate=2e-5") == {"ppo", "rloo"}  # DPO learns from the pairs themselves
+    assert changed_by("ppo.seeds=[5]") == {*names}
+
+
 def test_an_edited_function_changes_the_stages_that_call_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "scores_of_mine.py"

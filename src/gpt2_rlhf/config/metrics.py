@@ -7,6 +7,8 @@ read it here. To print a figure that the evaluation already computes, add its li
 from dataclasses import dataclass
 from typing import Literal
 
+from gpt2_rlhf.config.methods import LABELS
+
 FORMATS = {"share": (100, 1, " %"), "seconds": (1, 1, " s"), "MiB": (1, 0, " MiB")}  # by unit: factor, decimals, suffix
 OTHER_FORMAT = (1, 2, "")
 _UNITS_IN_CELLS = ("points", "count", *FORMATS)  # the others are part of the label
@@ -92,13 +94,6 @@ OF_PAIR = (  # evaluation/paired/NAME/
     REFUSALS,
     TOXIC,
 )
-OF_SUBSET = (  # evaluation/by_subset/NAME/
-    Metric("models/sft/reward", "Reward, SFT"),
-    Metric("models/ppo/reward", "Reward, PPO"),
-    Metric("ppo_minus_sft/reward", "Reward, PPO - SFT"),
-    Metric("ppo_minus_sft/judge_reward", "Judge's reward, PPO - SFT"),
-    Metric("ppo_minus_sft/utility", "Utility, PPO - SFT"),
-)
 ACCURACY = Metric("accuracy", "Accuracy", "share", "higher", hub_type="accuracy")
 OF_PREFERENCES = (  # the accuracy of a reward model on held-out pairs, beside its baselines
     ACCURACY,
@@ -120,7 +115,6 @@ PAIR_LOSS = Metric("loss", "Loss", "nats per pair", "lower")
 
 
 _KL_PANEL, _SHARES_PANEL = f"{KL.axis} per answer", "Shares of the answers"
-REPORT_PANELS = (REWARD.label, _KL_PANEL, TOKENS.axis, _SHARES_PANEL)  # the panels that the report shows
 PANELS = {  # of the picture of PPO's training: the keys of metrics.jsonl by label; "eval/" is of held-out prompts
     REWARD.label: {
         "training": "objective/unshaped_scores",
@@ -155,6 +149,19 @@ PANELS = {  # of the picture of PPO's training: the keys of metrics.jsonl by lab
         "other": "time/other_s",
     },
 }
+REPORT_PANELS: dict[str, dict[str, dict[str, str]]] = {  # the panels of the policy that the report shows, by method
+    "ppo": {title: PANELS[title] for title in (REWARD.label, _KL_PANEL, TOKENS.axis, _SHARES_PANEL)},
+    "rloo": {
+        REWARD.label: {"training": "reward"},
+        f"{KL.axis} per token": {"training, k1": "kl"},
+        TOKENS.axis: {"training, with EOS": "completions/mean_length"},
+    },
+    "dpo": {
+        PAIR_LOSS.axis: {"training": "loss"},
+        "Chosen answer preferred, share": {"training": "rewards/accuracies"},
+        "Margin, nats": {"training": "rewards/margins"},
+    },
+}
 PROGRESS = {  # the figures of the progress line, most important first: labels by key of metrics.jsonl
     "loss": "loss",
     "train_loss": "mean loss",
@@ -168,3 +175,15 @@ PROGRESS = {  # the figures of the progress line, most important first: labels b
     "learning_rate": "lr",
     "lr": "lr",
 }
+
+
+def of_subset(method: str) -> tuple[Metric, ...]:
+    """Return the metrics of evaluation/by_subset/NAME/ where this method trained the policy."""
+    label, change = LABELS[method], f"{method}_minus_sft"
+    return (
+        Metric("models/sft/reward", "Reward, SFT"),
+        Metric(f"models/{method}/reward", f"Reward, {label}"),
+        Metric(f"{change}/reward", f"Reward, {label} - SFT"),
+        Metric(f"{change}/judge_reward", f"Judge's reward, {label} - SFT"),
+        Metric(f"{change}/utility", f"Utility, {label} - SFT"),
+    )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from gpt2_rlhf.config.settings import Ppo
 
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches")
 _WITHHELD_SHARE = 4  # of few prompts at most a quarter is withheld from training
 
 
@@ -21,8 +22,12 @@ class Sizes:
     @property
     def batch_arguments(self) -> dict[str, int]:
         """The fields of PPOConfig."""
-        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _BATCH}
+
+
+def set_in(ppo: Ppo) -> list[int]:
+    """Return all that `fit` reads of the settings: the withheld prompts, then the batch arguments."""
+    return [ppo.withheld_prompts, *(int(ppo.args[name]) for name in _BATCH)]
 
 
 def fit(ppo: Ppo, prompts: int, processes: int) -> Sizes:
@@ -31,11 +36,7 @@ def fit(ppo: Ppo, prompts: int, processes: int) -> Sizes:
     First the withheld prompts shrink to a quarter of the prompts, then the accumulated batches become fewer, then the
     batch of a device becomes smaller. Sizes that no reduction can fit stay as set, and checks.check refuses them.
     """
-    device, accumulated, parts = (
-        int(ppo.args[name])
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches")
-    )
-    withheld = ppo.withheld_prompts
+    withheld, device, accumulated, parts = set_in(ppo)
     if prompts - withheld < device * accumulated * processes:
         withheld = min(withheld, prompts // _WITHHELD_SHARE)
     rows = (prompts - withheld) // processes

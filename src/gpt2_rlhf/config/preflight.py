@@ -16,9 +16,8 @@ from typing import Any
 import yaml
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.methods import LABELS
 from gpt2_rlhf.config.settings import TABLES, Settings, flat
-
-_STAGES = ("data", "sft", "reward", "judge", "ppo", "evaluate")
 
 _OF_ALL_STAGES = ("evaluate.batch_size", "evaluate.pairs")  # they measure with these
 
@@ -34,6 +33,11 @@ _ABOVE_0 = (
     "ppo.args.response_length", "ppo.args.temperature", "ppo.args.eval_steps",
     "ppo.reward.clip", "ppo.kl.target_nats", "ppo.kl.horizon_episodes",
     "ppo.heldout.prompts", "ppo.guard.max_kl_nats",
+    "rloo.args.learning_rate", "rloo.args.per_device_train_batch_size", "rloo.args.gradient_accumulation_steps",
+    "rloo.args.num_generations", "rloo.args.steps_per_generation", "rloo.args.temperature",
+    "rloo.args.max_completion_length", "rloo.args.num_iterations", "rloo.episodes",
+    "dpo.args.learning_rate", "dpo.args.per_device_train_batch_size", "dpo.args.gradient_accumulation_steps",
+    "dpo.args.num_train_epochs", "dpo.args.beta",
     "evaluate.prompts", "evaluate.pairs", "evaluate.batch_size",
     "evaluate.max_new_tokens", "evaluate.temperature", "evaluate.best_of",
     "chat.max_new_tokens", "chat.temperature", "chat.best_of",
@@ -43,11 +47,20 @@ _ABOVE_0 = (
 # What is expected, the check, the settings that it holds for. A value that is null or not set is not checked.
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number above 0", lambda number: number > 0, _ABOVE_0),
-    ("a number of 0 or more", lambda number: number >= 0, ("ppo.args.kl_coef", "ppo.args.missing_eos_penalty")),
+    (
+        "a number of 0 or more",
+        lambda number: number >= 0,
+        (
+            "ppo.args.kl_coef",
+            "ppo.args.missing_eos_penalty",
+            "rloo.args.beta",
+            "rloo.missing_eos_penalty",
+        ),
+    ),
     (
         "a number above 0, or -1 to count epochs",  # transformers takes all others for -1
         lambda steps: steps == -1 or steps > 0,
-        ("sft.args.max_steps", "reward.args.max_steps", "ppo.args.max_steps"),
+        ("sft.args.max_steps", "reward.args.max_steps", "ppo.args.max_steps", "dpo.args.max_steps"),
     ),
     ("a number above 1", lambda number: number > 1, ("ppo.guard.max_length_ratio",)),
     ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("ppo.guard.min_eos_rate", "ppo.guard.min_distinct_2")),
@@ -55,7 +68,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "0 to train all weights, or a LoRA rank such as 8",
         lambda rank: rank >= 0,
-        ("sft.peft.r", "reward.peft.r", "ppo.peft.r"),
+        ("sft.peft.r", "reward.peft.r", "ppo.peft.r", "rloo.peft.r", "dpo.peft.r"),
     ),
     (
         "different whole numbers of 0 or more, or null",
@@ -77,6 +90,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ("ppo.heldout.best_by", "sweep.best_by"),
     ),
     ("chat, for the model's own chat template, or null", lambda name: name == "chat", ("data.template",)),
+    ("ppo, rloo or dpo", lambda method: method in LABELS, ("method",)),
     ("a name or a path", lambda name: name != "", ("output_dir", "model.name", "data.name", "data.path")),
     ("last or best", lambda policy: policy in ("last", "best"), ("ppo.heldout.hand_on",)),
     ("static, compiled or null", lambda cache: cache in ("static", "compiled"), ("ppo.rollout_cache",)),
@@ -89,7 +103,9 @@ def check(settings: Settings, last: str = "evaluate") -> None:
     Raises:
         UserError: names the first fault.
     """
-    later = _later(last)
+    if settings.method in LABELS and last in LABELS and last != settings.method:
+        raise UserError(f"method: {settings.method}, with which no {last} stage is built; expected method={last}")
+    later = _later(last, settings)
     if last == "judge" and not settings.data.has_judge:
         raise UserError("judge: these settings have none; expected data.disjoint=true and a data.shares.judge above 0")
     check_ranges(settings, lambda key: key.split(".")[0] not in later or key in _OF_ALL_STAGES)
@@ -97,6 +113,17 @@ def check(settings: Settings, last: str = "evaluate") -> None:
         raise UserError(fault)
     for fault in _contradictions(settings) if "ppo" not in later else ():
         raise UserError(fault)
+
+
+def check_overrides(overrides: Sequence[str], method: str) -> None:
+    """Refuse a setting of another method, which would have no effect; `ppo` has settings that all methods read.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for key in (one.partition("=")[0] for one in overrides):
+        if (section := key.lstrip("+~").partition(".")[0]) in LABELS and section not in ("ppo", method):
+            raise UserError(f"{key}: method={method} does not read it; set method={section}, or leave it out")
 
 
 def check_ranges(settings: Settings, is_used: Callable[[str], bool]) -> None:
@@ -117,8 +144,12 @@ def check_ranges(settings: Settings, is_used: Callable[[str], bool]) -> None:
                 raise UserError(f"{key}: {'no value' if value == '' else value}; expected {expected}")
 
 
-def _later(last: str) -> tuple[str, ...]:
-    return _STAGES[_STAGES.index(last) + 1 :]
+def _later(last: str, settings: Settings) -> tuple[str, ...]:
+    """Return the settings that the stages up to `last` do not read: those of later stages and of other methods."""
+    stages = ("data", "sft", "reward", "judge", settings.method, "evaluate")
+    shared = ("ppo",) if settings.method == "rloo" else ()  # RLOO has PPO's reward and prompts
+    others = [name for name in LABELS if name not in (settings.method, *shared)]
+    return (*others, *stages[stages.index(last) + 1 :])
 
 
 def _launch_faults(settings: Settings, later: Sequence[str]) -> Iterator[str]:
@@ -150,7 +181,10 @@ def _sharding_faults(settings: Settings, later: Sequence[str]) -> Iterator[str]:
     processes = int(os.environ.get("WORLD_SIZE", settings.launch.processes))
     if processes == 1:
         yield "launch.sharded: true, but one process trains, which has nothing to share; set launch.processes=2 or more"
-    for name, stage in (("sft", settings.sft), ("reward", settings.reward), ("ppo", settings.ppo)):
+    if settings.method != "ppo" and settings.method not in later:
+        label = LABELS[settings.method]
+        yield f"launch.sharded: true, but {label} trains whole models; set method=ppo, or launch=torchrun"
+    for name, stage in settings.training.items():
         if name not in later and stage.args.get("fp16"):
             yield f"{name}.args.fp16: true: its loss scale does not go with launch.sharded; set {name}.args.bf16=true"
 
@@ -180,10 +214,11 @@ def check_lengths(settings: Settings, positions: int, last: str = "evaluate") ->
     answer_limits = {  # each with EOS, after which reward models score an answer, also one that was cut
         "data.max_answer_tokens": settings.data.max_answer_tokens + 1,
         "ppo.args.response_length": settings.ppo.args["response_length"] + 1,
+        "rloo.args.max_completion_length": settings.rloo.args["max_completion_length"] + 1,
         "evaluate.max_new_tokens": settings.evaluate.max_new_tokens + 1,
     }
     for key, tokens in answer_limits.items():
-        if key.split(".")[0] not in _later(last) and prompt_tokens + tokens > positions:
+        if key.split(".")[0] not in _later(last, settings) and prompt_tokens + tokens > positions:
             raise UserError(
                 f"{key}: {prompt_tokens} prompt tokens (data.max_prompt_tokens) and {tokens} answer tokens make "
                 f"{prompt_tokens + tokens}, but the model has {positions} positions; lower either"

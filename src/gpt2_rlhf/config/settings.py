@@ -60,7 +60,7 @@ class Peft:
 
 @dataclass(frozen=True)
 class Training:
-    """SFT or the reward model: `args` are fields of TRL's SFTConfig or RewardConfig."""
+    """SFT, the reward model or DPO: `args` are fields of TRL's SFTConfig, RewardConfig or DPOConfig."""
 
     args: dict[str, Any]
     peft: Peft
@@ -109,7 +109,7 @@ class Ppo:
 
     args: dict[str, Any]
     peft: Peft
-    seeds: list[int] | None  # one policy for each, from the same SFT and reward model; null: one, with `seed`
+    seeds: list[int] | None  # one policy for each, of any method, from one SFT and reward model; null: one, with `seed`
     reward: PpoReward
     kl: PpoKl
     heldout: Heldout
@@ -120,6 +120,16 @@ class Ppo:
     def withheld_prompts(self) -> int:
         """How many prompts are withheld from training to measure on; 0 if nothing is measured."""
         return self.heldout.prompts if self.args["eval_strategy"] != "no" else 0
+
+
+@dataclass(frozen=True)
+class Rloo:
+    """RLOO: `args` are fields of TRL's RLOOConfig. Prompts and reward are PPO's: `ppo.heldout`, `ppo.reward`."""
+
+    args: dict[str, Any]
+    peft: Peft
+    episodes: int  # answers sampled in all
+    missing_eos_penalty: float  # subtracted from the score of an answer without EOS
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,8 @@ class ChatModels:
     base: str | None
     sft: str | None
     ppo: str | None
+    rloo: str | None
+    dpo: str | None
     reward: str | None  # it and the judge score the answers of the others
     judge: str | None
 
@@ -215,11 +227,14 @@ class Settings:
     output_dir: str
     force: bool  # train PPO although a gate before it fails, and stages that may not fit in memory
     dry_run: bool  # print what each stage would take; build and write nothing
+    method: str  # that trains the policy: "ppo", "rloo" or "dpo"
     model: Model
     data: Data
     sft: Training
     reward: Training
     ppo: Ppo
+    rloo: Rloo
+    dpo: Training
     evaluate: Evaluate
     chat: Chat
     publish: Publish
@@ -232,9 +247,14 @@ class Settings:
         """Where the chat keeps the pairs that the user made."""
         return Path(self.chat.preferences or Path(self.output_dir, "preferences.jsonl")).expanduser()
 
-    def trained_by(self, stage: str) -> Training | Ppo:
-        """Return the settings with which a stage (sft, reward, judge or ppo) trains."""
-        return {"sft": self.sft, "reward": self.reward, "judge": self.reward, "ppo": self.ppo}[stage]
+    @property
+    def training(self) -> dict[str, Training | Ppo | Rloo]:
+        """The settings with which models are trained, by their key: SFT, the reward models and the policy."""
+        return {"sft": self.sft, "reward": self.reward, self.method: getattr(self, self.method)}
+
+    def trained_by(self, stage: str) -> Training | Ppo | Rloo:
+        """Return the settings with which a stage (sft, reward, judge or the method) trains."""
+        return self.training["reward" if stage == "judge" else stage]
 
 
 def with_value(node: Any, key: str, value: Any) -> Any:

@@ -45,6 +45,13 @@ _NAMES_BY_REASON = {
     "PPO starts from this run's SFT model": ("sft_model_path",),
     "PPO uses this run's reward model": ("reward_model_path",),
     "samples drawn while training would change the random state and so the result": ("num_sample_generations",),
+    "the order of the prompts depends on the seed alone": ("shuffle_dataset",),
+    "there is one reward": ("reward_weights",),
+    "the pipeline samples by itself, from the model's whole distribution": (
+        "use_vllm", "use_transformers_continuous_batching", "transformers_continuous_batching_config",
+        "use_transformers_paged", "generation_kwargs", "cache_implementation", "top_p", "top_k", "min_p",
+        "repetition_penalty", "chat_template_kwargs", "ds3_gather_for_generation",
+    ),
     "TRL computes it from the batch arguments": (
         "world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size",
         "local_mini_batch_size", "mini_batch_size",
@@ -58,6 +65,10 @@ _REFUSED_VALUES = (
     ("*", "save_strategy", "best", "checkpoints are for resuming, which needs the newest; set no, steps or epoch"),
     ("*", "label_smoothing_factor", "*", "TRL's losses have no label smoothing; leave it out"),
     ("reward", "train_sampling_strategy", "group_by_length", "a pair has two lengths; set another"),
+    ("rloo", "eval_strategy", "[!n]*", "the evaluation of the run measures the policy; leave it out"),
+    ("rloo", "max_steps", "*", "the episodes decide; set rloo.episodes=<number>"),
+    ("rloo", "num_train_epochs", "*", "the episodes decide; set rloo.episodes=<number>"),
+    ("rloo", "vllm_*", "*", "the pipeline samples by itself; leave it out"),
     ("ppo", "lr_scheduler_type", "reduce_lr_on_plateau", "PPO has no evaluation loss to follow; set another"),
     ("ppo", "optim", "*lomo", "it updates in the backward pass, which PPO does not allow for; set another"),
     ("ppo", "optim", "*_layerwise", "it updates in the backward pass, which PPO does not allow for; set another"),
@@ -93,7 +104,7 @@ def is_common(key: str) -> bool:
 
 
 def check(stage: str, args: Mapping[str, Any]) -> None:
-    """Refuse arguments of a stage ("sft", "reward" or "ppo") that must not be set, and values that TRL does not know.
+    """Refuse arguments of a stage (one of trl_fields.STAGES) that must not be set, and values that TRL does not know.
 
     Raises:
         UserError: names the first such argument.
@@ -107,7 +118,7 @@ def check(stage: str, args: Mapping[str, Any]) -> None:
         if choices is not None and value is not None and value not in choices:
             raise UserError(f"{key}: {value!r} is not a value TRL knows; {did_you_mean(str(value), choices)}")
         for stages, argument, pattern, reason in _REFUSED_VALUES:
-            if name == argument and fnmatch(stage, stages) and fnmatch(str(value), pattern):
+            if fnmatch(name, argument) and fnmatch(stage, stages) and fnmatch(str(value), pattern):
                 raise UserError(f"{key}: {value}: {reason}")
     if args.get("dataloader_persistent_workers") and not args.get("dataloader_num_workers"):
         raise UserError(

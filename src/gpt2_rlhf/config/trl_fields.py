@@ -1,6 +1,6 @@
 """Read the fields of TRL's config dataclasses from their source, so that no field list is copied into this project.
 
-Importing TRL and torch takes seconds; parsing the five files that define the fields takes milliseconds. So
+Importing TRL and torch takes seconds; parsing the files that define the fields takes milliseconds. So
 `make config`, `make status` and the error about a misspelt argument come at once.
 """
 
@@ -19,6 +19,8 @@ _CONFIGS = {
     "sft": ("trl", "trainer/sft_config.py", "SFTConfig"),
     "reward": ("trl", "trainer/reward_config.py", "RewardConfig"),
     "ppo": ("trl", "experimental/ppo/ppo_config.py", "PPOConfig"),
+    "rloo": ("trl", "trainer/rloo_config.py", "RLOOConfig"),
+    "dpo": ("trl", "trainer/dpo_config.py", "DPOConfig"),
 }
 STAGES = tuple(_CONFIGS)
 _ENUM_FILES = ("trainer_utils.py", "training_args.py")
@@ -35,7 +37,7 @@ class TrlField:
 
 @cache
 def fields(stage: str) -> dict[str, TrlField]:
-    """Return every argument of the TRL config of `stage` ("sft", "reward" or "ppo"), inherited ones included."""
+    """Return every argument of the TRL config of `stage` (one of STAGES), inherited ones included."""
     found: dict[str, TrlField] = {}
     for package, file, name in (*_BASES, _CONFIGS[stage]):
         for statement in _class_body(_package_dir(package) / file, name):

@@ -6,6 +6,7 @@ confidence that the labels do not support. A score that correlates with length r
 arXiv:2310.03716).
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -77,3 +78,20 @@ def _correlation(left: np.ndarray, right: np.ndarray, seed: int) -> dict[str, An
         return np.where(has_spread, covariance / np.sqrt(np.where(has_spread, variances, 1.0)), np.nan)
 
     return asdict(bootstrap(pearson, left.size, seed))
+
+
+def reward_model_fault(report: Mapping[str, Any], name: str = "reward") -> str | None:
+    """Return a fault if the reward model of stage `name` is, by its report, no better than chance or length alone."""
+    accuracy, longer = report["accuracy"], report["baselines"]["longer_answer_wins"]["mean"]
+    found = f"{100 * accuracy['mean']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+    what_next = f"give it more pairs (data.train_pairs, data.shares.{name}) or steps, and check the labels"
+    if accuracy["low"] <= 0.5:
+        return f"{name}: the reward model is right on {found} of held-out pairs, where chance is 50 %; {what_next}"
+    length_alone = max(longer, 1 - longer)
+    if accuracy["mean"] <= length_alone:
+        rule = "longer" if longer >= 0.5 else "shorter"
+        return (
+            f"{name}: the reward model is right on {found} of held-out pairs, and taking the {rule} answer is right on "
+            f"{100 * length_alone:.1f} %; {what_next}"
+        )
+    return None

@@ -12,14 +12,14 @@ from typing import Any
 from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from gpt2_rlhf.config import methods
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, verdict
-from gpt2_rlhf.evidence.comparison import usable_measures
+from gpt2_rlhf.evidence.comparison import judge_fault, usable_measures
 from gpt2_rlhf.evidence.tables import markdown, text
 from gpt2_rlhf.store.stage import TRAINED
 
-FOLDERS = {"model": "ppo", "sft_model": "sft", "reward_model": "reward"}  # in a run: the stage whose model it holds
 TEMPLATES = Path(__file__).parent / "cards"
 _TEMPLATE = {"model": "policy.md", "sft_model": "sft.md", "reward_model": "reward.md"}
 _SUFFIX = {"model": "rlhf", "sft_model": "sft", "reward_model": "reward-model"}  # of a model without a repository
@@ -35,6 +35,11 @@ class CardSources:
     samples: Sequence[Mapping[str, Any]]  # the objects of samples.jsonl
     pictures: Sequence[Mapping[str, str]]  # of the report: file (in the card's folder), title and alt
     model_type: str  # of the base model's config.json
+
+
+def folders(method: str) -> dict[str, str]:
+    """Return the folders of models in a run, and the stage whose model each holds. method: of the policy."""
+    return {"model": method, "sft_model": "sft", "reward_model": "reward"}
 
 
 def render(settings: Settings, sources: CardSources, folder: str = "model") -> str:
@@ -57,9 +62,10 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
     modules = (results, lineage, card_training, card_samples, verdict)  # the templates call their functions
     environment.globals.update({module.__name__.rpartition(".")[2]: module for module in modules})
     found = {**summary.findings(sources.records, sources.seeds), "manifests": sources.records}
-    function = sources.records["ppo"]["inputs"]["ppo"]["reward"]["function"]
+    method = methods.of(sources.records)
+    function = results.reward_function(found)
     no_judge = "No second reward model (judge) was trained."
-    stage = FOLDERS[folder]
+    stage = folders(method)[folder]
     base = "bundled-gpt2" if settings.model.name == "embedded" else Path(settings.model.name).name
     repo_id = {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
     title = repo_id or f"{base}-{_SUFFIX[folder]}"
@@ -72,6 +78,10 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         card_data=front.to_yaml(),
         title=title,
         stage=stage,
+        method=method,
+        label=methods.LABELS[method],
+        policy=found[method],
+        judge_fault=judge_fault(found),
         trained=TRAINED[: TRAINED.index(stage) + 1],
         is_demonstration=settings.model.name == "embedded",
         is_hh=front_matter.is_hh(settings.data),
@@ -82,10 +92,12 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         project=project(),
         related=_related(settings.publish, folder),
         measure=usable_measures(found)[0],
-        has_utility=found["evaluation"]["models"]["ppo"]["utility"] is not None,
+        has_utility=found["evaluation"]["models"][method]["utility"] is not None,
         data=front_matter.data_text(settings.data).replace("<", "&lt;"),
         maximised="that score" if function is None else f"another score (by `{function}`)",
-        judge_note="The judge is a second reward model that PPO is not trained on." if found["judge"] else no_judge,
+        judge_note=f"The judge is a second reward model that {methods.LABELS[method]} is not trained on."
+        if found["judge"]
+        else no_judge,
         place=_place(settings.publish, repo_id, folder),
         own_citation=_citation(settings, title, sources.records["evaluate"]["finished_at"]),
     )

@@ -1,20 +1,19 @@
 """Choose the answers that the report and the cards show by a fixed rule, the largest loss among them, and quote them.
 
 Samples chosen by hand show what the chooser likes. The rule: the largest gain, the median and the largest loss from
-SFT's answer to PPO's, in the data's utility, else in the judge's reward, else in the reward.
+SFT's answer to the policy's, in the data's utility, else in the judge's reward, else in the reward.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.evidence.tables import text
 
 MOST_CHARACTERS = 600  # of one text
-SHOWN = {"base": "base", "sft": "SFT", "ppo": "PPO"}
 
 Line = Mapping[str, Any]  # of samples.jsonl
 
@@ -23,8 +22,9 @@ _WARNING = "Samples on held-out prompts. They are not filtered, and may be false
 
 
 def change(line: Line, by: Metric) -> float | None:
-    """Return how much a measure changed from SFT's answer to PPO's; None where it is unknown."""
-    before, after = (line["answers"][name][by.key] for name in ("sft", "ppo"))
+    """Return how much a measure changed from SFT's answer to the policy's; None where it is unknown."""
+    answers = line["answers"]
+    before, after = (answers[name][by.key] for name in ("sft", methods.of(answers)))
     return None if before is None or after is None else after - before
 
 
@@ -55,7 +55,7 @@ def markdown(lines: Sequence[Line], by: Metric, score_std: float) -> str:
     for name, line in chosen(lines, by):
         in_sd = (change(line, metrics.REWARD) or 0) / score_std
         changes = (f"{one.label.lower()} {change(line, one):+z.2f}" for one in dict.fromkeys((by, metrics.REWARD)))
-        heldout.append(_one(f"{name}: {', '.join(changes)} ({in_sd:+z.2f} SD) from SFT to PPO", line))
+        heldout.append(_one(f"{name}: {', '.join(changes)} ({in_sd:+z.2f} SD) from SFT to {_label(line)}", line))
     fold = [f"<details>\n<summary>{_WARNING}</summary>", *heldout, "</details>"] if heldout else []
     return "\n\n".join([*shown, *fold])
 
@@ -69,15 +69,24 @@ def quoted(answer: str) -> str:
 
 
 def scores(answer: Mapping[str, Any]) -> str:
-    """Return the scores of an answer in one line, those that PPO was not trained on first."""
+    """Return the scores of an answer in one line, those that the policy was not trained on first."""
     known = [one for one in metrics.MEASURES if answer[one.key] is not None]
     figures = [" ".join([one.label.lower().removesuffix("'s reward"), text(answer[one.key])]) for one in known]
     return ", ".join([*figures, f"{answer['tokens']} tokens", "ended" if answer["ended"] else "not ended"])
 
 
+def shown(line: Line) -> dict[str, str]:
+    """Return the models whose answers are shown, by key, with what the text calls them."""
+    return {"base": "base", "sft": "SFT", methods.of(line["answers"]): _label(line)}
+
+
+def _label(line: Line) -> str:
+    return methods.LABELS[methods.of(line["answers"])]
+
+
 def _one(heading: str, line: Line) -> str:
     parts = [f"### {heading}", quoted(line["prompt"].strip())]
-    for name, title in SHOWN.items():
+    for name, title in shown(line).items():
         answer = line["answers"][name]
         parts += [f"{title} ({scores(answer)}):", quoted(answer["answer"].strip())]
     return "\n\n".join(parts)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gpt2_rlhf.config import methods
 from gpt2_rlhf.evidence.tables import Cell, Row, Table
 
 Record = Mapping[str, Any]  # a stage's manifest
@@ -21,17 +22,20 @@ _ARGUMENTS = {  # of TRL's configs, in the order shown
     "total_episodes": "episodes",
     "num_ppo_epochs": "epochs over each batch",
     "num_mini_batches": "minibatches",
+    "num_generations": "answers to a prompt",
     "kl_coef": "KL coefficient",
+    "beta": "beta",
     "kl_estimator": "KL estimator",
     "cliprange": "clip range",
     "vf_coef": "value loss coefficient",
     "gamma": "gamma",
     "lam": "lambda",
     "response_length": "answer tokens at most",
+    "max_completion_length": "answer tokens at most",
     "temperature": "temperature",
     "missing_eos_penalty": "penalty without EOS",
 }
-_TITLES = {"sft": "SFT", "reward": "Reward model", "judge": "Judge", "ppo": "PPO"}
+_TITLES = {"sft": "SFT", "reward": "Reward model", "judge": "Judge", **methods.LABELS}
 
 
 def stages(records: Mapping[str, Record], names: Sequence[str]) -> Table:
@@ -42,7 +46,7 @@ def stages(records: Mapping[str, Record], names: Sequence[str]) -> Table:
             _TITLES[name],
             _trained_on(name, records[name]["metrics"]),
             settings_text(name, {**records[name]["metrics"], **records[name]["inputs"]}),
-            str(records[name]["metrics"]["updates" if name == "ppo" else "steps"]),
+            str(records[name]["metrics"]["updates" if name in methods.LABELS else "steps"]),
             f"{records[name]['wall_s']:.0f}",
         )
         for name in names
@@ -53,16 +57,26 @@ def stages(records: Mapping[str, Record], names: Sequence[str]) -> Table:
 
 def details(records: Mapping[str, Record], base: str, data: str) -> Table:
     """Return data, architecture and the settings that decide most. base, data: as the card names them."""
-    sft, reward, ppo = (records[name]["inputs"][name]["args"] for name in ("sft", "reward", "ppo"))
-    rates = (f"{title} {_number(args['learning_rate'])}" for title, args in (("SFT", sft), ("reward model", reward)))
+    method = methods.of(records)
+    label, names = methods.LABELS[method], {"sft": "SFT", "reward": "reward model", method: methods.LABELS[method]}
+    args = {name: records[name]["inputs"][name]["args"] for name in names}
+    rates = (f"{title} {_number(args[name]['learning_rate'])}" for name, title in names.items())
+    used = "" if method == "dpo" else " with that reward model"
     rows = {
         "Base model": base,
         "Data": data,
-        "Architecture": "SFT and PPO: the base model's; reward model: the same with one score as its head",
-        "Stages": "SFT, then the reward model from it, then PPO from SFT with that reward model",
-        "Learning rates": ", ".join([*rates, f"PPO {_number(ppo['learning_rate'])}"]),
-        "KL coefficient": _number(ppo["kl_coef"]),
-        "Clip range": _number(ppo["cliprange"]),
+        "Architecture": f"SFT and {label}: the base model's; reward model: the same with one score as its head",
+        "Stages": f"SFT, then the reward model from it, then {label} from SFT{used}",
+        "Learning rates": ", ".join(rates),
+        **{
+            title: _number(args[method][key])
+            for key, title in {
+                "kl_coef": "KL coefficient",
+                "beta": "KL coefficient (beta)",
+                "cliprange": "Clip range",
+            }.items()
+            if key in args[method]
+        },
     }
     return Table("details", "Technical details", {"value": ""}, [_row(label, text) for label, text in rows.items()])
 
@@ -84,10 +98,10 @@ def settings_text(name: str, inputs: Mapping[str, Any]) -> str:
     if inputs.get("episodes_per_update", math.prod(factors)) != math.prod(factors):
         batch = f"batch {inputs['episodes_per_update']} episodes, fitted to the data"
     shown += [batch, adapter]
-    if name == "ppo":
-        target, function, clip = part["kl"]["target_nats"], part["reward"]["function"], part["reward"]["clip"]
-        over = f"nats over {part['kl']['horizon_episodes']} episodes"
-        shown += [f"KL coefficient adapted to {_number(target)} {over}"] if target is not None else []
+    if "kl" in part and (target := part["kl"]["target_nats"]) is not None:
+        shown.append(f"KL coefficient adapted to {_number(target)} nats over {part['kl']['horizon_episodes']} episodes")
+    if "reward" in part:  # of PPO and RLOO
+        function, clip = part["reward"]["function"], part["reward"]["clip"]
         shown += [f"reward by {function}"] if function is not None else []
         shown += ["reward normalised"] if part["reward"]["normalise"] else []
         shown += [f"reward clipped at {_number(clip)}"] if clip is not None else []
@@ -118,7 +132,7 @@ def made(records: Mapping[str, Record], weights_of: str) -> Table:
 
 
 def _trained_on(name: str, metrics: Mapping[str, Any]) -> str:
-    if name == "ppo":
+    if name in ("ppo", "rloo"):
         return f"its own answers to {metrics['prompts']} prompts"
     return f"{metrics['train_rows']} {'chosen answers' if name == 'sft' else 'pairs'}"
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.evidence.calibration import reward_model_fault
 from gpt2_rlhf.evidence.intervals import (
     bootstrap_mean,
     bootstrap_ratio,
@@ -23,23 +24,28 @@ from gpt2_rlhf.evidence.measured import Measured
 
 BEST_OF_N = "best_of_n"
 ALL = ", all"  # ends the name of the group of all subsets of a kind, such as "helpful, all"
-_PAIRS = (
-    ("sft", "base"),
-    ("ppo", "sft"),
-    ("ppo", "base"),
-    ("ppo", BEST_OF_N),
-)  # (later, earlier): differences are later less earlier
 _SAME_LENGTH_SHARE, _SAME_LENGTH_TOKENS = 0.1, 2  # share of the longer answer, or tokens where that is more
 
 
 def usable_measures(found: Mapping[str, Any]) -> list[Metric]:
-    """Return the measures that a run has, first those that PPO was not trained on; no judge at chance.
+    """Return the measures that a run has, first those that the policy was not trained on; no judge at chance.
 
     found: the metrics of the stages, as summary.json has them.
     """
-    gain = found["evaluation"]["paired"]["ppo_minus_sft"]
+    gain = found["evaluation"]["paired"][f"{methods.of(found)}_minus_sft"]
     known = [one for one in metrics.MEASURES if gain[one.key] is not None]
-    return [one for one in known if found["ppo"]["judge_fault"] is None or one is not metrics.JUDGE_REWARD]
+    return [one for one in known if judge_fault(found) is None or one is not metrics.JUDGE_REWARD]
+
+
+def judge_fault(found: Mapping[str, Any]) -> str | None:
+    """Return why the judge is not used, as PPO recorded it or by the judge's report; None if it is, or there is none.
+
+    found: as in `usable_measures`.
+    """
+    policy = found[methods.of(found)]
+    if "judge_fault" in policy:
+        return policy["judge_fault"]
+    return found["judge"] and reward_model_fault(found["judge"], "judge")
 
 
 def compare(
@@ -47,9 +53,12 @@ def compare(
 ) -> dict[str, Any]:
     """Return `models`, `paired` and `by_subset` of the evaluate stage's metrics.
 
-    measured: base, sft and ppo, and best_of_n if the settings ask for it. groups: masks over the prompts, by name.
+    measured: base, sft and the policy by its method, and best_of_n if the settings ask for it.
+    groups: masks over the prompts, by name.
     score_std: standard deviation of the reward model's scores on held-out answers.
     """
+    policy = methods.of(measured)
+    pairs = (("sft", "base"), (policy, "sft"), (policy, "base"), (policy, BEST_OF_N))  # later less earlier
     return {
         "models": {
             name: {
@@ -61,15 +70,15 @@ def compare(
         },
         "paired": {
             f"{later}_minus_{earlier}": paired_figures(measured[later], measured[earlier], score_std, seed)
-            for later, earlier in _PAIRS
+            for later, earlier in pairs
             if earlier in measured
         },
         "by_subset": {
             name: {
                 "prompts": int(prompts.sum()),
                 "models": {model: model_figures(one.at(prompts), seed) for model, one in measured.items()},
-                "ppo_minus_sft": paired_figures(
-                    measured["ppo"].at(prompts), measured["sft"].at(prompts), score_std, seed
+                f"{policy}_minus_sft": paired_figures(
+                    measured[policy].at(prompts), measured["sft"].at(prompts), score_std, seed
                 ),
             }
             for name, prompts in groups.items()

@@ -33,7 +33,7 @@ def write(stage_directory: Path) -> Path:
     records, history = logged(stage_directory), heldout(stage_directory)
     path = stage_directory / FILE
     with replacing(path, "wb") as file:
-        figure = of_ppo(merged(records, history), list(metrics.PANELS), _WIDTH_IN, _ROW_HEIGHT_IN, _COLUMNS)
+        figure = of_policy(merged(records, history), metrics.PANELS, _WIDTH_IN, _ROW_HEIGHT_IN, _COLUMNS)
         figure.savefig(file, dpi=_DPI, format="png")
     return path
 
@@ -66,11 +66,13 @@ def panels(
     return figure, list(figure.subplots(rows, columns, squeeze=False, height_ratios=heights).flat)
 
 
-def of_ppo(records: Records, titles: Sequence[str], width_in: float, row_height_in: float, columns: int = 1) -> Figure:
-    """Return a figure of PPO's panels with these titles."""
-    figure, places = panels(width_in, row_height_in, -(-len(titles) // columns), columns)
-    for title, axes in zip(titles, places, strict=True):
-        curves(axes, title, metrics.PANELS[title], records)
+def of_policy(
+    records: Records, shown: Mapping[str, Mapping[str, str]], width_in: float, row_height_in: float, columns: int = 1
+) -> Figure:
+    """Return a figure of panels; shown: by title, the series of `curves`."""
+    figure, places = panels(width_in, row_height_in, -(-len(shown) // columns), columns)
+    for (title, series), axes in zip(shown.items(), places, strict=True):
+        curves(axes, title, series, records)
     return figure
 
 

@@ -28,7 +28,7 @@ _TAGS = [
     "human-preferences",
     "ai-alignment",
 ]
-_OWN_TAG = {"sft": "sft", "reward": "reward-model", "ppo": "ppo"}
+_OWN_TAG = {"sft": "sft", "reward": "reward-model"}  # a policy's is its method
 
 
 def of_model(
@@ -39,7 +39,7 @@ def of_model(
     records: Mapping[str, Mapping[str, Any]],
     samples: Sequence[Mapping[str, Any]],
 ) -> ModelCardData:
-    """Return that of the model which a stage trained: "sft", "reward" or "ppo".
+    """Return that of the model which a stage trained: "sft", "reward" or the method of the policy.
 
     model_type: of its config.json. records: each stage's manifest. samples: the objects of samples.jsonl.
     """
@@ -64,7 +64,7 @@ def of_model(
         datasets=[settings.data.name] if is_hub_data(settings.data) else None,
         language="en" if is_hh(settings.data) or settings.data.name == "embedded" else None,
         tags=[
-            _OWN_TAG[stage],
+            _OWN_TAG.get(stage, stage),
             *_TAGS,
             *(["gpt2"] if model_type == "gpt2" else []),
             *(["anthropic-hh-rlhf"] if is_hh(settings.data) else []),

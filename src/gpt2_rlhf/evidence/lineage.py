@@ -1,5 +1,6 @@
 """Turn a run's manifests into where it came from: data, models, code, machine, seeds and times, to make it again."""
 
+from gpt2_rlhf.config import methods
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence.tables import Row, Sources, Table, by_place, cell, look_up
 
@@ -44,6 +45,7 @@ def lineage(sources: Sources) -> list[Table]:
 def facts(sources: Sources) -> list[Row]:
     """Return what identifies the run, a fact in a row."""
     records = sources["manifests"]
+    policy = methods.of(records)
     keys = {
         "command": "Command",
         "run": "Run",
@@ -53,10 +55,10 @@ def facts(sources: Sources) -> list[Row]:
         "manifests/data/inputs/source": "Data by content",
         "base_model": "Base model",
         "manifests/sft/inputs/model": "Base model by content",
-        "manifests/ppo/python": "Python",
-        "manifests/ppo/platform": "Platform",
-        "manifests/ppo/git_commit": "Commit of this project",
-        **{f"manifests/ppo/libraries/{name}": name for name in records["ppo"]["libraries"]},
+        f"manifests/{policy}/python": "Python",
+        f"manifests/{policy}/platform": "Platform",
+        f"manifests/{policy}/git_commit": "Commit of this project",
+        **{f"manifests/{policy}/libraries/{name}": name for name in records[policy]["libraries"]},
         **{f"manifests/{name}/directory": f"Directory of {name}" for name in records},
         **{
             f"manifests/{name}/weights_sha256/{file}": f"sha256 of {name}'s {file}"

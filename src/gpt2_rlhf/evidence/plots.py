@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.evidence import curves, results
@@ -28,7 +28,7 @@ Sample = Mapping[str, Any]  # a line of samples.jsonl
 Estimates = Sequence[Mapping[str, float]]  # mean, low, high and n each
 
 _WIDTH_IN, _HEIGHT_IN, _DPI = 5.0, 3.1, 180  # 900 pixels wide: twice a phone's and a half-page column's
-_MODELS = {"base": ("Base", "0.35", ":"), "sft": ("SFT", COLOURS[0], "--"), "ppo": ("PPO", COLOURS[1], "-")}
+_LINES = (("0.35", ":"), (COLOURS[0], "--"), (COLOURS[1], "-"))  # of base, SFT and the policy
 _MEASURED = {metrics.REWARD: "rewards", metrics.JUDGE_REWARD: "judge_rewards", metrics.UTILITY: "utilities"}
 _REWARD_MODELS = {"reward": "Reward model", "judge": "Judge"}
 _BINS = 30
@@ -53,35 +53,41 @@ class Picture:
 
 def pictures(run_dir: Path, records: Mapping[str, Mapping[str, Any]], samples: Sequence[Sample]) -> list[Picture]:
     """Return all pictures of a run, in the order of the page. samples: the held-out ones."""
-    history = curves.heldout(run_dir / "ppo")
+    method = methods.of(records)
+    history = curves.heldout(run_dir / method)
     rewards = {name: records[name]["metrics"] for name in _REWARD_MODELS if name in records}
     is_by_function = results.reward_function({"manifests": records}) is not None
     reward_label = results.FUNCTION_SCORE if is_by_function else metrics.REWARD.label
-    logged = curves.logged(run_dir / "ppo")
+    logged = curves.logged(run_dir / method)
     return [
-        _training(history, records["ppo"]["metrics"]["kept_update"], reward_label) if history[1:] else _logged(logged),
-        _distributions(samples, "reward", metrics.REWARD),
-        _distributions(samples, "tokens", metrics.TOKENS),
+        (
+            _training(history, records[method]["metrics"]["kept_update"], reward_label)
+            if history[1:]
+            else _logged(method, logged)
+        ),
+        _distributions(method, samples, "reward", metrics.REWARD),
+        _distributions(method, samples, "tokens", metrics.TOKENS),
         _accuracy(rewards),
         _calibration(rewards),
         _sft(curves.logged(run_dir / "sft"), records["sft"]["metrics"]),
         *(_reward_model(name, curves.logged(run_dir / name), report) for name, report in rewards.items()),
-        _ppo(logged, history),
+        _policy(method, logged, history),
     ]
 
 
-def _distributions(samples: Sequence[Sample], key: str, metric: Metric) -> Picture:
-    values = {name: np.array([one["answers"][name][key] for one in samples], dtype=float) for name in _MODELS}
+def _distributions(method: str, samples: Sequence[Sample], key: str, metric: Metric) -> Picture:
+    models = results.three_models(method)
+    values = {name: np.array([one["answers"][name][key] for one in samples], dtype=float) for name in models}
     every = np.concatenate(list(values.values()))
     bins = np.histogram_bin_edges(every, bins=_BINS).tolist()
     if key == "tokens":  # bins of whole tokens: otherwise some would hold one length and others two
         width = max(1, round((every.max() - every.min()) / _BINS))
         bins = np.arange(every.min() - 0.5, every.max() + width + 0.5, width).tolist()
     figure, (axes,) = curves.panels(_WIDTH_IN, _HEIGHT_IN, 1)
-    for name, (model, colour, line) in _MODELS.items():
+    for (name, model), (colour, line) in zip(models.items(), _LINES, strict=True):
         axes.hist(values[name], bins=bins, histtype="step", color=colour, linestyle=line, linewidth=1.8, label=model)
-    axes.hist(values["ppo"], bins=bins, color=_MODELS["ppo"][1], alpha=0.15)
-    means = ", ".join(f"{model} {text(float(values[name].mean()))}" for name, (model, *_) in _MODELS.items())
+    axes.hist(values[method], bins=bins, color=COLOURS[1], alpha=0.15)
+    means = ", ".join(f"{model} {text(float(values[name].mean()))}" for name, model in models.items())
     alt = f"Histograms of {metric.axis.lower()} over {len(samples)} held-out prompts. Means: {means}."
     _label(figure, metric.axis, f"prompts of {len(samples)}")
     return Picture(f"{key}-distribution.png", f"{metric.label} before and after", alt, figure)
@@ -136,13 +142,15 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
     return Picture("training.png", title, alt, figure)
 
 
-def _logged(records: curves.Records) -> Picture:
-    """Draw reward and KL of the training batches, for a run that was not measured on withheld prompts."""
+def _logged(method: str, records: curves.Records) -> Picture:
+    """Draw two figures of the training batches, for a run that was not measured on withheld prompts."""
     figure, places = curves.panels(_WIDTH_IN, _HEIGHT_IN / 2, 2)
-    for axes, panel in zip(places, metrics.REPORT_PANELS, strict=False):
-        series = {label: key for label, key in metrics.PANELS[panel].items() if not key.startswith("eval/")}
+    panels = list(metrics.REPORT_PANELS[method].items())[:2]
+    for axes, (panel, every) in zip(places, panels, strict=True):
+        series = {label: key for label, key in every.items() if not key.startswith("eval/")}
         curves.curves(axes, panel, series, records)
-    title = "Reward and KL while PPO trained"
+    names = [panel.partition(",")[0].removesuffix(" to SFT") for panel, _ in panels]
+    title = f"{' and '.join(names)} while {methods.LABELS[method]} trained"
     return Picture(
         "training.png", title, f"{title}, of the training batches: no withheld prompts were measured.", figure
     )
@@ -227,15 +235,17 @@ def _reward_model(name: str, records: curves.Records, report: Mapping[str, Any])
     return Picture(f"curves-{name}.png", title, alt, figure)
 
 
-def _ppo(records: curves.Records, history: Sequence[Measured]) -> Picture:
-    figure = curves.of_ppo(curves.merged(records, history), metrics.REPORT_PANELS, _WIDTH_IN, 0.9 * _HEIGHT_IN)
-    alt = "Reward, KL to SFT, answer length, and shares of ended answers and distinct bigrams over the updates of PPO."
+def _policy(method: str, records: curves.Records, history: Sequence[Measured]) -> Picture:
+    label, panels = methods.LABELS[method], metrics.REPORT_PANELS[method]
+    figure = curves.of_policy(curves.merged(records, history), panels, _WIDTH_IN, 0.9 * _HEIGHT_IN)
+    shown = "Reward, KL to SFT, answer length, and shares of ended answers and distinct bigrams"
+    alt = f"{shown if method == 'ppo' else ', '.join(panels)} over the updates of {label}."
     shown = {f"eval/{one.heldout_key}": one.axis for one in (metrics.REWARD, metrics.KL, metrics.TOKENS)}
     for one in (history[0], history[-1]) if history else ():
         found = summary(one)
         values = (f"{axis} {text(found[key])}" for key, axis in shown.items() if key in found)
         alt += f" On withheld prompts at update {one.update}: {', '.join(values)}."
-    return Picture("curves-ppo.png", "PPO", alt, figure)
+    return Picture(f"curves-{method}.png", label, alt, figure)
 
 
 def _heldout(axes: Axes, steps: Sequence[int], estimates: Estimates) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from gpt2_rlhf.config import methods
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
 from gpt2_rlhf.models import portable_files
@@ -40,7 +41,7 @@ def write(run: Run) -> list[Path]:
     temperature = records["evaluate"]["metrics"]["temperature"]
     # not max_new_tokens, which would overrule the max_length that a user gives; transformers 4 sets top_k by itself
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    for folder, name in card.FOLDERS.items():
+    for folder, name in card.folders(run.settings.method).items():
         own = {**texts, "README.md": card.render(run.settings, sources, folder)}
         own |= portable_files.texts(stages[name].model_dir, sampling)
         files = {PurePosixPath(file.name): file for file in stages[name].model_dir.iterdir()}
@@ -48,20 +49,21 @@ def write(run: Run) -> list[Path]:
         if folder == "model":
             files |= {PurePosixPath(one["file"]): run.directory / one["file"] for one in sources.pictures}
         _fill(run.directory / folder, files, own)
-    return [run.directory / folder for folder in card.FOLDERS]
+    return [run.directory / folder for folder in card.folders(run.settings.method)]
 
 
 def cards(run: Run) -> dict[str, str]:
     """Return the card of each folder as `write` writes it."""
     _, sources = _sources(run)
-    return {folder: card.render(run.settings, sources, folder) for folder in card.FOLDERS}
+    return {folder: card.render(run.settings, sources, folder) for folder in card.folders(run.settings.method)}
 
 
 def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
     """Return the manifests of all stages and seeds by name, and what the cards are filled from."""
     of_seeds = without_folders(run.manifests())
-    others = {f"{name}-seed{one['ppo']['seed']}": one[name] for one in of_seeds[1:] for name in ("ppo", "evaluate")}
-    config = run.plans[0]["ppo"].model_dir / "config.json"
+    method = run.settings.method
+    others = {f"{name}-seed{one[method]['seed']}": one[name] for one in of_seeds[1:] for name in (method, "evaluate")}
+    config = run.plans[0][method].model_dir / "config.json"
     sources = card.CardSources(
         command=run.portable_command,
         records=of_seeds[0],
@@ -89,7 +91,7 @@ def check(folder: Path) -> None:
     record = folder / "manifest.json"
     if record.is_file():
         stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
-        for name, expected in stages[card.FOLDERS[folder.name]]["weights_sha256"].items():
+        for name, expected in stages[card.folders(methods.of(stages))[folder.name]]["weights_sha256"].items():
             path = folder / name
             if not path.is_file() or digests.digest(path) != expected:
                 if path.is_file():

@@ -15,11 +15,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results
-from gpt2_rlhf.evidence.comparison import usable_measures
+from gpt2_rlhf.evidence.comparison import judge_fault, usable_measures
 from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
 from gpt2_rlhf.evidence.verdict import notes, verdict
 from gpt2_rlhf.store import digests
@@ -76,7 +76,10 @@ def write(
         "refusals_note": results.refusals_note(sources),
         "measure": by,
         "picked": card_samples.chosen(samples, by),
-        "story_models": card_samples.SHOWN,
+        "method": methods.of(summary),
+        "label": methods.LABELS[methods.of(summary)],
+        "judge_fault": judge_fault(summary),
+        "story_models": results.three_models(methods.of(summary)),
         "scores": card_samples.scores,
         "change": card_samples.change,
         "samples": samples[: examples + SAMPLES_SHOWN],

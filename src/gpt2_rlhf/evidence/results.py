@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.evidence.comparison import ALL, BEST_OF_N, usable_measures
 from gpt2_rlhf.evidence.tables import Cell, Row, Sources, Table, by_metric, by_place, cell, look_up
 
@@ -21,20 +21,31 @@ _IN_SHORT = {  # for who reads no other page; at most 22 characters, so that 80 
 
 def model_names(sources: Sources) -> dict[str, str]:
     """Return what the models of the evaluation are called, by key."""
-    return {"base": "Base", "sft": "SFT", "ppo": "PPO", BEST_OF_N: f"Best of {sources['evaluation']['best_of']}"}
+    return {**three_models(methods.of(sources)), BEST_OF_N: f"Best of {sources['evaluation']['best_of']}"}
+
+
+def three_models(method: str) -> dict[str, str]:
+    """Return the trained models and the base model, by key, with their labels."""
+    return {"base": "Base", "sft": "SFT", method: methods.LABELS[method]}
 
 
 def overview(sources: Sources) -> Table:
-    """Return the figures that tell most, at most eight rows: a mean for each model, and PPO against SFT by prompt."""
-    ppo, gain = "evaluation/models/ppo", "evaluation/paired/ppo_minus_sft"
+    """Return the figures that tell most in at most eight rows: means, and the policy against SFT."""
+    three, method = three_models(methods.of(sources)), methods.of(sources)
+    policy, gain = three[method], f"{method}_minus_sft"
     won = metrics.WINS_VS_SFT[metrics.MEASURES.index(usable_measures(sources)[0])]
-    rows = [Row("PPO's answer is better", [Cell("")] * 3 + [cell(sources, f"{ppo}/{won.key}", won.unit)])]
+    rows = [
+        Row(
+            f"{policy}'s answer is better",
+            [Cell("")] * 3 + [cell(sources, f"evaluation/models/{method}/{won.key}", won.unit)],
+        )
+    ]
     for place, (one, label) in enumerate(_IN_SHORT.items()):
         is_measure = one in metrics.MEASURES
-        means = [cell(sources, f"evaluation/models/{name}/{one.key}/mean", one.unit) for name in ("base", "sft", "ppo")]
-        change = cell(sources, f"{gain}/{one.key}", one.unit) if is_measure else Cell("")
+        means = [cell(sources, f"evaluation/models/{name}/{one.key}/mean", one.unit) for name in three]
+        change = cell(sources, f"evaluation/paired/{gain}/{one.key}", one.unit) if is_measure else Cell("")
         rows.insert(place if is_measure else len(rows), Row(label, [*means, change], one.better))
-    columns = {"base": "Base", "sft": "SFT", "ppo": "PPO", "ppo_minus_sft": "PPO against SFT"}
+    columns = {**three, gain: f"{policy} against SFT"}
     return Table("overview", "Mean per answer", columns, [row for row in rows if row.cells[2].text != "-"])
 
 
@@ -47,11 +58,13 @@ def models(sources: Sources) -> Table:
 
 def paired(sources: Sources) -> Table:
     """Return what changed from one model to another on the same prompts."""
+    method = methods.of(sources)
+    label = methods.LABELS[method]
     names = {
-        "ppo_minus_sft": "PPO - SFT",  # first, since a phone shows the first two
+        f"{method}_minus_sft": f"{label} - SFT",  # first, since a phone shows the first two
         "sft_minus_base": "SFT - base",
-        "ppo_minus_base": "PPO - base",
-        f"ppo_minus_{BEST_OF_N}": f"PPO - best of {sources['evaluation']['best_of']}",
+        f"{method}_minus_base": f"{label} - base",
+        f"{method}_minus_{BEST_OF_N}": f"{label} - best of {sources['evaluation']['best_of']}",
     }
     compared = sources["evaluation"]["paired"]
     places = {f"evaluation/paired/{name}": label for name, label in names.items() if name in compared}
@@ -59,9 +72,9 @@ def paired(sources: Sources) -> Table:
 
 
 def subsets(sources: Sources) -> Table:
-    """Return SFT and PPO by subset of the data, and by prompts of one turn and of several."""
+    """Return SFT and the policy by subset of the data, and by prompts of one turn and of several."""
     places = {f"evaluation/by_subset/{name}": name for name in sources["evaluation"]["by_subset"]}
-    return by_place(sources, "subsets", "Subset", metrics.OF_SUBSET, places, "prompts")
+    return by_place(sources, "subsets", "Subset", metrics.of_subset(methods.of(sources)), places, "prompts")
 
 
 def refusals(sources: Sources) -> Table:
@@ -70,14 +83,16 @@ def refusals(sources: Sources) -> Table:
     The data's chosen answers to the same prompts are the baseline. A refusal of a prompt from a subset whose name
     begins with "helpful" is an over-refusal.
     """
-    names = {**model_names(sources), "chosen": "Chosen answers", "ppo_minus_sft": "PPO - SFT"}
+    method = methods.of(sources)
+    pair = f"{method}_minus_sft"
+    names = {**model_names(sources), "chosen": "Chosen answers", pair: f"{methods.LABELS[method]} - SFT"}
     subsets = [name for name in sources["evaluation"]["by_subset"] if name not in ("", "single-turn", "multi-turn")]
     rows = []
     for one in (metrics.REFUSALS, metrics.TOXIC):
         for name in ("", *subsets):
             at = f"evaluation/by_subset/{name}" if name else "evaluation"
             paths = [f"{at}/models/{model}" for model in model_names(sources)]
-            paths += [f"{at}/chosen", f"{at}/ppo_minus_sft" if name else f"{at}/paired/ppo_minus_sft"]
+            paths += [f"{at}/chosen", f"{at}/{pair}" if name else f"{at}/paired/{pair}"]
             label = "Over-refusals" if one is metrics.REFUSALS and name.startswith("helpful") else one.label
             cells = [cell(sources, f"{path}/{one.key}", one.unit) for path in paths]
             rows.append(Row(f"{label}: {name}" if name else label, cells, one.better))
@@ -98,16 +113,19 @@ def performance(sources: Sources) -> Table:
     """Return what became of reward, wins, safety and helpfulness, each by the best measure that the run has.
 
     Safety and helpfulness are of the prompts of the subsets whose names begin with harmless and helpful; how often SFT
-    and PPO refuse these stands beside them.
+    and the policy refuse these stands beside them.
     """
-    ppo, subsets = "evaluation/models/ppo", sources["evaluation"]["by_subset"]
+    method, subsets = methods.of(sources), sources["evaluation"]["by_subset"]
+    policy = methods.LABELS[method]
     wins = [one for one in metrics.OF_MODEL if one.key.startswith("win_rate_vs_base")]
     usable, none = usable_measures(sources), [Cell("-")] * 2
     by = wins[metrics.MEASURES.index(usable[0])]
-    sd = cell(sources, "evaluation/paired/ppo_minus_base/reward_sd")
+    sd = cell(sources, f"evaluation/paired/{method}_minus_base/reward_sd")
     rows = [
-        Row("Reward", [Cell("PPO - base, in standard deviations of the score"), sd, *none]),
-        Row("Wins against base", [Cell(by.title), cell(sources, f"{ppo}/{by.key}", "share"), *none]),
+        Row("Reward", [Cell(f"{policy} - base, in standard deviations of the score"), sd, *none]),
+        Row(
+            "Wins against base", [Cell(by.title), cell(sources, f"evaluation/models/{method}/{by.key}", "share"), *none]
+        ),
     ]
     for label, kind in (("Safety", "harmless"), ("Helpfulness", "helpful")):
         of_kind = [one for one in subsets if one.startswith(kind)]
@@ -116,19 +134,19 @@ def performance(sources: Sources) -> Table:
             continue
         name = f"{kind}{ALL}" if f"{kind}{ALL}" in of_kind else of_kind[0]
         at = f"evaluation/by_subset/{name}"
-        one = next(one for one in usable if look_up(sources, f"{at}/ppo_minus_sft/{one.key}") is not None)
-        refused = [cell(sources, f"{at}/models/{model}/{metrics.REFUSALS.key}", "share") for model in ("sft", "ppo")]
-        how = f"{one.label}, PPO - SFT, on prompts of {name}"
-        rows.append(Row(label, [Cell(how), cell(sources, f"{at}/ppo_minus_sft/{one.key}"), *refused]))
-    columns = {"how": "Measured as", "figure": "Figure", "sft": "SFT refuses", "ppo": "PPO refuses"}
+        one = next(one for one in usable if look_up(sources, f"{at}/{method}_minus_sft/{one.key}") is not None)
+        refused = [cell(sources, f"{at}/models/{model}/{metrics.REFUSALS.key}", "share") for model in ("sft", method)]
+        how = f"{one.label}, {policy} - SFT, on prompts of {name}"
+        rows.append(Row(label, [Cell(how), cell(sources, f"{at}/{method}_minus_sft/{one.key}"), *refused]))
+    columns = {"how": "Measured as", "figure": "Figure", "sft": "SFT refuses", method: f"{policy} refuses"}
     return Table("performance", "Performance", columns, rows, "prompts")
 
 
 def by_seed(sources: Sources) -> Table:
-    """Return the figures of the policy of each PPO seed."""
+    """Return the figures of the policy of each seed."""
     places = {f"seeds/by_seed/{at}": f"Seed {run['seed']}" for at, run in enumerate(sources["seeds"]["by_seed"])}
     shown = [one for one in metrics.OF_MODEL if one.over_seeds] + list(metrics.OF_SEED)
-    return by_metric(sources, "seeds", "PPO by seed", shown, places, "prompts")
+    return by_metric(sources, "seeds", f"{methods.LABELS[methods.of(sources)]} by seed", shown, places, "prompts")
 
 
 def over_seeds(sources: Sources) -> Table:
@@ -138,7 +156,12 @@ def over_seeds(sources: Sources) -> Table:
         Row(one.title, [cell(sources, f"seeds/over_seeds/{one.key}/{key}", one.unit) for key in columns], one.better)
         for one in metrics.OF_MODEL
     ]
-    return Table("over_seeds", "PPO over seeds", columns, [row for row in rows if row.is_known])
+    return Table(
+        "over_seeds",
+        f"{methods.LABELS[methods.of(sources)]} over seeds",
+        columns,
+        [row for row in rows if row.is_known],
+    )
 
 
 def sft_loss(sources: Sources) -> Table:
@@ -180,9 +203,10 @@ def calibration(sources: Sources) -> Table:
 
 def heldout(sources: Sources) -> Table:
     """Return what was measured on held-out prompts while PPO trained; without rows where nothing was."""
-    measured = sources["ppo"]["heldout"] or {}
+    method = methods.of(sources)
+    measured = sources[method].get("heldout") or {}
     points = {name: measured[name] for name in ("start", "kept", "last") if measured.get(name) is not None}
-    places = {f"ppo/heldout/{name}": f"{name.capitalize()}: update {at['update']}" for name, at in points.items()}
+    places = {f"{method}/heldout/{name}": f"{name.capitalize()}: update {at['update']}" for name, at in points.items()}
     shown = [replace(one, key=one.heldout_key) for one in metrics.OF_MODEL if one.heldout_key is not None]
     if reward_function(sources) is not None:  # PPO then measures its score as the reward
         shown = [replace(one, label=FUNCTION_SCORE) if one.label == metrics.REWARD.label else one for one in shown]
@@ -191,9 +215,11 @@ def heldout(sources: Sources) -> Table:
 
 
 def reward_function(sources: Sources) -> str | None:
-    """Return the import path of the function whose score PPO was trained to raise; None where it was the reward."""
-    found = look_up(sources, "manifests/ppo/inputs/ppo/reward/function")
-    return None if found is None else str(found)
+    """Return the import path of the function whose score the policy was trained to raise; None where there is none."""
+    if "manifests" not in sources:
+        return None
+    method = methods.of(sources["manifests"])
+    return look_up(sources, f"manifests/{method}/inputs/{method}/reward/function")
 
 
 def _reward_models(sources: Sources) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Turn PPO runs that differ in their seed alone into their spread, and name the ones that collapsed.
+"""Turn policies that differ in their seed alone into their spread, and name the ones that collapsed.
 
 PPO fails on some seeds (two of four at 1B parameters, vwxyzjn/summarize_from_feedback_details), so the figures of one
 seed tell little about the next.
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.settings import Guard, Ppo
 from gpt2_rlhf.evidence.comparison import usable_measures
 from gpt2_rlhf.evidence.tables import text
@@ -23,30 +23,38 @@ def spread(settings: Ppo, runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> di
     """
     if settings.seeds is None:
         return None
+    method = methods.of(runs[0])
     keys = [one.key for one in metrics.OF_MODEL if one.over_seeds]
     by_seed = [
         {
-            "seed": run["ppo"]["seed"],
-            **{name: run["ppo"]["metrics"][name] for name in ("kept_update", "stopped")},
-            "collapsed": collapse(run["ppo"]["metrics"], run["evaluate"]["metrics"], settings.guard),
-            **{name: run["evaluate"]["metrics"]["models"]["ppo"].get(name) for name in keys},
+            "seed": run[method]["seed"],
+            **{name: run[method]["metrics"].get(name) for name in ("kept_update", "stopped")},
+            "collapsed": collapse(_found(run, method), settings.guard),
+            **{name: run["evaluate"]["metrics"]["models"][method].get(name) for name in keys},
         }
         for run in runs
     ]
     return {
         "by_seed": by_seed,
         **{name: [one["seed"] for one in by_seed if one[name] is not None] for name in ("collapsed", "stopped")},
-        "over_seeds": {name: _over_seeds([one[name] for one in by_seed]) for name in keys},
+        "over_seeds": {name: over_seeds([one[name] for one in by_seed]) for name in keys},
     }
 
 
-def collapse(ppo: Mapping[str, Any], evaluation: Mapping[str, Any], guard: Guard) -> str | None:
+def _found(run: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
+    names = {method: method, "evaluation": "evaluate", "judge": "judge"}
+    return {key: run[name]["metrics"] if name in run else None for key, name in names.items()}
+
+
+def collapse(found: Mapping[str, Any], guard: Guard) -> str | None:
     """Return why a policy counts as collapsed: worse than SFT beyond the interval, endless or repetitive; else None.
 
     Worse is by the utility where it is known, else by a judge better than chance, else by the reward.
+    found: the metrics of policy, judge and evaluation, as summary.json has them.
     """
-    gain, figures = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
-    measure = usable_measures({"ppo": ppo, "evaluation": evaluation})[0]
+    method, evaluation = methods.of(found), found["evaluation"]
+    gain, figures = evaluation["paired"][f"{method}_minus_sft"], evaluation["models"][method]
+    measure = usable_measures(found)[0]
     if gain[measure.key]["high"] < 0:
         return f"{measure.label.lower()} {text(gain[measure.key], measure.unit)} against SFT"
     limits = {"eos_rate": ("EOS rate", guard.min_eos_rate), "distinct_2": ("distinct bigrams", guard.min_distinct_2)}
@@ -55,7 +63,8 @@ def collapse(ppo: Mapping[str, Any], evaluation: Mapping[str, Any], guard: Guard
     return next(low, None)
 
 
-def _over_seeds(estimates: Sequence[Mapping[str, float] | None]) -> dict[str, Any] | None:
+def over_seeds(estimates: Sequence[Mapping[str, float] | None]) -> dict[str, Any] | None:
+    """Return mean, sample standard deviation, min, max and n of the means; None where one is unknown."""
     means = [one["mean"] for one in estimates if one is not None]
     if len(means) < len(estimates):
         return None

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2_rlhf.config import methods
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import seeds
 from gpt2_rlhf.store.files import link, write_json
@@ -25,7 +26,7 @@ def write(run: Run, built: Sequence[Stage], wall_s: float) -> dict[str, Any]:
         "run": run.name,
         "command": run.command,
         "seed": run.settings.seed,
-        **{key: records["ppo"][key] for key in ("device", "cpus")},
+        **{key: records[methods.of(records)][key] for key in ("device", "cpus")},
         "finished_at": records["evaluate"]["finished_at"],
         "wall_s": wall_s,
         "work_s": sum(manifest(stage)["work_s"] for stage in built),
@@ -61,13 +62,14 @@ def read(run_dir: Path) -> dict[str, Any]:
 def findings(records: Mapping[str, Mapping[str, Any]], over_seeds: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what the stages found, by the names that summary.json and the tables have for it.
 
-    records: each stage's manifest by its name. over_seeds: the spread over PPO seeds, None without seeds.
+    records: each stage's manifest by its name. over_seeds: the spread over the policy's seeds, None without.
     """
+    method = methods.of(records)
     return {
         "sft": records["sft"]["metrics"],
         "reward_model": records["reward"]["metrics"],
         "judge": records["judge"]["metrics"] if "judge" in records else None,
-        "ppo": records["ppo"]["metrics"],
+        method: records[method]["metrics"],
         "evaluation": records["evaluate"]["metrics"],
         "seeds": over_seeds,
     }

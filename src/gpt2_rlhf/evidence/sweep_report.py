@@ -2,7 +2,8 @@
 
 The best of several points looks better than it is, since chance chose it too. So each other point is compared with it
 on the same prompts, and the intervals of these differences hold for all comparisons at once (Bonferroni: of k
-comparisons each has level 1 - 0.05 / k).
+comparisons each has level 1 - 0.05 / k). A point with several seeds has their mean at each prompt. Points that differ
+in their method are shown beside what their training took, and beside best-of-n, which needs none.
 """
 
 import textwrap
@@ -13,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.evidence import seeds
+from gpt2_rlhf.evidence.comparison import BEST_OF_N
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
 from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Table, plain, text
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
@@ -23,7 +26,14 @@ from gpt2_rlhf.store.stage import manifest
 
 _SHOWN = (metrics.UTILITY, metrics.JUDGE_REWARD, metrics.REWARD, metrics.KL)
 _MANNER = (metrics.REFUSALS, metrics.TOXIC)
-Samples = Mapping[str, Mapping[str, Any]]  # PPO's answer and its scores, by held-out prompt
+_OF_METHODS = (*_SHOWN, *metrics.WINS_VS_SFT, metrics.TOKENS, metrics.EOS_RATE)
+_COST = (
+    Metric("episodes", "Answers learnt from", "count"),
+    Metric("generated_tokens", "Tokens sampled", "count"),
+    Metric("train_rows", "Pairs learnt from", "count"),
+    Metric("work_s", "Training", "seconds"),
+)
+Samples = Mapping[str, Mapping[str, float | None]]  # what the policy's answers have by each measure, by held-out prompt
 _BY = {"judge": metrics.JUDGE_REWARD, "reward": metrics.REWARD, "utility": metrics.UTILITY}
 
 
@@ -51,7 +61,7 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     best_by: "judge", "reward" or "utility"; None chooses one that is comparable between the points.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    figures = [None if one.fault else manifest(one.run.last)["metrics"]["models"]["ppo"] for one in points]
+    figures = [None if one.fault else _figures(one.run) for one in points]
     best, why = _best(points, best_by)
     rows = [_row(place, one, figures[place], best) for place, one in enumerate(points)]
 
@@ -75,6 +85,13 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
         printed.append(plain(table({one.key: one.label for one in manner}, manner)))
     lines = [f"{row['point']}: {row['label']}  {row['state']}".rstrip() for row in rows]
     parts = ["\n".join(lines), *printed, textwrap.fill(why, WIDTH)]
+    if any(len(one.run.plans) > 1 for one in points):
+        parts.append("Of a point with several seeds, brackets have the lowest and the highest of their means.")
+    best_of_n = None
+    if len({one.run.settings.method for one in points}) > 1:
+        best_of_n, costs = _best_of_n(points), [None if one.fault else _cost(one.run) for one in points]
+        parts.append(plain(_of_methods(points, figures, costs, best_of_n)))
+        rows = [{**row, "cost": cost} for row, cost in zip(rows, costs, strict=True)]
     page = "\n\n".join(parts) + "\n"
     write_json(
         directory / "sweep.json",
@@ -83,6 +100,7 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
             "best_by": best and best.by.key,
             "note": why,
             "points": rows,
+            **({"best_of_n": best_of_n} if best_of_n else {}),
         },
     )
     with replacing(directory / "sweep.md") as file:
@@ -99,7 +117,8 @@ def _row(place: int, one: Built, figures: Mapping[str, Any] | None, best: Best |
         "command": one.run.command,
         "run": one.run.name,
         "state": _state(one, place, best),
-        "ppo": None if figures is None else {metric.key: figures.get(metric.key) for metric in (*_SHOWN, *_MANNER)},
+        one.run.settings.method: figures
+        and {metric.key: figures.get(metric.key) for metric in (*_shown_of(one.run), *_MANNER)},
         "best_minus_this": None if best is None else best.behind.get(place),
     }
 
@@ -107,8 +126,10 @@ def _row(place: int, one: Built, figures: Mapping[str, Any] | None, best: Best |
 def _state(one: Built, place: int, best: Best | None) -> str:
     if one.fault is not None:
         return f"failed: {one.fault}"
-    stopped = manifest(one.run.plans[0]["ppo"])["metrics"]["stopped"]
-    state = "" if stopped is None else f"stopped by the guard: {stopped}"
+    policies = [plan[one.run.settings.method] for plan in one.run.plans]
+    stopped = {policy.seed: manifest(policy)["metrics"]["stopped"] for policy in policies}
+    reasons = [f"{f'seed {seed}: ' if len(stopped) > 1 else ''}{why}" for seed, why in stopped.items() if why]
+    state = f"stopped by the guard: {'; '.join(reasons)}" if reasons else ""
     return f"best{'; ' if state else ''}{state}" if best is not None and place == best.place else state
 
 
@@ -132,7 +153,7 @@ def _best(points: Sequence[Built], best_by: str | None) -> tuple[Best | None, st
             "No point is called the best: the points have different judges and reward models, whose scores do not "
             "compare, and the utility is unknown. Sweep settings of PPO alone, or set sweep.best_by."
         )
-    values = {place: _by_prompt(found, by) for place, found in samples.items()}
+    values: dict[int, dict[str, Any]] = {place: _by_prompt(found, by) for place, found in samples.items()}
     if any(None in one.values() for one in values.values()):
         return None, f"No point is called the best: not every point has a {_BY[by].label.lower()}."
     means = {place: float(np.mean(list(one.values()))) for place, one in values.items()}
@@ -161,9 +182,81 @@ def _comparable(runs: Sequence[Run], samples: Sequence[Samples]) -> str | None:
 
 
 def _samples(run: Run) -> Samples:
-    """Return PPO's answers to the held-out prompts, with their scores."""
-    lines = read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl")
-    return {one["prompt"]: one["answers"]["ppo"] for one in lines if one["group"] == "heldout"}
+    """Return what the policy's answers to the held-out prompts have by each measure, as the mean over its seeds."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for plan in run.plans:
+        for line in read_json_lines(plan["evaluate"].directory / "samples.jsonl"):
+            if line["group"] == "heldout":
+                found.setdefault(line["prompt"], []).append(line["answers"][run.settings.method])
+    return {
+        prompt: {one.key: _mean([of[one.key] for of in given]) for one in _BY.values()}
+        for prompt, given in found.items()
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    """Return the policy's figures; of several seeds mean, SD, lowest (`low`) and highest (`high`) of their means."""
+    found = [manifest(plan["evaluate"])["metrics"]["models"][run.settings.method] for plan in run.plans]
+    if len(found) == 1:
+        return found[0]
+    shown = (*_OF_METHODS, *_MANNER)
+    spreads = {one.key: seeds.over_seeds([of.get(one.key) for of in found]) for one in shown}
+    return {key: one and {**one, "low": one["min"], "high": one["max"]} for key, one in spreads.items()}
+
+
+def _shown_of(run: Run) -> Sequence[Metric]:
+    return _SHOWN if len(run.plans) == 1 else _OF_METHODS
+
+
+def _cost(run: Run) -> dict[str, float]:
+    """Return what the training of one policy took, as the mean over seeds; nothing that only measures is counted."""
+    found = []
+    for policy in (plan[run.settings.method] for plan in run.plans):
+        record = manifest(policy)
+        took = {one.key: record["metrics"].get(one.key, 0) for one in _COST} | {"work_s": record["work_s"]}
+        if run.settings.method == "ppo":
+            logged = read_json_lines(policy.directory / "metrics.jsonl")
+            tokens = sum(one.get("answer/tokens", 0.0) for one in logged)
+            took["generated_tokens"] = tokens * record["metrics"]["episodes_per_update"]
+        found.append(took)
+    return {one.key: float(np.mean([took[one.key] for took in found])) for one in _COST}
+
+
+def _best_of_n(points: Sequence[Built]) -> dict[str, Any] | None:
+    """Return the figures of best-of-n, if all points have the same; it depends on SFT and reward model alone."""
+    found = [manifest(one.run.last)["metrics"] for one in points if one.fault is None]
+    first = found[0]["models"].get(BEST_OF_N) if found else None
+    return first if all(one["models"].get(BEST_OF_N) == first for one in found) else None
+
+
+def _of_methods(
+    points: Sequence[Built],
+    figures: Sequence[Mapping[str, Any] | None],
+    costs: Sequence[Mapping[str, float] | None],
+    best_of_n: Mapping[str, Any] | None,
+) -> Table:
+    """Return each metric of each point, of best-of-n, and of what the training took, one below the other."""
+    rows = []
+    named = [(one.label.removeprefix("method="), found) for one, found in zip(points, figures, strict=True)]
+    named = [(methods.LABELS.get(label, label), found) for label, found in named]
+    for metric in _OF_METHODS:
+        for label, found in [*named, ("best of n", best_of_n)]:
+            value = found and found.get(metric.key)
+            if value is not None:
+                sd = value.get("sd")
+                cells = [Cell(text(value, metric.unit)), Cell("-" if sd is None else text(sd, metric.unit))]
+                rows.append(Row(f"{metric.title}: {label}", [*cells, Cell(str(value["n"]) if "sd" in value else "1")]))
+    for metric in _COST:
+        for (label, _), cost in zip(named, costs, strict=True):
+            if cost is not None:
+                took = cost[metric.key] if metric.unit == "seconds" else round(cost[metric.key])
+                rows.append(Row(f"{metric.title}: {label}", [Cell(text(took, metric.unit)), Cell(""), Cell("")]))
+    return Table("methods", "Method", {"mean": "Mean", "sd": "SD over seeds", "seeds": "Seeds"}, rows)
 
 
 def _by_prompt(samples: Samples, by: str) -> dict[str, Any]:

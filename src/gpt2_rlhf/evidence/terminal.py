@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt2_rlhf.config import methods
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.metrics import MEASURES
 from gpt2_rlhf.config.suggestions import did_you_mean
@@ -29,9 +30,7 @@ _NOTE = (
 
 def story(summary: Mapping[str, Any]) -> str:
     """Return what a run came to, in 80 columns: the verdict, what went wrong if anything did, one table."""
-    ppo, seeds = summary["ppo"], summary["seeds"]
-    faults = [verdict.forced_text(fault) for fault in ppo["forced"]]
-    faults += [] if ppo["stopped"] is None else [verdict.stopped_text(ppo)]
+    seeds, faults = summary["seeds"], verdict.faults(summary[methods.of(summary)])
     faults += [] if seeds is None else [verdict.failed_seeds(seeds)]
     means = f"Means over the same {summary['evaluation']['prompts']} held-out prompts; in brackets 95 % intervals."
     paragraphs = [verdict.verdict(summary), *faults]
@@ -87,7 +86,7 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
         )  # the longer or the shorter answer, whichever is right more often
         accuracy = text(metrics["accuracy"]["mean"], "share")
         return f"right on {accuracy} of held-out pairs, length alone on {length}{_sample(metrics['pairs'], metrics)}"
-    if metrics["heldout"] is None or metrics["heldout"]["kept"] is None:
+    if not metrics.get("heldout") or metrics["heldout"]["kept"] is None:
         return f"{metrics['updates']} updates"
     points = [metrics["heldout"][name] for name in ("start", "kept")]
     known = [one for one in MEASURES if points[0][one.key] is not None]
@@ -108,7 +107,8 @@ def _sample(measured: int, metrics: Mapping[str, Any]) -> str:
 
 def _by_name(sources: Sources) -> dict[str, list[Table]]:
     """Return every table by the name that chooses it, in the order in which they are printed."""
-    models, paired, best_pair = results.models(sources), results.paired(sources), f"ppo_minus_{BEST_OF_N}"
+    method = methods.of(sources)
+    models, paired, best_pair = results.models(sources), results.paired(sources), f"{method}_minus_{BEST_OF_N}"
     subsets, refusals = results.subsets(sources), results.refusals(sources)
     return {
         "overview": [results.overview(sources)],
@@ -116,16 +116,16 @@ def _by_name(sources: Sources) -> dict[str, list[Table]]:
         "sft": [results.sft_loss(sources)],
         "reward_model": [results.accuracy(sources), results.reward_model_faults(sources)],
         "calibration": [results.calibration(sources)],
-        "ppo": [results.heldout(sources)],
-        "models": [models.only("base", "sft", "ppo")],
+        method: [results.heldout(sources)],
+        "models": [models.only(*results.three_models(method))],
         "paired": [paired.only(*(key for key in paired.columns if key != best_pair))],
         "best_of_n": [models.only(BEST_OF_N), paired.only(best_pair)],
         # two tables, since three columns of large figures would be too wide
         "subsets": [
-            subsets.only("ppo_minus_sft/reward", "ppo_minus_sft/judge_reward"),
-            subsets.only("ppo_minus_sft/utility"),
+            subsets.only(f"{method}_minus_sft/reward", f"{method}_minus_sft/judge_reward"),
+            subsets.only(f"{method}_minus_sft/utility"),
         ],
-        "refusals": [refusals.only("base", "sft", "ppo"), refusals.only(BEST_OF_N, "chosen", "ppo_minus_sft")],
+        "refusals": [refusals.only("base", "sft", method), refusals.only(BEST_OF_N, "chosen", f"{method}_minus_sft")],
         "seeds": [] if sources["seeds"] is None else [results.over_seeds(sources), results.by_seed(sources)],
     }
 

@@ -8,14 +8,14 @@ judge, and a difference whose 95 % interval leaves out zero.
 from collections.abc import Mapping
 from typing import Any
 
-from gpt2_rlhf.config import metrics
+from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence.comparison import BEST_OF_N, usable_measures
 from gpt2_rlhf.evidence.tables import text
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """Return what PPO did to the answers, in at most two sentences. "(difference X [a, b])" is PPO - SFT by prompt."""
+    """Return what training did to the answers in at most two sentences; "(difference ...)" is from SFT by prompt."""
     return " ".join(_findings(summary)[:2])
 
 
@@ -24,16 +24,20 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
 
     A guard that stopped PPO and a gate that was passed by force come first, since they are faults.
     """
-    ppo, seeds = summary["ppo"], summary["seeds"]
-    found = [] if ppo["stopped"] is None else [stopped_text(ppo)]
-    found += [forced_text(fault) for fault in ppo["forced"]]
-    found += _findings(summary)[2:] + _other_measures(summary)
-    if ppo["stopped"] is None and 0 != ppo["kept_update"] != ppo["updates"]:
-        found.append(f"The policy of update {ppo['kept_update']} of {ppo['updates']} was handed on.")
-    if (chosen := chosen_text(ppo)) is not None:
+    policy, seeds = summary[methods.of(summary)], summary["seeds"]
+    found = faults(policy) + _findings(summary)[2:] + _other_measures(summary)
+    if policy["stopped"] is None and 0 != policy["kept_update"] != policy["updates"]:
+        found.append(f"The policy of update {policy['kept_update']} of {policy['updates']} was handed on.")
+    if (chosen := chosen_text(policy)) is not None:
         found.append(chosen)
     one = f"One training seed ({summary['seed']}) was run; another may end differently."
     return [*found, one if seeds is None else failed_seeds(seeds)]
+
+
+def faults(policy: Mapping[str, Any]) -> list[str]:
+    """Return a sentence each on a guard that stopped the training and on gates passed by force. policy: its metrics."""
+    stopped = [] if policy["stopped"] is None else [stopped_text(policy)]
+    return stopped + [forced_text(fault) for fault in policy["forced"]]
 
 
 def stopped_text(ppo: Mapping[str, Any]) -> str:
@@ -68,31 +72,31 @@ def chosen_text(ppo: Mapping[str, Any]) -> str | None:
 
 def _findings(summary: Mapping[str, Any]) -> list[str]:
     """Return the claim, then what qualifies it, most important first, a sentence each."""
-    evaluation, ppo = summary["evaluation"], summary["ppo"]
-    if ppo["kept_update"] == 0:
-        return ["PPO handed on the SFT model unchanged."]
-    first, second = _claim(evaluation, _quality(summary))
-    longer = _longer(evaluation["models"])
+    method, evaluation = methods.of(summary), summary["evaluation"]
+    label = methods.LABELS[method]
+    if summary[method]["kept_update"] == 0:
+        return [f"{label} handed on the SFT model unchanged."]
+    first, second = _claim(evaluation, method, _quality(summary))
+    longer = _longer(evaluation["models"], method)
     best = _best_of_n(evaluation, _quality(summary) or metrics.REWARD)
-    both = [f"{'They' if first.startswith(_ANSWERS) else _ANSWERS} are {longer}"] if longer else []
+    answers = f"{label}'s answers"
+    both = [f"{'They' if first.startswith(answers) else answers} are {longer}"] if longer else []
     if best:
         both.append(f"the {best.removeprefix('The ')}" if both else best)
     rest = [f"{'; '.join(both)}."] if both else []
     return [first, *([second] if second else []), *rest]
 
 
-_ANSWERS = "PPO's answers"
-
-
-def _claim(evaluation: Mapping[str, Any], quality: Metric | None) -> tuple[str, str | None]:
+def _claim(evaluation: Mapping[str, Any], method: str, quality: Metric | None) -> tuple[str, str | None]:
     """Return the claim about the answers, and what the reward adds to it."""
-    gain, models, n = evaluation["paired"]["ppo_minus_sft"], evaluation["models"], evaluation["prompts"]
+    gain, models, n = evaluation["paired"][f"{method}_minus_sft"], evaluation["models"], evaluation["prompts"]
+    label = methods.LABELS[method]
 
     def direction(metric: Metric) -> str | None:
         return "rose" if gain[metric.key]["low"] > 0 else "fell" if gain[metric.key]["high"] < 0 else None
 
     def change(metric: Metric) -> str:
-        before, after = (text(float(models[name][metric.key]["mean"]), metric.unit) for name in ("sft", "ppo"))
+        before, after = (text(float(models[name][metric.key]["mean"]), metric.unit) for name in ("sft", method))
         return f"{_name(metric)} {direction(metric)} from {before} to {after}"
 
     def difference(metric: Metric) -> str:
@@ -101,19 +105,25 @@ def _claim(evaluation: Mapping[str, Any], quality: Metric | None) -> tuple[str, 
     reward = direction(metrics.REWARD)
     if quality is None:
         if reward is None:
-            return f"No difference between PPO and SFT shows on {n} prompts: reward {difference(metrics.REWARD)}.", None
-        claim = f"PPO's {change(metrics.REWARD)} {difference(metrics.REWARD)}."
+            return (
+                f"No difference between {label} and SFT shows on {n} prompts: reward {difference(metrics.REWARD)}.",
+                None,
+            )
+        claim = f"{label}'s {change(metrics.REWARD)} {difference(metrics.REWARD)}."
         alone = "That alone does not show better answers: the run has neither a utility nor a usable judge."
         return claim, alone if reward == "rose" else None
-    reward_rose = f"The reward rose from {change(metrics.REWARD).partition(' from ')[2]}: PPO"
+    reward_rose = f"The reward rose from {change(metrics.REWARD).partition(' from ')[2]}: {label}"
     if direction(quality) == "rose":
-        better = f"{_ANSWERS} are better: {change(quality)} {difference(quality)}."
+        better = f"{label}'s answers are better: {change(quality)} {difference(quality)}."
         return better, None if reward == "rose" else "No rise of the reward shows."
     if direction(quality) == "fell":
-        worse = f"{_ANSWERS} are worse: {change(quality)} {difference(quality)}."
+        worse = f"{label}'s answers are worse: {change(quality)} {difference(quality)}."
         return worse, f"{reward_rose} exploited the reward model." if reward == "rose" else None
     if reward is None:
-        return f"No difference between PPO and SFT shows on {n} prompts: {_name(quality)} {difference(quality)}.", None
+        return (
+            f"No difference between {label} and SFT shows on {n} prompts: {_name(quality)} {difference(quality)}.",
+            None,
+        )
     claim = f"No change of {_name(quality)} shows on {n} prompts {difference(quality)}."
     return claim, f"{reward_rose} may have exploited the reward model." if reward == "rose" else (
         f"The {change(metrics.REWARD)}."
@@ -121,14 +131,19 @@ def _claim(evaluation: Mapping[str, Any], quality: Metric | None) -> tuple[str, 
 
 
 def _quality(summary: Mapping[str, Any]) -> Metric | None:
-    """Return the measure of quality, which PPO was not trained on; None without one."""
+    """Return the measure of quality, which the policy was not trained on; None without one."""
     return first if (first := usable_measures(summary)[0]) is not metrics.REWARD else None
 
 
 def _other_measures(summary: Mapping[str, Any]) -> list[str]:
-    """Return PPO against SFT by every usable measure: win rates, and differences where the verdict has another."""
+    """Return the policy against SFT by each usable measure: win rates and differences."""
     evaluation, usable = summary["evaluation"], usable_measures(summary)
-    gain, rates = evaluation["paired"]["ppo_minus_sft"], evaluation["models"]["ppo"]
+    method = methods.of(summary)
+    gain, rates, label = (
+        evaluation["paired"][f"{method}_minus_sft"],
+        evaluation["models"][method],
+        methods.LABELS[method],
+    )
     wins = ", ".join(
         f"{text(rates[won.key], won.unit)} by {won.label.rpartition(' ')[2]}"
         for measure, won in zip(metrics.MEASURES, metrics.WINS_VS_SFT, strict=True)
@@ -136,8 +151,8 @@ def _other_measures(summary: Mapping[str, Any]) -> list[str]:
     )
     differences = ", ".join(f"{_name(one)} {text(gain[one.key], one.unit)}" for one in usable)
     return [
-        *([f"PPO wins against SFT: {wins}."] if wins else []),
-        f"PPO - SFT on the same {evaluation['prompts']} held-out prompts: {differences}.",
+        *([f"{label} wins against SFT: {wins}."] if wins else []),
+        f"{label} - SFT on the same {evaluation['prompts']} held-out prompts: {differences}.",
     ]
 
 
@@ -150,12 +165,12 @@ def _best_of_n(evaluation: Mapping[str, Any], measure: Metric) -> str | None:
     return f"The best of {evaluation['best_of']} SFT answers, without training, reaches {_name(measure)} {reached}"
 
 
-def _longer(models: Mapping[str, Any]) -> str | None:
+def _longer(models: Mapping[str, Any], method: str) -> str | None:
     """Return how much longer or shorter the answers became; None where the intervals of the mean lengths overlap."""
-    sft, ppo = (models[name][metrics.TOKENS.key] for name in ("sft", "ppo"))
-    if not sft["mean"] or (ppo["low"] <= sft["high"] and ppo["high"] >= sft["low"]):
+    sft, policy = (models[name][metrics.TOKENS.key] for name in ("sft", method))
+    if not sft["mean"] or (policy["low"] <= sft["high"] and policy["high"] >= sft["low"]):
         return None
-    change = ppo["mean"] / sft["mean"] - 1
+    change = policy["mean"] / sft["mean"] - 1
     return f"{100 * abs(change):.0f} % {'longer' if change > 0 else 'shorter'}"
 
 

@@ -20,6 +20,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.training_args import OptimizerNames
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.methods import LABELS
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.launch import sharding
 from gpt2_rlhf.launch.progress import Progress, StopOnSignal
@@ -60,7 +61,8 @@ def precisions(settings: Settings) -> dict[str, str]:
 
     It is not part of a stage's hash: the machine that plans a run may be another than the one that trains it.
     """
-    return {name: _precision(settings.trained_by(name).args) for name in TRAINED}
+    names = [name for name in TRAINED if name not in LABELS or name == settings.method]
+    return {name: _precision(settings.trained_by(name).args) for name in names}
 
 
 def _precision(chosen: Mapping[str, Any]) -> str:
@@ -129,8 +131,8 @@ def _check_optimizer(name: str, config: TrainingArguments) -> None:
 
 def say_precision(settings: Settings) -> None:
     """Print in which precision each stage trains on a GPU, or that half precision is set where there is none."""
-    stages = (settings.sft.args, settings.reward.args, settings.ppo.args)
-    half = [name for name in ("bf16", "fp16") if any(chosen.get(name) for chosen in stages)]
+    stages = settings.training.values()
+    half = [name for name in ("bf16", "fp16") if any(part.args.get(name) for part in stages)]
     if not _no_accelerator():
         print(f"precision: {', '.join(f'{name} {kind}' for name, kind in precisions(settings).items())}", flush=True)
     elif half:

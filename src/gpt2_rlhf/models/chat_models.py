@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ def load(settings: Settings) -> Models:
 
 def of_run(settings: Settings, name: str) -> Settings:
     """Return the settings that talk to this run."""
-    models = ChatModels(base=None, sft=None, ppo=None, reward=None, judge=None)
+    models = ChatModels(**dict.fromkeys(field.name for field in fields(ChatModels)))
     return replace(settings, chat=replace(settings.chat, run=name, models=models))
 
 
@@ -86,7 +86,7 @@ def _named(places: Mapping[str, str], settings: Settings) -> Models:
                     raise UserError(f"{place}: expected the chat template and the EOS of {places[trained[0]]}")
             loaded[name] = _load(name, folder, own)
     if loaded.keys() <= {*SCORERS}:
-        raise UserError("chat.models: no model that answers; set chat.models.base, sft or ppo")
+        raise UserError("chat.models: no model that answers; set chat.models.base, sft, ppo, rloo or dpo")
     # a base model gets the prompts of the models that were trained from it, as in the evaluation
     tokenizer = tokenizers[min(tokenizers, key="base".__eq__)]
     return _models(loaded, tokenizer, settings.chat, settings.evaluate)

@@ -1,8 +1,9 @@
 """Estimate how long each stage takes, from its rows and updates and from parts of the model timed on this machine."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from gpt2_rlhf.config import ppo_sizes
+from gpt2_rlhf.config import methods, ppo_sizes
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.models.memory import Lengths
 from gpt2_rlhf.models.shape import Shape
@@ -15,13 +16,22 @@ _STEP = 5_000  # what the trainer does around a step
 
 def updates(name: str, settings: Settings, tables: Mapping[str, Lengths], processes: int) -> int:
     """Return the optimizer steps of SFT or a reward model, or PPO's updates."""
-    args, rows = settings.trained_by(name).args, tables[name].rows
+    args, rows = settings.trained_by(name).args, tables[methods.table_of(name)].rows
     if (args.get("max_steps") or 0) > 0:
         return int(args["max_steps"])
     if name == "ppo":
         return -(-int(args["total_episodes"]) // ppo_sizes.fit(settings.ppo, rows, processes).episodes_per_update)
     batch = args["per_device_train_batch_size"] * args["gradient_accumulation_steps"] * processes
+    if name == "rloo":
+        rounds = -(-settings.rloo.episodes // (_answers_at_once(args) * processes))
+        return rounds * _answers_at_once(args) * processes // batch * (args.get("num_iterations") or 1)
     return int(-(-rows // batch) * args["num_train_epochs"])
+
+
+def _answers_at_once(args: Mapping[str, Any]) -> int:
+    """Return how many answers one process of RLOO samples before it learns from them."""
+    steps = args.get("steps_per_generation") or args["gradient_accumulation_steps"]
+    return int(args["per_device_train_batch_size"] * steps)
 
 
 class Durations:
@@ -36,18 +46,20 @@ class Durations:
 
     def seconds(self, name: str) -> float:
         """Return the estimate for a stage other than data."""
-        of = {"ppo": self._ppo, "evaluate": self._evaluate}.get(name)
+        of = {"ppo": self._ppo, "rloo": self._rloo, "evaluate": self._evaluate}.get(name)
         return _START * self.machine.call() + (of() if of else self._supervised(name))
 
     def _supervised(self, name: str) -> float:
-        rows, test, is_sft = self._tables[name], self._tables["test"], name == "sft"
+        rows, test, is_sft = self._tables[methods.table_of(name)], self._tables["test"], name == "sft"
         args = self._settings.trained_by(name).args
         texts = args["per_device_train_batch_size"] * (1 if is_sft else 2)
-        answers = round(texts * rows.answer) if is_sft else 0
+        answers = round(texts * rows.answer) if name in ("sft", "dpo") else 0
         micro_steps = args["gradient_accumulation_steps"] * self._sharing
         again = 4 / 3 if args.get("activation_checkpointing") else 1
         learn = again * self._layers(self.machine.learn(texts, _length(rows))) + 3 * self._logits(answers)
         measured = 2 * self._read(test, test.rows, with_logits=is_sft)  # before and after, or both answers
+        if name == "dpo":  # its reference reads each batch, and nothing is measured
+            learn, measured = learn + self._layers(self.machine.read(texts, _length(rows))) + self._logits(answers), 0
         steps = updates(name, self._settings, self._tables, self._processes)
         return steps * (micro_steps * learn + self._step(self._shape.weights)) + measured
 
@@ -75,6 +87,19 @@ class Durations:
             measure += 4 * self._read(rows, withheld, with_logits=True)
             found += (1 + -(-count // args["eval_steps"])) * measure
         return found
+
+    def _rloo(self) -> float:
+        args, rows = self._settings.rloo.args, self._tables["ppo"]
+        episodes, texts = _answers_at_once(args) * self._sharing, args["per_device_train_batch_size"]
+        answer = min(float(args["max_completion_length"]), rows.answer * 1.5)
+        columns = round(rows.prompt + answer)
+        rounds = self._settings.rloo.episodes / (_answers_at_once(args) * self._processes)
+        passes = 3 * self._layers(self.machine.read(texts, columns)) + 2 * self._logits(round(texts * answer))
+        learn = self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(round(texts * answer))
+        sampled = self._sample(rows, episodes, episodes, args["max_completion_length"])
+        steps = updates("rloo", self._settings, self._tables, self._processes) * self._sharing
+        learnt = (args.get("num_iterations") or 1) * learn
+        return rounds * (sampled + (passes + learnt) * episodes / texts) + steps * self._step(self._shape.weights)
 
     def _evaluate(self) -> float:
         settings, test = self._settings.evaluate, self._tables["test"]

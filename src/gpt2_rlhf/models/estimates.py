@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gpt2_rlhf.config import methods
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings, with_value
 from gpt2_rlhf.models import memory, shape
@@ -17,6 +18,7 @@ from gpt2_rlhf.models.memory import Lengths, Memory, in_words
 from gpt2_rlhf.store.stage import TRAINED
 
 _SETTINGS_NAMED = 3
+_SIDE_BY_SIDE = (("reward", "judge", "dpo"), ("ppo",), ("rloo",))  # stages that do not need each other
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
@@ -41,7 +43,7 @@ def of(names: Sequence[str], settings: Settings, tables: Mapping[str, Lengths], 
     seconds = {name: durations.seconds(name) for name in names}
     return {
         name: Estimate(
-            rows=tables[name if name in TRAINED else "test"].rows,
+            rows=tables[methods.table_of(name) if name in TRAINED else "test"].rows,
             updates=updates(name, settings, tables, processes) if name in TRAINED else None,
             memory=memory.peak(name, settings, model, tables, processes, on_gpu) if name in TRAINED else None,
             seconds=seconds[name] * durations.machine.pace,
@@ -92,7 +94,7 @@ def side_by_side(names: Sequence[str], at_once: int, found: Mapping[str, Estimat
 
     names: the stages that will be built, one with several seeds as often. at_once: how many may run side by side.
     """
-    groups = ([name for name in names if name in group][:at_once] for group in (("reward", "judge"), ("ppo",)))
+    groups = ([name for name in names if name in group][:at_once] for group in _SIDE_BY_SIDE)
     return max(groups, key=lambda group: _bytes(group, found))
 
 
@@ -103,8 +105,8 @@ def _bytes(names: Sequence[str], found: Mapping[str, Estimate]) -> float:
 def with_precision(settings: Settings) -> Settings:
     """Return the settings with the bf16 that null stands for on this machine, as launch.training decides it."""
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    for stage in ("sft", "reward", "ppo"):
-        args = getattr(settings, stage).args
+    for stage, part in settings.training.items():
+        args = part.args
         if args.get("bf16") is None:
             settings = with_value(settings, f"{stage}.args.bf16", half and not args.get("fp16"))
     return settings
@@ -161,7 +163,7 @@ def _changed(settings: Settings, change: Mapping[str, Any]) -> Settings:
 def _changes(name: str, settings: Settings, on_gpu: bool) -> Iterator[list[dict[str, Any]]]:
     """Yield changes of one kind each, the smallest first; the rows of an optimizer step stay the same."""
     stage = "reward" if name == "judge" else name
-    part: Any = getattr(settings, stage)
+    part: Any = settings.training[stage]
     batch, accumulated = f"{stage}.args.per_device_train_batch_size", f"{stage}.args.gradient_accumulation_steps"
     rows, steps = part.args["per_device_train_batch_size"], part.args["gradient_accumulation_steps"]
     if rows > 1:

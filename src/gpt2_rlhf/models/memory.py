@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from gpt2_rlhf.config import ppo_sizes
+from gpt2_rlhf.config import methods, ppo_sizes
 from gpt2_rlhf.config.settings import Peft, Settings
 from gpt2_rlhf.models.shape import LOGITS_AT_ONCE, Shape
 
@@ -55,20 +55,19 @@ def peak(
     name: str, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int, on_gpu: bool
 ) -> Memory:
     """Return the memory of a training stage in one of `processes`."""
-    phases = (
-        _ppo(settings, shape, tables["ppo"], processes, on_gpu)
-        if name == "ppo"
-        else _supervised(name, settings, shape, tables, processes, on_gpu)
-    )
+    if name in ("ppo", "rloo"):
+        phases = {"ppo": _ppo, "rloo": _rloo}[name](settings, shape, tables["ppo"], processes, on_gpu)
+    else:
+        phases = _supervised(name, settings, shape, tables, processes, on_gpu)
     return max(phases, key=lambda phase: phase.total)
 
 
 def _supervised(
     name: str, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int, on_gpu: bool
 ) -> Iterator[Memory]:
-    is_sft, rows, test = name == "sft", tables[name], tables["test"]
+    is_sft, rows, test = name == "sft", tables[methods.table_of(name)], tables["test"]
     chosen = settings.trained_by(name)
-    whole = shape.weights if is_sft else shape.reward_weights
+    whole = shape.weights if name in ("sft", "dpo") else shape.reward_weights
     trained = shape.trained(chosen.peft, whole)
     kept = _kept(settings, chosen.peft, whole, trained, trained, chosen.args, processes)
     texts = chosen.args["per_device_train_batch_size"] * (1 if is_sft else 2)
@@ -79,8 +78,12 @@ def _supervised(
     logits = 0.0
     if is_sft and chosen.args.get("loss_type") in (None, "chunked_nll"):
         logits = 5 * _SFT_CHUNK * shape.vocabulary
-    elif is_sft:
+    elif is_sft or name == "dpo":
         logits = 3 * texts * rows.longest * shape.vocabulary
+    if name == "dpo":
+        weights, gradients, optimizer = kept
+        yield _memory(weights + (0 if chosen.peft.r > 0 else whole), gradients, optimizer, activations, logits)
+        return
     yield _memory(*kept, activations, logits)
     measured = min(settings.evaluate.batch_size, test.rows)
     read = min(LOGITS_AT_ONCE, measured * test.longest * shape.vocabulary) if is_sft else 0
@@ -114,6 +117,25 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
         yield _memory(sampling_with, 0, optimizer, cache, sampling)
         logits = min(LOGITS_AT_ONCE, 2 * texts * answer * shape.vocabulary)
         yield _memory(sampling_with, 0, optimizer, _passing(shape) * learning.tokens(texts), 2 * logits)
+
+
+def _rloo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu: bool) -> Iterator[Memory]:
+    chosen, args = settings.rloo, settings.rloo.args
+    policy, texts, answer = (
+        shape.trained(chosen.peft, shape.weights),
+        args["per_device_train_batch_size"],
+        args["max_completion_length"],
+    )
+    weights, gradients, optimizer = _kept(settings, chosen.peft, shape.weights, policy, policy, args, processes)
+    weights += (0 if chosen.peft.r > 0 else shape.weights) + shape.reward_weights
+    learning = dataclasses.replace(rows, answer=answer)
+    tokens = learning.tokens(texts) if shape.packs else texts * (rows.longest + answer)
+    activations = _saved(shape, args, on_gpu) * tokens + _cast(args, on_gpu, shape.weights)
+    yield _memory(weights, gradients, optimizer, activations, 4 * texts * answer * shape.vocabulary)
+    at_once = texts * (args.get("steps_per_generation") or args["gradient_accumulation_steps"])
+    cache = shape.cache_width * (shape.layers + 1) * at_once * (rows.longest + answer)
+    yield _memory(weights, 0, optimizer, cache, 4 * at_once * shape.vocabulary)
+    yield _memory(weights, 0, optimizer, _passing(shape) * learning.tokens(at_once), 0)  # the reward model reads all
 
 
 def _kept(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from gpt2_rlhf.config import methods
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.config.system_faults import free_bytes, largest_file
@@ -51,7 +52,7 @@ def peak_bytes(settings: Settings, plan: Plan) -> int:
     for before, (stage, config) in enumerate(plan):
         checkpoint_bytes = _trained_bytes(settings, stage) + _optimizer_bytes(settings, stage, config)
         checkpoint_bytes += _written_twice_bytes(settings, stage)
-        saved, limit = _saves(stage, config), config.save_total_limit or math.inf
+        saved, limit = _saves(settings, stage, config), config.save_total_limit or math.inf
         best = stage.name == "ppo" and settings.ppo.withheld_prompts > 0  # kept beside the newest ones
         writes_checkpoint = (min(saved, limit + 1) + best) * checkpoint_bytes
         writes_model = (min(saved, limit) + best) * checkpoint_bytes + model_bytes
@@ -62,11 +63,9 @@ def peak_bytes(settings: Settings, plan: Plan) -> int:
 def _trained_bytes(settings: Settings, stage: Stage) -> int:
     """Return the size of the weights in a checkpoint: with LoRA those of the adapter; in PPO the critic's as well."""
     model = shape.of(settings.model)
-    if stage.name == "sft":
-        return _NUMBER * model.trained(settings.sft.peft, model.weights)
-    if stage.name == "ppo":
-        return _NUMBER * (model.reward_weights + model.trained(settings.ppo.peft, model.weights))
-    return _NUMBER * model.trained(settings.reward.peft, model.reward_weights)
+    is_scorer = stage.name in ("reward", "judge")
+    trained = model.trained(settings.trained_by(stage.name).peft, model.reward_weights if is_scorer else model.weights)
+    return _NUMBER * (trained + (model.reward_weights if stage.name == "ppo" else 0))
 
 
 def _written_twice_bytes(settings: Settings, stage: Stage) -> int:
@@ -82,9 +81,10 @@ def _optimizer_bytes(settings: Settings, stage: Stage, config: TrainingArguments
     return 2 * _trained_bytes(settings, stage) if has_moments else 0
 
 
-def _saves(stage: Stage, config: TrainingArguments) -> int:
+def _saves(settings: Settings, stage: Stage, config: TrainingArguments) -> int:
     """Return how many checkpoints the stage writes by its `save_strategy`, that of the last step included."""
-    rows = manifest(stage.needs["data"])["metrics"]["tables"][stage.name]["prompts" if stage.name == "ppo" else "pairs"]
+    counts = manifest(stage.needs["data"])["metrics"]["tables"][methods.table_of(stage.name)]
+    rows = counts["prompts" if stage.name == "ppo" else "pairs"]
     if config.save_strategy == "no":
         return 0
     if config.save_strategy == "epoch":
@@ -96,5 +96,5 @@ def _saves(stage: Stage, config: TrainingArguments) -> int:
     steps = math.ceil(rows / rows_a_step) * config.num_train_epochs
     if config.max_steps > 0:
         steps = config.max_steps
-    episodes = getattr(config, "total_episodes", None)  # of PPOConfig alone
+    episodes = settings.rloo.episodes if stage.name == "rloo" else getattr(config, "total_episodes", None)
     return math.ceil((episodes / rows_a_step if episodes else steps) / config.save_steps)

@@ -139,6 +139,15 @@ def encode_reward(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> li
     return [{"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected} for prompt, chosen, rejected in texts]
 
 
+def encode_dpo(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Columns]:
+    """Return the columns for DPOTrainer: the prompt, and both answers with EOS."""
+    answers = (_answer_ids(tokenizer, rows, side) for side in ("chosen", "rejected"))
+    texts = zip(_prompt_ids(tokenizer, rows), *answers, strict=True)
+    return [
+        {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected} for prompt, chosen, rejected in texts
+    ]
+
+
 def encode_ppo(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Columns]:
     """Return the columns for PPOTrainer: the prompt alone."""
     return [{"input_ids": ids} for ids in _prompt_ids(tokenizer, rows)]

@@ -1,7 +1,6 @@
 """Check before PPO trains that its reward model, SFT model and reference are fit for it; name the stage at fault."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence.intervals import wilson
@@ -12,23 +11,6 @@ _MAX_EMPTY_RATE = 0.75
 _MAX_KL_NATS = (
     0.05  # rounding stays below, also in bf16; a reference that is another model is orders of magnitude above
 )
-
-
-def reward_model_fault(report: Mapping[str, Any], name: str = "reward") -> str | None:
-    """Return a fault if the reward model of stage `name` is, by its report, no better than chance or length alone."""
-    accuracy, longer = report["accuracy"], report["baselines"]["longer_answer_wins"]["mean"]
-    found = f"{100 * accuracy['mean']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
-    what_next = f"give it more pairs (data.train_pairs, data.shares.{name}) or steps, and check the labels"
-    if accuracy["low"] <= 0.5:
-        return f"{name}: the reward model is right on {found} of held-out pairs, where chance is 50 %; {what_next}"
-    length_alone = max(longer, 1 - longer)
-    if accuracy["mean"] <= length_alone:
-        rule = "longer" if longer >= 0.5 else "shorter"
-        return (
-            f"{name}: the reward model is right on {found} of held-out pairs, and taking the {rule} answer is right on "
-            f"{100 * length_alone:.1f} %; {what_next}"
-        )
-    return None
 
 
 def sft_fault(ended: int, empty: int, answers: int) -> str | None:

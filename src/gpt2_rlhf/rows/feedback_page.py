@@ -193,4 +193,4 @@ def _curve(folder: Path | None) -> str:
     if path is None:
         return ""
     picture = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="How PPO trained: curves by update" style="width: 100%" src="data:image/png;base64,{picture}">'
+    return f'<img alt="Curves of the training by update" style="width: 100%" src="data:image/png;base64,{picture}">'

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2_rlhf.config import ppo_sizes
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.store.files import content_sha256
 from gpt2_rlhf.store.stage import Stage
@@ -50,12 +51,12 @@ class Inputs:
 
 
 def plans(settings: Settings, inputs: Inputs, processes: int) -> tuple[dict[str, Stage], ...]:
-    """Plan the stages of a run for each PPO seed; all stages but the last two are shared between the seeds."""
+    """Plan the stages of a run for each seed of the policy; the seeds share all stages but the last two."""
     return tuple(plan(settings, inputs, processes, seed) for seed in settings.ppo.seeds or [settings.seed])
 
 
-def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> dict[str, Stage]:
-    """Plan the stages of a run with one PPO seed, in the order in which they are built.
+def plan(settings: Settings, inputs: Inputs, processes: int, policy_seed: int) -> dict[str, Stage]:
+    """Plan the stages of a run with one seed of the policy, in the order in which they are built.
 
     processes: data-parallel processes of the training stages; their number scales the batch and so the result.
     """
@@ -70,8 +71,12 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
         "sft": ("data",),
         "reward": ("data", "sft"),
         **dict.fromkeys(judges, ("data", "sft")),
-        "ppo": ("data", "sft", "reward", *judges),
-        "evaluate": ("data", "sft", "reward", *judges, "ppo"),
+        settings.method: {
+            "ppo": ("data", "sft", "reward", *judges),
+            "rloo": ("data", "sft", "reward"),
+            "dpo": ("data", "sft"),  # it learns from the pairs of the reward model, not from its scores
+        }[settings.method],
+        "evaluate": ("data", "sft", "reward", *judges, settings.method),
     }
     own: dict[str, dict[str, Any]] = {
         "data": {"data": _split_settings(settings), "source": inputs.rows, **base},
@@ -83,8 +88,16 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
             "utility": inputs.utility if settings.ppo.heldout.best_by == "utility" else None,
             "reward_function": inputs.reward_function,
             **trained,
-            "seed": ppo_seed,
+            "seed": policy_seed,
         },
+        "rloo": {
+            "rloo": {**_hashed(settings.rloo), "reward": dataclasses.asdict(settings.ppo.reward)},
+            "withheld": ppo_sizes.set_in(settings.ppo),
+            "reward_function": inputs.reward_function,
+            **trained,
+            "seed": policy_seed,
+        },
+        "dpo": {"dpo": _hashed(settings.dpo), **trained, "seed": policy_seed},
         "evaluate": {"evaluate": _evaluate_settings(settings), "utility": inputs.utility, **base},
     }
     stages: dict[str, Stage] = {}

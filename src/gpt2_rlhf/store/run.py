@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf.config import compose
+from gpt2_rlhf.config import compose, methods
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.store.files import link, replacing
 from gpt2_rlhf.store.portable import without_folder
 from gpt2_rlhf.store.stage import Stage, manifest
 
-_STAGES = ("data", "sft", "reward", "judge", "ppo", "evaluate")
-_BY_SEED = ("ppo", "evaluate")  # stages that each PPO seed has of its own
+_STAGES = ("data", "sft", "reward", "judge", *methods.LABELS, "evaluate")
+_OPTIONAL = ("judge", *methods.LABELS)  # of which a run has one policy, and not always a judge
 
 
 @dataclass(frozen=True)
 class Run:
-    """The settings of a run and its stages by name, for each PPO seed; the first seed's policy is handed on.
+    """The settings of a run and its stages by name, for each seed of the policy; the first seed's policy is handed on.
 
     overrides: as typed, ordered by key, so that a run is described alike in whatever order they were typed.
     config_yaml: every value that is set.
@@ -69,11 +69,12 @@ class Run:
 
     def label(self, stage: Stage) -> str:
         """Return what a stage is called in messages: its name, with the seed if it is of one of several seeds."""
-        seeds = [plan["ppo"].seed for plan in self.plans if plan.get(stage.name) == stage and "ppo" in plan]
+        method = self.settings.method
+        seeds = [plan[method].seed for plan in self.plans if plan.get(stage.name) == stage and method in plan]
         return f"{stage.name}, seed {seeds[0]}" if len(self.plans) > 1 and len(seeds) == 1 else stage.name
 
     def manifests(self) -> list[dict[str, dict[str, Any]]]:
-        """The manifests of the finished stages by name, for each PPO seed."""
+        """The manifests of the finished stages by name, for each seed of the policy."""
         read = {stage.directory: manifest(stage) for stage in self.stages}
         return [{name: read[stage.directory] for name, stage in plan.items()} for plan in self.plans]
 
@@ -94,13 +95,14 @@ def read(directory: Path, now: Settings) -> Run:
         command = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["command"]
         config_yaml = (directory / "config.yaml").read_text(encoding="utf-8")
         found = {one.name: _read_stage(one) for one in directory.iterdir() if one.name.partition("-")[0] in _STAGES}
-        first = {name: found[name] for name in _STAGES if name in found or name != "judge"}  # not every run has one
-        processes = found["ppo"].inputs["processes"]
+        first = {name: found[name] for name in _STAGES if name in found or name not in _OPTIONAL}
+        processes = found[methods.of(first)].inputs["processes"]
         settings = compose.read(config_yaml, now)
         others = [
-            first | {name: found[f"{name}-seed{seed}"] for name in _BY_SEED} for seed in (settings.ppo.seeds or [])[1:]
+            first | {name: found[f"{name}-seed{seed}"] for name in _by_seed(settings)}
+            for seed in (settings.ppo.seeds or [])[1:]
         ]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{directory}: there is no finished model, or a stage of it is lost or damaged; run `make pipeline` first, "
             "with the overrides of that run"
@@ -108,6 +110,11 @@ def read(directory: Path, now: Settings) -> Run:
     except UserError as error:
         raise UserError(f"{directory}: made by another version; run `make pipeline` again first ({error})") from error
     return Run(settings, tuple(shlex.split(command)[2:]), config_yaml, (first, *others), processes)
+
+
+def _by_seed(settings: Settings) -> tuple[str, str]:
+    """Return the stages that each seed of the policy has of its own."""
+    return settings.method, "evaluate"
 
 
 def _read_stage(link: Path) -> Stage:
@@ -149,8 +156,8 @@ def link_stages(run: Run) -> None:
     for stage in run.plans[0].values():
         _link_stage(run, stage.name, stage)
     for plan in run.plans[1:]:
-        for stage in (plan[name] for name in _BY_SEED if name in plan):
-            _link_stage(run, f"{stage.name}-seed{plan['ppo'].seed}", stage)
+        for stage in (plan[name] for name in _by_seed(run.settings) if name in plan):
+            _link_stage(run, f"{stage.name}-seed{plan[run.settings.method].seed}", stage)
     with replacing(run.directory / "config.yaml") as file:
         file.write(run.config_yaml)
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2_rlhf.config.methods import LABELS
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import content_sha256, write_json
 
 NOT_BUILT = "it is not built"
-TRAINED = ("sft", "reward", "judge", "ppo")  # the stages that train a model, in the order in which they are built
+TRAINED = ("sft", "reward", "judge", *LABELS)  # the stages that train a model, in the order in which they are built
 _MANIFEST = "manifest.json"
 
 

@@ -1,0 +1,235 @@
+"""Stage 3 with method=rloo: PPO's rival without a critic, on the same prompts, reward, KL penalty and episodes.
+
+Several answers are sampled to a prompt, and the mean reward of the others is each one's baseline (Ahmadian et al. 2024,
+arXiv:2402.14740). TRL gets token ids and not text: it samples after exactly the prompts that PPO gets, and the reward
+is of exactly the ids that were sampled.
+"""
+
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from trl.trainer.rloo_config import RLOOConfig
+from trl.trainer.rloo_trainer import RLOOTrainer
+
+from gpt2_rlhf.config import ppo_sizes
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.functions import load_score_function
+from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.evidence import calibration
+from gpt2_rlhf.launch import training
+from gpt2_rlhf.launch.stopwatch import Stopwatch
+from gpt2_rlhf.models import loading, packing, sampling, tokens
+from gpt2_rlhf.ppo_trainer import Shaping, forward, gates, reward_scores
+from gpt2_rlhf.ppo_trainer.forward import Rows
+from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
+from gpt2_rlhf.rows import tables
+from gpt2_rlhf.store.stage import Outcome, Stage, manifest
+
+_MAX_GAP_NATS = 2e-2  # of an answer's mean token, as PPO allows in a lower precision
+
+
+def check(settings: Settings, stage: Stage) -> TrainingArguments:
+    """Refuse arguments that TRL or a tracker does not allow, and return the config; the data is ready.
+
+    Raises:
+        UserError: names the argument, and what to set instead.
+    """
+    config = training.check(stage.name, RLOOConfig, arguments(settings, stage))
+    loading.check_lora(settings.model, settings.rloo.peft, "rloo.peft")
+    needed, given = _prompts_at_once(config, stage), _sizes(settings, stage).train_prompts
+    if given < needed:
+        raise UserError(
+            f"rloo: {given} prompts are fewer than the {needed} of one batch of answers; give more prompts, or lower "
+            "rloo.args.gradient_accumulation_steps or steps_per_generation"
+        )
+    return config
+
+
+def arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
+    """Return the fields of RLOOConfig: one epoch of prompts that are drawn and ordered here."""
+    return {**training.arguments(stage, settings.rloo.args), "num_train_epochs": 1, "shuffle_dataset": False}
+
+
+def run(settings: Settings, stage: Stage) -> Outcome:
+    """Train on the `ppo` prompts, save the policy in `stage.model_dir`, and return what was measured."""
+    ppo, report = settings.ppo, manifest(stage.needs["reward"])["metrics"]
+    fault = calibration.reward_model_fault(report) if ppo.reward.function is None else None
+    forced = gates.pass_or_stop([fault], settings.force)
+    mean, std = (report["score_mean"], report["score_std"]) if ppo.reward.normalise else (0.0, 1.0)
+    tokenizer = loading.load_base_tokenizer(settings.model)
+    padding = tokens.padding_copy(tokenizer, "left")
+    pad_token_id = tokens.pad_id(padding)
+    # the reference is loaded by TRL from the same folder
+    policy = loading.load_policy(str(stage.needs["sft"].model_dir))
+    reward_model = loading.on_device(loading.load_reward(str(stage.needs["reward"].model_dir), pad_token_id))
+    config = RLOOConfig(**arguments(settings, stage))
+    prompts = _prompts(settings, stage, config, tokenizer)
+    columns = max(map(len, prompts)) + settings.rloo.args["max_completion_length"]
+    packing.use_fused_activations(policy)
+    packing.without_padding(policy, columns)  # also since TRL gives no positions: GPT-2 would count its left padding
+    set_seed(stage.seed)
+    function = load_score_function(ppo.reward.function)
+
+    trainer = Trainer(
+        model=policy,
+        reward_funcs=reward(
+            partial(forward.answer_scores, reward_model)
+            if function is None
+            else reward_scores.by_function(function, padding),
+            Shaping(mean, std, ppo.reward.clip),
+            settings.rloo.missing_eos_penalty,
+            padding,
+        ),
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=padding,
+        peft_config=loading.lora(settings.rloo.peft, policy, "rloo.peft"),
+        callbacks=training.callbacks(stage),
+    )
+    if trainer.ref_model is not None:
+        reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+        packing.use_fused_activations(reference)
+        packing.without_padding(reference, columns)
+    work = Stopwatch()
+    with work.running():
+        trained = training.trained_model(trainer, stage)
+    if trained is None:
+        return Outcome({}, work.seconds)
+    loading.save(trained, tokenizer, stage.model_dir)
+    episodes = len(prompts) * config.num_generations
+    return Outcome(
+        {
+            "prompts": _sizes(settings, stage).train_prompts,
+            "episodes": episodes,
+            "generated_tokens": trainer.state.num_input_tokens_seen - config.num_generations * sum(map(len, prompts)),
+            "updates": trainer.state.global_step,
+            "kept_update": trainer.state.global_step,
+            "stopped": None,
+            "forced": forced,
+        },
+        work.seconds,
+    )
+
+
+class Trainer(RLOOTrainer):
+    """TRL's RLOO on prompts of token ids, with PPO's sampler; a resumed one keeps the answers sampled before the kill.
+
+    TRL's own sampler pads on the left, computes answers that have ended to the end of the batch, and takes options from
+    the model's generation config.
+    """
+
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return prompts, None, {}
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> list[list[int]]:
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        pad_token_id = tokens.pad_id(self._tokenizer)
+        is_in_vocabulary = pad_token_id < policy.get_output_embeddings().weight.shape[0]
+        with self.accelerator.autocast():
+            answers, logprobs = sampling.sample_ids(
+                policy,
+                prompt_ids,
+                torch.rand(len(prompt_ids), self.max_completion_length, dtype=torch.float64),
+                temperature=self.temperature,
+                eos_token_id=tokens.eos_id(self._tokenizer),
+                never_token_id=pad_token_id if is_in_vocabulary else None,
+                batch_size=len(prompt_ids),
+            )
+        self._sampled = torch.tensor([[sum(row), len(row)] for row in logprobs])
+        return answers
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        sampled, lengths = self._sampled.T
+        gap = ((batch["old_logps"].cpu() - sampled).abs() / lengths).max()
+        if not gap <= _MAX_GAP_NATS:
+            family = self.accelerator.unwrap_model(self.model).config.model_type
+            raise UserError(
+                f"rloo: {family}: sampling and the pass that trains differ by {gap:.3g} nats a token; expected equal "
+                f"up to rounding ({_MAX_GAP_NATS:g}): it would train on wrong numbers; set method=ppo, or another model"
+            )
+        return batch
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        torch.save([self._step, self._buffered_inputs], self._answers_file(folder))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            kept = torch.load(self._answers_file(Path(checkpoint)), self.accelerator.device, weights_only=True)
+            self._step, self._buffered_inputs = kept
+
+    def _answers_file(self, folder: Path) -> Path:
+        return folder / f"answers_{self.accelerator.process_index}.pt"
+
+
+def reward(
+    score: Callable[[Rows], torch.Tensor], shaping: Shaping, penalty: float, tokenizer: PreTrainedTokenizerBase
+) -> Callable[..., list[float]]:
+    """Return PPO's reward as a reward function of TRL: shaped scores, less a penalty where EOS was not sampled.
+
+    The function raises UserError for scores that are not finite, which TRL would leave out without an error.
+    """
+    pad_token_id, eos_token_id = tokens.pad_id(tokenizer), tokens.eos_id(tokenizer)
+
+    @torch.no_grad()
+    def shaped(prompts: Sequence[list[int]], completion_ids: Sequence[list[int]], **_: Any) -> list[float]:
+        rows = _rows(prompts, completion_ids, pad_token_id)
+        scores = shaping(score(rows))
+        if not scores.isfinite().all():
+            raise UserError(
+                "rloo: a score is not finite; expected finite numbers: lower rloo.args.learning_rate, or check the "
+                "reward model or ppo.reward.function"
+            )
+        without_end = torch.tensor([ids[-1] != eos_token_id for ids in completion_ids], device=scores.device)
+        return (scores - penalty * without_end).tolist()
+
+    return shaped
+
+
+def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]], pad_token_id: int) -> Rows:
+    prompt_tokens, answer_tokens = max(map(len, prompts)), max(map(len, answers))
+    padded = [
+        [pad_token_id] * (prompt_tokens - len(prompt))
+        + prompt
+        + answer
+        + [pad_token_id] * (answer_tokens - len(answer))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return Rows(torch.tensor(padded, device=device), prompt_tokens, pad_token_id)
+
+
+def _sizes(settings: Settings, stage: Stage) -> ppo_sizes.Sizes:
+    """Return PPO's sizes, since both leave out the same withheld prompts."""
+    prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
+    return ppo_sizes.fit(settings.ppo, prompts, int(stage.inputs["processes"]))
+
+
+def _prompts_at_once(config: Any, stage: Stage) -> int:
+    answers = config.per_device_train_batch_size * config.steps_per_generation * int(stage.inputs["processes"])
+    return answers // config.num_generations
+
+
+def _prompts(settings: Settings, stage: Stage, config: Any, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the prompts of the whole run in order, those of a resumed one as well; TRL would shuffle them anew."""
+    rows = tables.token_columns(stage.needs["data"].directory, "ppo", partial(tokens.encode_ppo, tokenizer))
+    at_once = _prompts_at_once(config, stage)
+    withheld = _sizes(settings, stage).withheld_prompts
+    batches = PromptBatches(rows["input_ids"][withheld:], at_once, stage.seed, rank=0, world_size=1)
+    count = -(-settings.rloo.episodes // (at_once * config.num_generations))
+    return [prompt for position in range(count) for prompt in batches.batch(position)]
+
+
+if __name__ == "__main__":  # `python -m gpt2_rlhf.rloo` is `python -m gpt2_rlhf rloo`
+    sys.argv[1:1] = ["rloo"]
+    runpy.run_module("gpt2_rlhf", run_name="__main__")
