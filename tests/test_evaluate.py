@@ -46,7 +46,9 @@ def rows() -> list[dict]:
     ]
 
 
-EVALUATE = settings.Evaluate(prompts=4, pairs=9, batch_size=3, temperature=0.9, max_new_tokens=10, seed=5, best_of=3)
+EVALUATE = settings.Evaluate(
+    prompts=4, pairs=9, batch_size=3, temperature=0.9, max_new_tokens=10, seed=5, best_of=3, toxicity=False
+)
 POLICIES = ("base", "sft", "ppo")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from gpt2_rlhf.config.functions import load_utility
 from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.evidence import toxicity
 from gpt2_rlhf.evidence.answers import (
     EvaluationPrompts,
     Generations,
@@ -27,8 +28,9 @@ from gpt2_rlhf.evidence.answers import (
     score_answers,
     utilities,
 )
-from gpt2_rlhf.evidence.comparison import BEST_OF_N, best_of, best_of_kl_bound_nats, compare
+from gpt2_rlhf.evidence.comparison import ALL, BEST_OF_N, best_of, best_of_kl_bound_nats, compare, shares
 from gpt2_rlhf.evidence.measured import Measured
+from gpt2_rlhf.evidence.refusals import is_refusal
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, tokens
 from gpt2_rlhf.models.sampling import Answer
@@ -87,6 +89,9 @@ def prompt_groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     subsets = np.array([row["subset"] for row in rows])
     turns = np.array([row["prompt"].count(HUMAN) for row in rows])
     groups = {name: subsets == name for name in sorted(set(subsets.tolist()))}
+    for kind in ("harmless", "helpful"):  # Anthropic's data have several subsets of helpful prompts
+        if len(of_kind := [name for name in groups if name.startswith(kind)]) > 1:
+            groups[f"{kind}{ALL}"] = np.isin(subsets, of_kind)
     groups |= {"single-turn": turns <= 1, "multi-turn": turns > 1}
     return {name: prompts for name, prompts in groups.items() if prompts.any()}
 
@@ -148,6 +153,7 @@ def _measured(
 
     def figures(name: str, given: Sequence[Answer]) -> Measured:
         policy = generations.get(name)  # None for best of n
+        refused, toxic = _refused_and_toxic([answer.text for answer in given], prompts)
         return Measured(
             rewards=np.array(scores["reward"].scores[name]),
             judge_rewards=np.array(scores["judge"].scores[name]) if "judge" in scores else None,
@@ -158,9 +164,16 @@ def _measured(
             kl_k1=None if policy is None else np.subtract(policy.logps[name], generations["sft"].logps[name]),
             chosen_nll_nats=None if policy is None else np.array(policy.chosen_nll_nats),
             chosen_tokens=None if policy is None else np.array(policy.chosen_tokens),
+            refused=refused,
+            toxic=toxic,
         )
 
     return {name: figures(name, given) for name, given in answers.items()}
+
+
+def _refused_and_toxic(answers: Sequence[str], prompts: EvaluationPrompts) -> tuple[np.ndarray, np.ndarray | None]:
+    refused = np.array([is_refusal(answer) for answer in answers])
+    return refused, toxicity.are_toxic(answers) if prompts.settings.toxicity else None
 
 
 def _write_samples(
@@ -168,7 +181,7 @@ def _write_samples(
 ) -> None:
     """Write one JSON line per prompt, the examples first: each model's answer and its scores."""
 
-    def figure(values: np.ndarray | None, place: int) -> float | None:
+    def figure(values: np.ndarray | None, place: int) -> float | bool | None:
         return None if values is None or place >= values.size else values[place].item()
 
     def record(name: str, place: int) -> dict[str, Any]:
@@ -180,6 +193,8 @@ def _write_samples(
             "reward": figure(one.rewards, place),
             "judge_reward": figure(one.judge_rewards, place),
             "utility": figure(one.utilities, place),
+            "refused": figure(one.refused, place),
+            "toxic": figure(one.toxic, place),
         }
 
     heldout = range(len(prompts.rows))
@@ -205,7 +220,13 @@ def _metrics(
     evaluate = prompts.settings
     heldout = {name: one.at(np.arange(len(prompts.rows))) for name, one in measured.items()}
     score_std = manifest(stage.needs["reward"])["metrics"]["score_std"]
-    compared = compare(heldout, prompt_groups(prompts.rows), score_std, evaluate.seed)
+    groups = prompt_groups(prompts.rows)
+    compared = compare(heldout, groups, score_std, evaluate.seed)
+    chosen = _refused_and_toxic([row["chosen"] for row in prompts.rows], prompts)  # the baseline of the models' rates
+    compared["chosen"] = shares(*chosen, evaluate.seed)
+    for name, at in groups.items():
+        of_subset = (None if one is None else one[at] for one in chosen)
+        compared["by_subset"][name]["chosen"] = shares(*of_subset, evaluate.seed)
     if evaluate.best_of is not None and BEST_OF_N in measured:
         compared["models"][BEST_OF_N]["kl_bound_nats"] = best_of_kl_bound_nats(evaluate.best_of)
     return {
@@ -214,6 +235,7 @@ def _metrics(
         "temperature": evaluate.temperature,
         "max_new_tokens": evaluate.max_new_tokens,
         "best_of": evaluate.best_of,
+        "toxicity": toxicity.classifier() if evaluate.toxicity else None,
         "cost": {
             "generated_tokens": sum(part.generated_tokens for part in parts.values() if isinstance(part, Generations)),
             "scored_tokens": sum(part.scored_tokens for part in parts.values()),

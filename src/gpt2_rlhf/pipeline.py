@@ -15,7 +15,7 @@ from gpt2_rlhf.config import compose, functions, preflight
 from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.evidence import product, report, summary, terminal
+from gpt2_rlhf.evidence import product, report, summary, terminal, toxicity
 from gpt2_rlhf.launch import child, relaunch, slurm, whole_run, world
 from gpt2_rlhf.models import memory, model_checks, model_files
 from gpt2_rlhf.rows import sources
@@ -83,6 +83,8 @@ def check(settings: Settings, last: str = LAST) -> None:
     if last in ("ppo", LAST):
         functions.load_utility(settings.data.utility)
         functions.load_score_function(settings.ppo.reward.function)
+    if last == LAST and settings.evaluate.toxicity:
+        toxicity.check()
     if last == LAST and publish.targets(settings.publish) and world.rank() == 0:
         publish.check(settings)
 

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,6 +124,7 @@ def test_every_mean_in_the_card_is_that_of_the_manifest(cards: dict[str, str], r
         "Length, tokens": "answer_tokens",
         "Ended with EOS": "eos_rate",
         "Distinct bigrams": "distinct_2",
+        "Refusals": "refusal_rate",
         "KL to SFT, nats": "kl_to_sft_nats",
         "Perplexity": "chosen_perplexity",
     }
@@ -149,6 +151,7 @@ def test_every_difference_in_the_card_is_that_of_the_manifest(cards: dict[str, s
     }
     for by, key in (("Judge:", "by_judge"), ("Reward", "by_reward"), ("Matched:", "length_matched")):
         paths |= {f"{by} rose": (key, "win"), f"{by} unchanged": (key, "tie"), f"{by} fell": (key, "loss")}
+    paths |= {"Refusals": ("refusal_rate",)}
     assert list(rows) == list(paths)
     for label, cells in rows.items():
         estimates = []
@@ -267,8 +270,64 @@ def test_the_owner_s_four_claims_are_measured_or_said_not_to_be(cards: dict[str,
     assert list(rows) == ["Performance", "Reward", "Wins against base", "Safety", "Helpfulness"]
     assert_shows(rows["Reward"][1], found["paired"]["ppo_minus_base"]["reward_sd"])
     assert_shows(rows["Wins against base"][1], found["models"]["ppo"]["win_rate_vs_base_by_utility"])
-    assert_shows(rows["Safety"][1], found["by_subset"]["harmless"]["ppo_minus_sft"]["utility"])
-    assert rows["Helpfulness"] == ["the data have no subset for it", "not measured", "-"]
+    harmless = found["by_subset"]["harmless"]
+    assert_shows(rows["Safety"][1], harmless["ppo_minus_sft"]["utility"])
+    for place, model in enumerate(("sft", "ppo"), start=2):
+        assert_shows(rows["Safety"][place], harmless["models"][model]["refusal_rate"])
+    assert rows["Helpfulness"] == ["the data have no subset for it", "not measured", "-", "-", "-"]
+
+
+def test_safety_and_helpfulness_have_one_row_each_also_where_several_subsets_are_helpful(
+    records: dict[str, Any],
+) -> None:
+    changed = copy.deepcopy(records)
+    by_subset = changed["evaluate"]["metrics"]["by_subset"]
+    by_subset |= {name: copy.deepcopy(by_subset["harmless"]) for name in ("helpful-base", "helpful-online")}
+    by_subset["helpful, all"] = by_subset.pop("help|ful")
+    rows = table(card.render(compose.load([]).settings, card_run.run(changed)), "Performance")
+    assert list(rows) == ["Performance", "Reward", "Wins against base", "Safety", "Helpfulness"]
+    assert rows["Helpfulness"][0] == "Utility, PPO - SFT, on prompts of helpful, all"
+    assert_shows(rows["Helpfulness"][1], by_subset["helpful, all"]["ppo_minus_sft"]["utility"])
+
+
+def test_refusals_of_each_model_stand_beside_those_of_the_chosen_answers(records: dict[str, Any]) -> None:
+    changed = copy.deepcopy(records)
+    found = changed["evaluate"]["metrics"]
+    found["by_subset"]["helpful"] = found["by_subset"].pop("help|ful")
+    text = card.render(compose.load([]).settings, card_run.run(changed))
+    rows = table(text, "Share of answers")
+    assert rows["Share of answers"][:-1] == ["Base", "SFT", "PPO", "Best of 4", "Chosen answers", "PPO - SFT"]
+    places = {"Refusals": found, **{f"Refusals: {name}": found["by_subset"][name] for name in ("harmless",)}}
+    places |= {"Over-refusals: helpful": found["by_subset"]["helpful"]}
+    assert list(rows)[1:] == list(places)
+    for label, at in places.items():
+        change = at["paired"]["ppo_minus_sft"] if at is found else at["ppo_minus_sft"]
+        estimates = [*(at["models"][name] for name in ("base", "sft", "ppo", "best_of_n")), at["chosen"], change]
+        for shown, figures in zip(rows[label], estimates, strict=False):
+            assert_shows(shown, figures["refusal_rate"])
+    assert "Refusals are found by a list of English phrases" in one_line(text)
+    assert "Toxic language" not in text
+    found["toxicity"], found["models"]["ppo"]["toxic_rate"] = "some-classifier 1.0", card_run.estimate(0.5)
+    assert "Toxic language is what some-classifier 1.0 finds" in one_line(
+        card.render(compose.load([]).settings, card_run.run(changed))
+    )
+
+
+def test_the_card_of_a_run_that_was_evaluated_before_refusals_were_counted_has_no_table_of_them(
+    records: dict[str, Any],
+) -> None:
+    changed = json.loads(json.dumps(records))
+    found = changed["evaluate"]["metrics"]
+    for figures in [*found["models"].values(), *found["paired"].values()]:
+        del figures["refusal_rate"], figures["toxic_rate"]
+    for subset in found["by_subset"].values():
+        for figures in [*subset["models"].values(), subset["ppo_minus_sft"]]:
+            del figures["refusal_rate"], figures["toxic_rate"]
+        del subset["chosen"]
+    del found["chosen"]
+    text = card.render(compose.load([]).settings, card_run.run(changed))
+    assert "| Share of answers |" not in text
+    assert_shows(table(text, "Performance")["Safety"][1], found["by_subset"]["harmless"]["ppo_minus_sft"]["utility"])
 
 
 def test_no_claim_is_measured_by_a_judge_at_chance(records: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.evidence import card
 from gpt2_rlhf.evidence.calibration import calibration, length_bias
-from gpt2_rlhf.evidence.comparison import BEST_OF_N, best_of_kl_bound_nats, compare
+from gpt2_rlhf.evidence.comparison import BEST_OF_N, best_of_kl_bound_nats, compare, shares
 from gpt2_rlhf.evidence.intervals import wilson
 from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.models import model_files
@@ -95,11 +95,15 @@ def evaluation() -> dict[str, Any]:
             kl_k1=random.normal(2 + shift, 1, PROMPTS) if is_policy else None,
             chosen_nll_nats=random.uniform(20, 40, PROMPTS) if is_policy else None,
             chosen_tokens=random.integers(10, 20, PROMPTS) if is_policy else None,
+            refused=random.random(PROMPTS) < 0.3,
         )
 
     models = {"base": measured(-1), "sft": measured(0), "ppo": measured(1), BEST_OF_N: measured(0.5, is_policy=False)}
     half = np.arange(PROMPTS) < PROMPTS // 4
     compared = compare(models, {"help|ful": half, "harmless": ~half}, score_std=1.7, seed=0)
+    compared["chosen"] = shares(random.random(PROMPTS) < 0.2, None, seed=0)
+    for name, at in (("help|ful", half), ("harmless", ~half)):
+        compared["by_subset"][name]["chosen"] = shares(random.random(int(at.sum())) < 0.2, None, seed=0)
     compared["models"][BEST_OF_N]["kl_bound_nats"] = best_of_kl_bound_nats(4)
     asked = {"prompts": PROMPTS, "seed": 0, "temperature": 0.7, "max_new_tokens": 48, "best_of": 4, "cost": {}}
     return json.loads(json.dumps({**asked, **compared}))

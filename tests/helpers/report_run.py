@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt2_rlhf.evidence import measured as heldout
 from gpt2_rlhf.evidence.calibration import calibration, length_bias
-from gpt2_rlhf.evidence.comparison import compare
+from gpt2_rlhf.evidence.comparison import compare, shares
 from gpt2_rlhf.evidence.intervals import bootstrap_mean, wilson
 from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.models.sampling import Answer
@@ -38,6 +38,7 @@ def write(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     measured["best_of_n"] = _measured(draws, 1.0)
     halves = np.arange(PROMPTS) < PROMPTS // 2
     compared = compare(measured, {HOSTILE[1]: halves, "single-turn": ~halves}, 1.5, 0)
+    compared["chosen"] = shares(halves, None, 0)
     compared["models"]["best_of_n"]["kl_bound_nats"] = 0.636
     records = _records(draws, compared)
     for name in records:
@@ -75,6 +76,8 @@ def _measured(draws: np.random.Generator, gain: float) -> Measured:
         kl_k1=draws.normal(gain, 1, PROMPTS),
         chosen_nll_nats=draws.uniform(10, 20, PROMPTS),
         chosen_tokens=tokens,
+        refused=tokens > 20,
+        toxic=tokens % 2 == 0,
     )
 
 
@@ -199,6 +202,8 @@ def _write_samples(path: Path, measured: dict[str, Any]) -> None:
                     "reward": float(one.rewards[place]),
                     "judge_reward": float(one.rewards[place]),
                     "utility": None if group == "example" else float(one.utilities[place]),
+                    "refused": bool(one.refused[place]),
+                    "toxic": bool(one.toxic[place]),
                 }
                 for name, one in measured.items()
             }

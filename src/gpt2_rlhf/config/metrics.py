@@ -46,6 +46,8 @@ UTILITY = Metric("utility", "Utility", "points", "higher", "utility", True, "mea
 TOKENS = Metric("answer_tokens", "Length", "tokens", None, "answer_tokens", True)
 EOS_RATE = Metric("eos_rate", "Ended with EOS", "share", "higher", "eos_rate", True)
 DISTINCT = Metric("distinct_2", "Distinct bigrams", "share", "higher", "distinct_2", True)
+REFUSALS = Metric("refusal_rate", "Refusals", "share", over_seeds=True)
+TOXIC = Metric("toxic_rate", "Toxic language", "share", "lower", over_seeds=True)
 KL = Metric("kl_to_sft_nats", "KL to SFT", "nats", None, "kl_nats", True, "kl_divergence")
 
 MEASURES = (UTILITY, JUDGE_REWARD, REWARD)  # of an answer; first those that PPO is not trained on
@@ -63,6 +65,8 @@ OF_MODEL = (  # evaluation/models/NAME/
     TOKENS,
     EOS_RATE,
     DISTINCT,
+    REFUSALS,
+    TOXIC,
     KL,
     Metric("kl_bound_nats", "KL bound", "nats"),
     Metric("chosen_perplexity", "Perplexity", better="lower"),
@@ -85,6 +89,8 @@ OF_PAIR = (  # evaluation/paired/NAME/
     Metric("length_matched/tie", "Matched: unchanged", "share"),
     Metric("length_matched/loss", "Matched: fell", "share"),
     Metric("length_matched/pairs", "Matched pairs", "count"),
+    REFUSALS,
+    TOXIC,
 )
 OF_SUBSET = (  # evaluation/by_subset/NAME/
     Metric("models/sft/reward", "Reward, SFT"),

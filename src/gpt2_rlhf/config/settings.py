@@ -132,6 +132,7 @@ class Evaluate:
     max_new_tokens: int
     seed: int
     best_of: int | None  # SFT answers per prompt, of which the best counts; null or 1: no best-of-n baseline
+    toxicity: bool  # whether alt-profanity-check, which pip install 'gpt2-rlhf[safety]' brings, reads the answers
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,16 @@ import numpy as np
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.config.metrics import Metric
-from gpt2_rlhf.evidence.intervals import bootstrap_mean, bootstrap_ratio, bootstrap_share
+from gpt2_rlhf.evidence.intervals import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_share,
+    bootstrap_share_difference,
+)
 from gpt2_rlhf.evidence.measured import Measured
 
 BEST_OF_N = "best_of_n"
+ALL = ", all"  # ends the name of the group of all subsets of a kind, such as "helpful, all"
 _PAIRS = (
     ("sft", "base"),
     ("ppo", "sft"),
@@ -87,6 +93,7 @@ def model_figures(one: Measured, seed: int) -> dict[str, Any]:
     """Return means over one model's answers, its KL to SFT (k1) and its perplexity on the chosen answers."""
     return {
         **answer_figures(one, seed),
+        **shares(one.refused, one.toxic, seed),
         "kl_to_sft_nats": estimate(one.kl_k1, seed),
         "chosen_perplexity": _perplexity(one.chosen_nll_nats, one.chosen_tokens, seed),
     }
@@ -109,6 +116,16 @@ def paired_figures(later: Measured, earlier: Measured, score_std: float, seed: i
         "by_reward": _outcomes(reward, seed),
         "by_judge": None if judge_reward is None else _outcomes(judge_reward, seed),
         "length_matched": _length_matched(reward, later.answer_tokens, earlier.answer_tokens, seed),
+        "refusal_rate": _share_difference(later.refused, earlier.refused, seed),
+        "toxic_rate": _share_difference(later.toxic, earlier.toxic, seed),
+    }
+
+
+def shares(refused: np.ndarray | None, toxic: np.ndarray | None, seed: int) -> dict[str, Any]:
+    """Return the shares of answers that refuse and that are toxic; null where that was not measured."""
+    return {
+        "refusal_rate": None if refused is None else _share(refused, seed),
+        "toxic_rate": None if toxic is None else _share(toxic, seed),
     }
 
 
@@ -147,6 +164,10 @@ def _win_rates(measured: Mapping[str, Measured], name: str, rival: str, seed: in
         key: None if name == rival or difference is None else _share(0.5 + 0.5 * np.sign(difference), seed)
         for key, difference in differences.items()
     }
+
+
+def _share_difference(later: np.ndarray | None, earlier: np.ndarray | None, seed: int) -> dict[str, Any] | None:
+    return None if later is None or earlier is None else asdict(bootstrap_share_difference(later, earlier, seed))
 
 
 def _share(outcomes: np.ndarray, seed: int) -> dict[str, Any]:

@@ -79,6 +79,26 @@ def bootstrap_share(outcomes: Sequence[float] | np.ndarray, seed: int = 0) -> Es
     return bootstrap_mean(array, seed)
 
 
+def bootstrap_share_difference(later: np.ndarray, earlier: np.ndarray, seed: int = 0) -> Estimate:
+    """Return the share of yes among the later items less that among the earlier ones, paired by item.
+
+    Where all items change alike, as where none does, resampling gives no width for any n. The ends are then those of
+    Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions": half an item is
+    added to each outcome of a pair.
+
+    Raises:
+        ValueError: there are no items.
+    """
+    changes = _checked(np.subtract(later, earlier, dtype=np.float64))
+    if changes.min() < changes.max():
+        return bootstrap_mean(changes, seed)
+    rose, fell = ((changes == sign).sum() + 0.5 for sign in (1, -1))
+    n = changes.size + 2
+    centre = (rose - fell) / n
+    half_width = _Z95 * math.sqrt((rose + fell) / n - centre**2) / math.sqrt(n)
+    return Estimate(float(changes[0]), max(-1.0, centre - half_width), min(1.0, centre + half_width), changes.size)
+
+
 def bootstrap_ratio(
     numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, seed: int = 0
 ) -> Estimate:

@@ -28,6 +28,7 @@ class Measured:
     sampled. `answer_tokens`: without EOS. KL is to the SFT model over the answer's tokens, EOS included, in nats at the
     sampling temperature: the estimates of scoring.Divergence (`kl_nats` is the exact one). `chosen_nll_nats`,
     `chosen_tokens`: the sum over the data's chosen answer and its EOS at temperature 1, and the number of those tokens.
+    `refused`, `toxic`: whether refusals.py and toxicity.py find the answer to be so.
     """
 
     rewards: np.ndarray
@@ -41,6 +42,8 @@ class Measured:
     kl_k3: np.ndarray | None = None
     chosen_nll_nats: np.ndarray | None = None
     chosen_tokens: np.ndarray | None = None
+    refused: np.ndarray | None = None
+    toxic: np.ndarray | None = None
     update: int = 0  # PPO updates before the measurement, set where PPO measures itself; 0 is the SFT model
 
     def at(self, prompts: np.ndarray) -> "Measured":

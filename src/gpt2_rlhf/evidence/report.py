@@ -73,6 +73,7 @@ def write(
         "models": results.model_names(sources),
         "facts": facts,
         "function": results.reward_function(sources),
+        "refusals_note": results.refusals_note(sources),
         "measure": by,
         "picked": card_samples.chosen(samples, by),
         "story_models": card_samples.SHOWN,
@@ -111,7 +112,8 @@ def write(
 
 def _tables(sources: Sources) -> dict[str, list[Table]]:
     """The tables of each part of the page."""
-    found = [results.models(sources), results.paired(sources), results.subsets(sources)]
+    found = [results.models(sources), results.paired(sources), results.subsets(sources), results.refusals(sources)]
+    found = [table for table in found if table.rows]
     if sources["seeds"] is not None:
         found += [results.by_seed(sources), results.over_seeds(sources)]
     scores = (results.accuracy, results.reward_model_faults, results.calibration)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from gpt2_rlhf.config import metrics
-from gpt2_rlhf.evidence.comparison import BEST_OF_N, usable_measures
+from gpt2_rlhf.evidence.comparison import ALL, BEST_OF_N, usable_measures
 from gpt2_rlhf.evidence.tables import Cell, Row, Sources, Table, by_metric, by_place, cell, look_up
 
 FUNCTION_SCORE = "Function's score"
@@ -64,26 +64,64 @@ def subsets(sources: Sources) -> Table:
     return by_place(sources, "subsets", "Subset", metrics.OF_SUBSET, places, "prompts")
 
 
+def refusals(sources: Sources) -> Table:
+    """Return how often each model refuses, and is toxic where that was measured, in all and by subset of the data.
+
+    The data's chosen answers to the same prompts are the baseline. A refusal of a prompt from a subset whose name
+    begins with "helpful" is an over-refusal.
+    """
+    names = {**model_names(sources), "chosen": "Chosen answers", "ppo_minus_sft": "PPO - SFT"}
+    subsets = [name for name in sources["evaluation"]["by_subset"] if name not in ("", "single-turn", "multi-turn")]
+    rows = []
+    for one in (metrics.REFUSALS, metrics.TOXIC):
+        for name in ("", *subsets):
+            at = f"evaluation/by_subset/{name}" if name else "evaluation"
+            paths = [f"{at}/models/{model}" for model in model_names(sources)]
+            paths += [f"{at}/chosen", f"{at}/ppo_minus_sft" if name else f"{at}/paired/ppo_minus_sft"]
+            label = "Over-refusals" if one is metrics.REFUSALS and name.startswith("helpful") else one.label
+            cells = [cell(sources, f"{path}/{one.key}", one.unit) for path in paths]
+            rows.append(Row(f"{label}: {name}" if name else label, cells, one.better))
+    return Table("refusals", "Share of answers", names, [row for row in rows if row.is_known], "prompts")
+
+
+def refusals_note(sources: Sources) -> str:
+    """Return how the shares of `refusals` are measured, and what they do not show."""
+    classifier = sources["evaluation"].get("toxicity")  # manifests of earlier versions have no such key
+    toxic = f" Toxic language is what {classifier} finds: insults and swear words, not harm said politely."
+    return (
+        "Refusals are found by a list of English phrases, which do not show whether refusing was right, nor whether an "
+        f"answer that does not refuse does harm.{toxic if classifier else ''}"
+    )
+
+
 def performance(sources: Sources) -> Table:
-    """Return what became of reward, wins, safety and helpfulness, each by the best measure that the run has."""
+    """Return what became of reward, wins, safety and helpfulness, each by the best measure that the run has.
+
+    Safety and helpfulness are of the prompts of the subsets whose names begin with harmless and helpful; how often SFT
+    and PPO refuse these stands beside them.
+    """
     ppo, subsets = "evaluation/models/ppo", sources["evaluation"]["by_subset"]
     wins = [one for one in metrics.OF_MODEL if one.key.startswith("win_rate_vs_base")]
-    usable = usable_measures(sources)
+    usable, none = usable_measures(sources), [Cell("-")] * 2
     by = wins[metrics.MEASURES.index(usable[0])]
     sd = cell(sources, "evaluation/paired/ppo_minus_base/reward_sd")
     rows = [
-        Row("Reward", [Cell("PPO - base, in standard deviations of the score"), sd]),
-        Row("Wins against base", [Cell(by.title), cell(sources, f"{ppo}/{by.key}", "share")]),
+        Row("Reward", [Cell("PPO - base, in standard deviations of the score"), sd, *none]),
+        Row("Wins against base", [Cell(by.title), cell(sources, f"{ppo}/{by.key}", "share"), *none]),
     ]
-    for label, start in (("Safety", "harmless"), ("Helpfulness", "helpful")):
-        for name in (one for one in subsets if one.startswith(start)):
-            at = f"evaluation/by_subset/{name}/ppo_minus_sft"
-            one = next(one for one in usable if look_up(sources, f"{at}/{one.key}") is not None)
-            how = f"{one.label}, PPO - SFT, on prompts of {name}"
-            rows.append(Row(label, [Cell(how), cell(sources, f"{at}/{one.key}")]))
-        if rows[-1].label != label:
-            rows.append(Row(label, [Cell("the data have no subset for it"), Cell("not measured")]))
-    return Table("performance", "Performance", {"how": "Measured as", "figure": "Figure"}, rows, "prompts")
+    for label, kind in (("Safety", "harmless"), ("Helpfulness", "helpful")):
+        of_kind = [one for one in subsets if one.startswith(kind)]
+        if not of_kind:
+            rows.append(Row(label, [Cell("the data have no subset for it"), Cell("not measured"), *none]))
+            continue
+        name = f"{kind}{ALL}" if f"{kind}{ALL}" in of_kind else of_kind[0]
+        at = f"evaluation/by_subset/{name}"
+        one = next(one for one in usable if look_up(sources, f"{at}/ppo_minus_sft/{one.key}") is not None)
+        refused = [cell(sources, f"{at}/models/{model}/{metrics.REFUSALS.key}", "share") for model in ("sft", "ppo")]
+        how = f"{one.label}, PPO - SFT, on prompts of {name}"
+        rows.append(Row(label, [Cell(how), cell(sources, f"{at}/ppo_minus_sft/{one.key}"), *refused]))
+    columns = {"how": "Measured as", "figure": "Figure", "sft": "SFT refuses", "ppo": "PPO refuses"}
+    return Table("performance", "Performance", columns, rows, "prompts")
 
 
 def by_seed(sources: Sources) -> Table:

@@ -62,7 +62,8 @@ def tables(summary: Mapping[str, Any], name: str | None = None) -> str:
         f"without another; answers sampled with seed {evaluation['seed']}, temperature "
         f"{evaluation['temperature']:g}, at most {evaluation['max_new_tokens']} tokens."
     )
-    note = textwrap.fill(f"{sampled} {_NOTE}", WIDTH, break_on_hyphens=False)
+    shown = f"{sampled} {_NOTE} {results.refusals_note(summary)}"
+    note = textwrap.fill(shown, WIDTH, break_on_hyphens=False)
     return "\n\n".join([f"Run {summary['run']}, seed {summary['seed']}", *parts, note]) + "\n"
 
 
@@ -108,7 +109,7 @@ def _sample(measured: int, metrics: Mapping[str, Any]) -> str:
 def _by_name(sources: Sources) -> dict[str, list[Table]]:
     """Return every table by the name that chooses it, in the order in which they are printed."""
     models, paired, best_pair = results.models(sources), results.paired(sources), f"ppo_minus_{BEST_OF_N}"
-    subsets = results.subsets(sources)
+    subsets, refusals = results.subsets(sources), results.refusals(sources)
     return {
         "overview": [results.overview(sources)],
         "stages": [_stages(sources)],
@@ -124,6 +125,7 @@ def _by_name(sources: Sources) -> dict[str, list[Table]]:
             subsets.only("ppo_minus_sft/reward", "ppo_minus_sft/judge_reward"),
             subsets.only("ppo_minus_sft/utility"),
         ],
+        "refusals": [refusals.only("base", "sft", "ppo"), refusals.only(BEST_OF_N, "chosen", "ppo_minus_sft")],
         "seeds": [] if sources["seeds"] is None else [results.over_seeds(sources), results.by_seed(sources)],
     }
 

@@ -85,7 +85,7 @@ def plan(settings: Settings, inputs: Inputs, processes: int, ppo_seed: int) -> d
             **trained,
             "seed": ppo_seed,
         },
-        "evaluate": {"evaluate": dataclasses.asdict(settings.evaluate), "utility": inputs.utility, **base},
+        "evaluate": {"evaluate": _evaluate_settings(settings), "utility": inputs.utility, **base},
     }
     stages: dict[str, Stage] = {}
     for name, builds_on in needs.items():
@@ -104,6 +104,11 @@ def _split_settings(settings: Settings) -> dict[str, Any]:
 def _ppo_settings(settings: Settings) -> dict[str, Any]:
     """PPO settings to hash, without `seeds`: each is its own stage."""
     return {key: value for key, value in _hashed(settings.ppo).items() if key != "seeds"}
+
+
+def _evaluate_settings(settings: Settings) -> dict[str, Any]:
+    """Settings of the evaluation; `toxicity` is there only if set, so that other stages keep their names."""
+    return {key: value for key, value in dataclasses.asdict(settings.evaluate).items() if key != "toxicity" or value}
 
 
 def _hashed(part: Any) -> dict[str, Any]:
