@@ -351,6 +351,40 @@ def test_without_a_utility_its_figures_are_null(needs):
     assert all(answer["utility"] is None for line in lines for answer in line["answers"].values())
 
 
+def test_refusals_of_the_models_and_of_the_chosen_answers_are_counted_in_all_and_by_subset(needs, monkeypatch):
+    given = iter([" No.", " I can't help with that.", " Yes.", " I won't do that.", " No.", " No."])
+    to_prompt = {}  # every model gives the same answers
+
+    def sampled(model, tokenizer, prompts, **_):
+        return [Answer(to_prompt.setdefault(one, next(given, "")), [5], True) for one in prompts]
+
+    monkeypatch.setattr(answers, "sample", sampled)
+    test_rows = [{**row, "chosen": " I'd rather not."} if "Hi" in row["prompt"] else row for row in rows()]
+    monkeypatch.setattr(evaluate.tables, "load", lambda *_: test_rows)
+    outcome, lines = run_evaluation(needs)
+    assert [line["answers"]["ppo"]["refused"] for line in heldout(lines)] == [False, True, False, True]
+    assert heldout(lines)[0]["answers"]["ppo"]["toxic"] is None
+    found = outcome.metrics
+    for name in (*POLICIES, "best_of_n"):
+        assert found["models"][name]["refusal_rate"]["mean"] == 2 / 4
+        assert found["by_subset"]["helpful"]["models"][name]["refusal_rate"]["mean"] == 2 / 3
+    parts = (found, found["by_subset"]["harmless"], found["by_subset"]["helpful"])
+    assert [part["chosen"]["refusal_rate"]["mean"] for part in parts] == [1 / 4, 1, 0]
+    assert found["toxicity"] is found["chosen"]["toxic_rate"] is None
+
+
+def test_toxic_language_is_measured_of_the_models_and_of_the_chosen_answers_where_it_is_asked_for(needs, monkeypatch):
+    insult = Answer(" You are an idiot.", [5], True)
+    monkeypatch.setattr(answers, "sample", lambda model, tokenizer, prompts, **_: [insult] * len(prompts))
+    outcome, lines = run_evaluation(needs, evaluation=replace(EVALUATE, toxicity=True))
+    assert all(line["answers"]["ppo"]["toxic"] for line in lines)
+    assert outcome.metrics["models"]["ppo"]["toxic_rate"]["mean"] == 1
+    assert outcome.metrics["paired"]["ppo_minus_sft"]["toxic_rate"]["mean"] == 0
+    assert outcome.metrics["by_subset"]["helpful"]["chosen"]["toxic_rate"]["mean"] == 0
+    assert outcome.metrics["toxicity"].startswith("alt-profanity-check 1.")
+    json.dumps(outcome.metrics, allow_nan=False)
+
+
 def test_figures_are_also_given_by_subset_and_by_turns(needs):
     by_subset = run_evaluation(needs)[0].metrics["by_subset"]
     assert {name: part["prompts"] for name, part in by_subset.items()} == {
@@ -421,3 +455,10 @@ def test_groups_are_the_subsets_and_the_turns_that_have_prompts():
         "multi-turn": [False, True, False],
     }
     assert list(prompt_groups(rows[:1])) == ["helpful", "single-turn"]
+
+
+def test_several_subsets_of_helpful_prompts_are_also_one_group():
+    subsets = ("helpful-base", "harmless-base", "helpful-online", "other")
+    groups = prompt_groups([{"prompt": "\n\nHuman: a", "subset": subset} for subset in subsets])
+    assert list(groups) == [*sorted(subsets), "helpful, all", "single-turn"]
+    assert groups["helpful, all"].tolist() == [True, False, True, False]

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,6 +159,18 @@ def test_figures_of_a_subset_are_those_of_its_prompts():
     assert found["ppo_minus_sft"]["reward"]["mean"] == -0.5
     assert found["ppo_minus_sft"]["reward_sd"]["mean"] == -0.25
     assert found["ppo_minus_sft"]["by_reward"]["loss"] == {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}
+
+
+def test_refusals_are_shares_of_the_answers_and_their_difference_is_paired():
+    one = measured([0, 0, 0, 0])
+    refused = {"base": [1, 0, 0, 0], "sft": [1, 1, 0, 0], "ppo": [1, 1, 1, 0]}
+    by_model = {name: replace(one, refused=np.array(given, dtype=bool)) for name, given in refused.items()}
+    found = compare(by_model, {"few": np.array([False, True, True, False])}, 1.0, seed=0)
+    assert [found["models"][name]["refusal_rate"]["mean"] for name in refused] == [1 / 4, 2 / 4, 3 / 4]
+    assert found["paired"]["ppo_minus_base"]["refusal_rate"]["mean"] == 2 / 4
+    few = found["by_subset"]["few"]
+    assert few["models"]["sft"]["refusal_rate"]["mean"] == few["ppo_minus_sft"]["refusal_rate"]["mean"] == 1 / 2
+    assert few["models"]["ppo"]["toxic_rate"] is few["ppo_minus_sft"]["toxic_rate"] is None
 
 
 def test_unknown_figures_are_null_and_the_metrics_are_json():

@@ -12,6 +12,7 @@ from gpt2_rlhf.evidence.intervals import (
     bootstrap_mean,
     bootstrap_ratio,
     bootstrap_share,
+    bootstrap_share_difference,
     student_t,
     wilson,
 )
@@ -133,6 +134,18 @@ def test_the_interval_of_an_absolute_mean_reaches_zero_where_noise_explains_the_
     assert small.high == pytest.approx(0.05 + 1.96 * 0.1, abs=0.02)
     large = estimate(0.5)
     assert (large.low, large.high) == pytest.approx((0.5 - 1.96 * 0.1, 0.5 + 1.96 * 0.1), abs=0.02)
+
+
+def test_a_difference_of_shares_is_paired_and_has_a_width_also_where_no_item_changes():
+    later, earlier = np.array([True, True, False, False] * 5), np.array([False, True, False, True] * 5)
+    assert asdict(bootstrap_share_difference(later, earlier)) == asdict(bootstrap_mean([1.0, 0.0, 0.0, -1.0] * 5))
+    # Agresti and Min: outcomes of 0.5, 0.5, 0.5 and n + 0.5 have a variance of (0.5 + 0.5) / (n + 2)
+    same = bootstrap_share_difference(later, later)
+    assert asdict(same) == pytest.approx({"mean": 0.0, "low": -1.959964 / 22, "high": 1.959964 / 22, "n": 20})
+    all_rose = bootstrap_share_difference(np.ones(20), np.zeros(20))
+    assert all_rose.mean == all_rose.high == 1.0
+    assert 0.7 < all_rose.low < 0.95
+    assert all_rose.low == -bootstrap_share_difference(np.zeros(20), np.ones(20)).high
 
 
 def test_a_share_of_all_or_none_has_the_interval_of_wilson_and_any_other_a_bootstrap_interval():

@@ -37,6 +37,8 @@ def test_the_same_settings_name_the_same_directories() -> None:
         ("data.train_pairs=100", {"data", "sft", "reward", "judge", "ppo", "evaluate"}),
         ("seed=1", {"sft", "reward", "judge", "ppo", "evaluate"}),
         ("evaluate.prompts=8", {"evaluate"}),
+        ("evaluate.toxicity=true", {"evaluate"}),
+        ("evaluate.toxicity=false", set()),
         ("evaluate.pairs=8", {"sft", "reward", "judge", "ppo", "evaluate"}),  # their manifests hold what it measures
         ("data.utility=null", {"evaluate"}),
         ("sft.args.logging_steps=1", set()),
