@@ -29,6 +29,7 @@ def point(
     judge: str = "judge-1",
     stopped: str | None = None,
     prompt: str = "prompt",
+    refusals: float | None = None,
 ) -> Built:
     """A point whose PPO answers have these judge's rewards, one a prompt; None: it failed."""
     stages = {
@@ -47,6 +48,7 @@ def point(
             file.write(json.dumps(sample, ensure_ascii=False) + "\n")
     mean = sum(judged) / len(judged)
     figures = {"judge_reward": estimate(mean), "reward": estimate(2 * mean), "utility": None, "kl_k1": estimate(3)}
+    figures["refusal_rate"] = None if refusals is None else estimate(refusals)
     write_manifest(stages["evaluate"], {"metrics": {"models": {"ppo": figures}}})
     stages["ppo"].directory.mkdir(parents=True)
     write_manifest(stages["ppo"], {"metrics": {"stopped": stopped}})
@@ -64,6 +66,16 @@ NEAR = [value + 0.99 + noise(3 * number) for number, value in enumerate(LOW)]
 
 def found(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "sweep.json").read_text())
+
+
+def test_refusals_have_a_table_of_their_own_beside_the_measures(tmp_path: Path) -> None:
+    points = [point(tmp_path, "a", LOW, refusals=0.25), point(tmp_path, "b", HIGH, refusals=0.5)]
+    text = " ".join(sweep_report.write(tmp_path / "sweep", points, None).split())
+    assert "| Point | Refusals |" in text
+    assert "| 2 | 50.0 % [40.0, 60.0] |" in text
+    assert [one["ppo"]["refusal_rate"]["mean"] for one in found(tmp_path / "sweep")["points"]] == [0.25, 0.5]
+    alone = sweep_report.write(tmp_path / "none", [point(tmp_path, "c", LOW), point(tmp_path, "d", HIGH)], None)
+    assert "Refusals" not in alone
 
 
 def test_the_best_point_is_named_with_each_difference_paired_by_prompt(tmp_path: Path) -> None:

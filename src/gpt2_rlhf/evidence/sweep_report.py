@@ -22,6 +22,7 @@ from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import manifest
 
 _SHOWN = (metrics.UTILITY, metrics.JUDGE_REWARD, metrics.REWARD, metrics.KL)
+_MANNER = (metrics.REFUSALS, metrics.TOXIC)
 Samples = Mapping[str, Mapping[str, Any]]  # PPO's answer and its scores, by held-out prompt
 _BY = {"judge": metrics.JUDGE_REWARD, "reward": metrics.REWARD, "utility": metrics.UTILITY}
 
@@ -53,18 +54,27 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     figures = [None if one.fault else manifest(one.run.last)["metrics"]["models"]["ppo"] for one in points]
     best, why = _best(points, best_by)
     rows = [_row(place, one, figures[place], best) for place, one in enumerate(points)]
-    shown = [one for one in _SHOWN if any(found is not None and found.get(one.key) for found in figures)]
+
+    def known(of_all: Sequence[Metric]) -> list[Metric]:
+        return [one for one in of_all if any(found is not None and found.get(one.key) for found in figures)]
+
+    shown, manner = known(_SHOWN), known(_MANNER)
     if metrics.JUDGE_REWARD in shown and (best is None or best.by != metrics.REWARD):
         shown.remove(metrics.REWARD)  # what PPO was trained to raise; it would not fit beside the others
     columns = {one.key: one.label for one in shown}
     behind = "behind" if best is not None and best.behind else None
     if behind and best:
         columns[behind] = "Best - this"
-    table = Table(
-        "sweep", "Point", columns, [_cells(row, found, shown, behind) for row, found in zip(rows, figures, strict=True)]
-    )
+
+    def table(columns: Mapping[str, str], shown: Sequence[Metric], behind: str | None = None) -> Table:
+        cells = [_cells(row, found, shown, behind) for row, found in zip(rows, figures, strict=True)]
+        return Table("sweep", "Point", columns, cells)
+
+    printed = [plain(table(columns, shown, behind))] if columns else []
+    if manner:  # a table of their own, since columns more would be too wide
+        printed.append(plain(table({one.key: one.label for one in manner}, manner)))
     lines = [f"{row['point']}: {row['label']}  {row['state']}".rstrip() for row in rows]
-    parts = ["\n".join(lines), *([plain(table)] if columns else []), textwrap.fill(why, WIDTH)]
+    parts = ["\n".join(lines), *printed, textwrap.fill(why, WIDTH)]
     page = "\n\n".join(parts) + "\n"
     write_json(
         directory / "sweep.json",
@@ -89,7 +99,7 @@ def _row(place: int, one: Built, figures: Mapping[str, Any] | None, best: Best |
         "command": one.run.command,
         "run": one.run.name,
         "state": _state(one, place, best),
-        "ppo": None if figures is None else {metric.key: figures.get(metric.key) for metric in _SHOWN},
+        "ppo": None if figures is None else {metric.key: figures.get(metric.key) for metric in (*_SHOWN, *_MANNER)},
         "best_minus_this": None if best is None else best.behind.get(place),
     }
 
