@@ -74,10 +74,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     policy = loading.load_policy(sft_dir)
     adapter = loading.lora(ppo.peft, policy, "ppo.peft")
     reward_model = loading.load_reward(reward_dir, tokens.pad_id(padding))
-    score_function = load_score_function(ppo.reward.function)
-    if score_function is not None and tokens.has_chat_template(padding):
-        prompts = [row["prompt"] for row in tables.load(prepared, "ppo")]
-        score_function = reward_scores.of_transcripts(score_function, padding, prompts)
+    prompts = [row["prompt"] for row in tables.load(prepared, "ppo")]
     judge, judge_fault = _judge(stage, tokens.pad_id(padding))
     set_seed(stage.seed)
 
@@ -93,7 +90,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         train_dataset=rows.select(range(len(withheld), len(rows))),
         peft_config=adapter,
         callbacks=training.callbacks(stage),
-        score_function=score_function,
+        score_function=reward_scores.load(ppo.reward.function, padding, prompts),
         shaping=Shaping(mean, std, ppo.reward.clip),
         kl=ppo.kl,
         watch=watch,

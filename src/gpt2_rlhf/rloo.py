@@ -20,7 +20,6 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 
 from gpt2_rlhf.config import ppo_sizes
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.functions import load_score_function
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import calibration
 from gpt2_rlhf.launch import training
@@ -63,7 +62,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     fault = calibration.reward_model_fault(report) if ppo.reward.function is None else None
     forced = gates.pass_or_stop([fault], settings.force)
     mean, std = (report["score_mean"], report["score_std"]) if ppo.reward.normalise else (0.0, 1.0)
-    tokenizer = loading.load_base_tokenizer(settings.model)
+    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
     padding = tokens.padding_copy(tokenizer, "left")
     pad_token_id = tokens.pad_id(padding)
     # the reference is loaded by TRL from the same folder
@@ -75,7 +74,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     packing.use_fused_activations(policy)
     packing.without_padding(policy, columns)  # also since TRL gives no positions: GPT-2 would count its left padding
     set_seed(stage.seed)
-    function = load_score_function(ppo.reward.function)
+    texts = [row["prompt"] for row in tables.load(stage.needs["data"].directory, "ppo")]
+    function = reward_scores.load(ppo.reward.function, padding, texts)
 
     trainer = Trainer(
         model=policy,

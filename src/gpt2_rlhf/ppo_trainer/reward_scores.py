@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.functions import load_score_function
 from gpt2_rlhf.models.sampling import encode_prompts
+from gpt2_rlhf.models.tokens import has_chat_template
 from gpt2_rlhf.ppo_trainer.forward import Rows
 
 # (prompts, answers) as text -> one score each
@@ -65,10 +67,14 @@ def by_function(function: ScoreFunction, tokenizer: PreTrainedTokenizerBase) -> 
     return score
 
 
-def of_transcripts(
-    function: ScoreFunction, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
-) -> ScoreFunction:
-    """Return the function for models that read prompts in a chat template; it gets these prompts as transcripts."""
+def load(name: str | None, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> ScoreFunction | None:
+    """Return the function `ppo.reward.function`, None without one; it gets prompts as transcripts.
+
+    prompts: all that it may get, since one in a chat template cannot be turned back into its transcript.
+    """
+    function = load_score_function(name)
+    if function is None or not has_chat_template(tokenizer):
+        return function
     transcripts = dict(zip(texts(tokenizer, encode_prompts(tokenizer, prompts)), prompts, strict=True))
     return lambda given, answers: function([transcripts.get(prompt, prompt) for prompt in given], answers)
 
