@@ -75,7 +75,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
 class Trainer(DPOTrainer):
     """TRL's DPO on pairs of token ids: it encodes, cuts and drops none."""
 
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset
 
 

@@ -68,7 +68,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     # the reference is loaded by TRL from the same folder
     policy = loading.load_policy(str(stage.needs["sft"].model_dir))
     reward_model = loading.on_device(loading.load_reward(str(stage.needs["reward"].model_dir), pad_token_id))
-    config = RLOOConfig(**arguments(settings, stage))
+    config: Any = RLOOConfig(**arguments(settings, stage))
     prompts = _prompts(settings, stage, config, tokenizer)
     columns = max(map(len, prompts)) + settings.rloo.args["max_completion_length"]
     packing.use_fused_activations(policy)
@@ -128,15 +128,16 @@ class Trainer(RLOOTrainer):
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> list[list[int]]:
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
         policy: Any = self.accelerator.unwrap_model(self.model)
         pad_token_id = tokens.pad_id(self._tokenizer)
+        new_tokens: Any = self.max_completion_length
         is_in_vocabulary = pad_token_id < policy.get_output_embeddings().weight.shape[0]
         with self.accelerator.autocast():
             answers, logprobs = sampling.sample_ids(
                 policy,
                 prompt_ids,
-                torch.rand(len(prompt_ids), self.max_completion_length, dtype=torch.float64),
+                torch.rand(len(prompt_ids), new_tokens, dtype=torch.float64),
                 temperature=self.temperature,
                 eos_token_id=tokens.eos_id(self._tokenizer),
                 never_token_id=pad_token_id if is_in_vocabulary else None,
@@ -174,7 +175,7 @@ class Trainer(RLOOTrainer):
 
 def reward(
     score: Callable[[Rows], torch.Tensor], shaping: Shaping, penalty: float, tokenizer: PreTrainedTokenizerBase
-) -> Callable[..., list[float]]:
+) -> Callable[..., list[float | None]]:
     """Return PPO's reward as a reward function of TRL: shaped scores, less a penalty where EOS was not sampled.
 
     The function raises UserError for scores that are not finite, which TRL would leave out without an error.
@@ -182,7 +183,7 @@ def reward(
     pad_token_id, eos_token_id = tokens.pad_id(tokenizer), tokens.eos_id(tokenizer)
 
     @torch.no_grad()
-    def shaped(prompts: Sequence[list[int]], completion_ids: Sequence[list[int]], **_: Any) -> list[float]:
+    def shaped(prompts: Sequence[list[int]], completion_ids: Sequence[list[int]], **_: Any) -> list[float | None]:
         rows = _rows(prompts, completion_ids, pad_token_id)
         scores = shaping(score(rows))
         if not scores.isfinite().all():

@@ -90,7 +90,7 @@ def test_the_cards_of_a_model_with_a_chat_template_use_it(records: dict[str, Any
         assert "add_special_tokens=False" in text  # the template has its own
         assert 'prompt = "\\n\\nHuman' not in text
     assert 'for answer in (" Listen first, then ask a question.", " No."):' in reward
-    (asked,) = ModelCard(model).data.widget[0]["messages"]
+    (asked,) = ModelCard(model).data.to_dict()["widget"][0]["messages"]
     assert asked == {"role": "user", "content": "example 1"}
 
 

@@ -160,8 +160,9 @@ def test_bos_stands_once_before_the_prompt_and_eos_once_after_the_answer(
 @pytest.mark.parametrize("pattern", ["<s> $A", "$A </s>", "<s> $A </s>", None])
 def test_texts_encoded_together_get_the_tokens_that_each_gets_alone(pattern: str | None, saved, tmp_path: Path):
     tokenizer = saved if pattern is None else adding(pattern, tmp_path)
-    tokenizer.backend_tokenizer.enable_truncation(5)  # a saved tokenizer may bring both
-    tokenizer.backend_tokenizer.enable_padding(length=9)
+    backend: Any = tokenizer.backend_tokenizer
+    backend.enable_truncation(5)  # a saved tokenizer may bring both
+    backend.enable_padding(length=9)
     texts = ["", " ", "a\n\n", "Ünï «x» 漢字 🙂", *(f" word {n}" * (n % 40) for n in range(300))]
     rows = [{"prompt": f"\n\nHuman: {text}\n\nAssistant:", "chosen": text, "rejected": text[::-1]} for text in texts]
     assert len(rows) > 2 * tokens._TEXTS_AT_ONCE  # several threads share them

@@ -43,7 +43,7 @@ def test_a_function_that_cannot_be_imported_is_refused():
     assert load_score_function(None) is None
 
 
-def test_with_a_chat_template_a_function_gets_the_prompts_as_transcripts(tmp_path):
+def test_with_a_chat_template_a_function_gets_the_prompts_as_transcripts(tmp_path, monkeypatch):
     tokenizer = tokenizers_tiny.loaded("gpt2", tmp_path, tokenizers_tiny.CHATML, "chat")
     prompts = [f"\n\nHuman: Hi {name}\n\nAssistant:" for name in ("Ann", "Bo")]
     read = reward_scores.texts(
@@ -55,7 +55,9 @@ def test_with_a_chat_template_a_function_gets_the_prompts_as_transcripts(tmp_pat
         given.append(list(prompts))
         return [0.0 for _ in answers]
 
-    score = reward_scores.of_transcripts(function, tokenizer, prompts)
+    monkeypatch.setattr(reward_scores, "load_score_function", lambda _name: function)
+    score = reward_scores.load("mine:score", tokenizer, prompts)
+    assert score is not None
     assert score(read[::-1], ["a", "b"]) == score(prompts, ["a", "b"]) == [0.0, 0.0]
     assert given == [prompts[::-1], prompts]
     assert not {*read} & {*prompts}
