@@ -44,7 +44,7 @@ def contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         write_manifest(stage, {"inputs": stage.inputs, "metrics": {}})
 
     step = SimpleNamespace(run=None)
-    monkeypatch.setattr(building, "_steps", lambda: dict.fromkeys(ALL, step))
+    monkeypatch.setattr(building, "_step", lambda _name: step)
     monkeypatch.setattr(building, "build_stage", build)
     monkeypatch.setattr(tasks, "run_all", in_this_process)
     monkeypatch.setattr(building, "check_before_training", lambda settings, stages: None)

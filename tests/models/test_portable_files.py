@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from gpt2_rlhf.models import loading, model_files, portable_files
+from gpt2_rlhf.models import loading, model_files, portable_files, tokens
 from helpers.tiny import EOS, POSITIONS, tiny_policy, tiny_reward, tiny_tokenizer
 
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 0}
@@ -74,7 +74,7 @@ def test_the_cache_is_used_and_the_sampling_is_that_of_the_evaluation(policy_dir
     assert read(texts, "config.json")["use_cache"] is True
     generation = read(texts, "generation_config.json")
     assert {key: generation[key] for key in SAMPLING} == SAMPLING
-    assert generation["eos_token_id"] == 256
+    assert generation["eos_token_id"] == tokens.eos_id(tiny_tokenizer())  # not 256, which the base model had
     assert "repetition_penalty" not in generation
 
 
