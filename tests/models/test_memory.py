@@ -84,9 +84,7 @@ def test_weights_gradients_and_optimizer_state_of_sft_and_ppo() -> None:
 
 def test_rloo_keeps_reference_and_reward_model_and_dpo_the_reference_alone() -> None:
     weights_bytes, score = 4 * shape.of(TINY.model).weights, 4 * SHAPE["n_embd"]
-    rloo = peak(
-        "rloo", "method=rloo", "rloo.args.gradient_accumulation_steps=1"
-    )  # samples what it learns
+    rloo = peak("rloo", "method=rloo", "rloo.args.steps_per_generation=1")  # samples what it learns
     dpo = peak("dpo", "method=dpo")
     assert (rloo.weights, dpo.weights) == (3 * weights_bytes + score, 2 * weights_bytes)
     assert rloo.gradients == dpo.gradients == weights_bytes
