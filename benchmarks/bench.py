@@ -62,6 +62,11 @@ _PPO_GPT2 = {
     "num_ppo_epochs": 2,
     "local_rollout_forward_batch_size": 8,
 }
+_PPO_MODEL = {
+    **_PPO_GPT2,
+    "per_device_train_batch_size": 2,
+    "local_rollout_forward_batch_size": 4,
+}  # both sides at once in the memory of a laptop
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ COMPARISONS = {
     "reward-gpt2": Comparison("reward", _GPT2, (42, 512), True, {"per_device_train_batch_size": 8}),
     "sft-model": Comparison("sft", None, (1, 512), True, {"per_device_train_batch_size": 8}),
     "reward-model": Comparison("reward", None, (1, 512), True, {"per_device_train_batch_size": 8}),
-    "ppo-model": Comparison("ppo", None, (1, 512), True, _PPO_GPT2),
+    "ppo-model": Comparison("ppo", None, (1, 512), True, _PPO_MODEL),
 }
 _ON_GPU = ("sft-gpt2", "reward-gpt2")  # too slow for a CPU; there they run if they are named
 _OF_MODEL = ("sft-model", "reward-model", "ppo-model")  # the model of --model on the rows of --hh
