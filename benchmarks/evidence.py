@@ -25,14 +25,15 @@ def main(section: str, kind: str, outputs: str) -> None:
     """Add the newest run or sweep below `outputs` to the JSON beside the page."""
     if kind == "sweep":
         newest = course.newest_sweep(Path(outputs))
-        points = json.loads((newest / "sweep.json").read_text(encoding="utf-8"))
-        command, figures = points["points"][0]["command"], dict(course.of_sweep(newest))
-        figures |= {f"best of n, {key}": course.shown(key, one) for key, one in (points.get("best_of_n") or {}).items()}
+        sections = course.experiments(PAGE.read_text(encoding="utf-8"))
+        command, figures = course.commands(sections[int(section)])[0], dict(course.of_sweep(newest))
+        best_of_n = json.loads((newest / "sweep.json").read_text(encoding="utf-8")).get("best_of_n") or {}
+        figures |= {f"best of n, {key}": course.shown(key, one) for key, one in best_of_n.items()}
     else:
         newest = (Path(outputs) / "latest").resolve()
         command = json.loads((newest / "summary.json").read_text(encoding="utf-8"))["command"]
         figures = {**dict(course.of_run(newest)), **dict(_of_evaluation(newest))}
-    words = (word.partition("=") for word in shlex.split(command))
+    words = (word.partition("=") for word in shlex.split(command) if not word.startswith("output_dir="))
     command = shlex.join(f"{key}{sep}{without_folder(value)}" for key, sep, value in words)
     entry = {"section": int(section), "command": command, "run": newest.name, "figures": figures}
     file = PAGE.with_suffix(".json")
