@@ -228,10 +228,13 @@ def _cost(run: Run) -> dict[str, float]:
 
 
 def _best_of_n(points: Sequence[Built]) -> dict[str, Any] | None:
-    """Return the figures of best-of-n, if all points have the same; it depends on SFT and reward model alone."""
-    found = [manifest(one.run.last)["metrics"] for one in points if one.fault is None]
-    first = found[0]["models"].get(BEST_OF_N) if found else None
-    return first if all(one["models"].get(BEST_OF_N) == first for one in found) else None
+    """Return the figures of best-of-n, if all points have the same up to rounding: SFT and reward model decide them."""
+    found = [manifest(one.run.last)["metrics"]["models"].get(BEST_OF_N) for one in points if one.fault is None]
+    if not found or None in found:
+        return None
+    # scores round by the batch that they are in, which also has the answers of the point's own policy
+    shown = [[text(one.get(metric.key), metric.unit) for metric in _OF_METHODS] for one in found]
+    return found[0] if all(one == shown[0] for one in shown) else None
 
 
 def _of_methods(
