@@ -176,7 +176,8 @@ def seeded(root: Path, method: str, judged: Sequence[Sequence[float]], work_s: f
         (stages["evaluate"].directory / "samples.jsonl").write_text(samples)
         mean = sum(values) / len(values)
         of_method = {"judge_reward": estimate(mean), "reward": estimate(2 * mean), "utility": None}
-        models = {method: of_method, "best_of_n": {"judge_reward": estimate(0.25)}}
+        # scores of the same answers round by the batch that they are in
+        models = {method: of_method, "best_of_n": {"judge_reward": estimate(0.25 + 1e-9 * len(method))}}
         write_manifest(stages["evaluate"], {"metrics": {"models": models}})
         took = {"ppo": {"episodes": 96, "episodes_per_update": 48}, "rloo": {"episodes": 96, "generated_tokens": 700}}
         write_manifest(stages[method], {"metrics": {"stopped": None, **took[method]}, "work_s": work_s + seed})
