@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any, TextIO
 
 import numpy as np
@@ -262,8 +261,7 @@ def _rows(comparison: Comparison, tokenizer: PreTrainedTokenizerBase, hh: str | 
         source = ["data=hh_rlhf", f"data.path={hh}", "data.train_pairs=null", *limits]
     settings = compose.load([*source, "data.disjoint=false"]).settings.data
 
-    count_tokens = partial(tokens.counts, tokenizer)
-    tables = data.prepare(settings, sources.read(settings), count_tokens, tokenizer.all_special_tokens)[0]
+    tables = data.prepare(settings, sources.read(settings), data.rules(tokenizer))[0]
     encode = {"ppo": tokens.encode_ppo, "sft": tokens.encode_sft, "reward": tokens.encode_reward}[comparison.kind]
     return encode(tokenizer, [asdict(pair) for pair in tables[comparison.kind]])
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from gpt2_rlhf.config.settings import Data, Settings
 from gpt2_rlhf.models import loading, tokens
 from gpt2_rlhf.rows import row_report, sources, tables
@@ -25,18 +27,23 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         UserError: the source cannot be read, or leaves a stage without rows.
     """
     tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
-    rules = Rules(
-        partial(tokens.count_prompts, tokenizer),
-        partial(tokens.count_answers, tokenizer),
-        tokens.special_tokens(tokenizer),
-        partial(tokens.refusal, tokenizer),
-    )
-    divided, report = prepare(settings.data, sources.read(settings.data), rules, sources.not_read(settings.data))
+    raw_rows, not_read = sources.read(settings.data), sources.not_read(settings.data)
+    divided, report = prepare(settings.data, raw_rows, rules(tokenizer), not_read)
     if tokens.has_chat_template(tokenizer):
         report["answers"] = {"start": tokens.before_answer(tokenizer), "end": tokenizer.eos_token}
     tables.write(stage.directory, divided)
     row_report.write(stage.directory, report)
     return Outcome(metrics=row_report.counts(report), work_s=0.0)
+
+
+def rules(tokenizer: PreTrainedTokenizerBase) -> Rules:
+    """Return what this tokenizer says of the texts of a row."""
+    return Rules(
+        partial(tokens.count_prompts, tokenizer),
+        partial(tokens.count_answers, tokenizer),
+        tokens.special_tokens(tokenizer),
+        partial(tokens.refusal, tokenizer),
+    )
 
 
 def prepare(
