@@ -92,7 +92,7 @@ def test_methods_are_points_that_share_all_before_the_policy_and_a_run_of_each_h
         assert row in printed
 
     shown = start(tmp_path, "method=dpo", NO_JUDGE, verb="pipeline")
-    printed = shown.communicate(timeout=100)[0]
+    printed = shown.communicate(timeout=300)[0]
     assert shown.returncode == 0, printed
     assert "building" not in printed
     card = (tmp_path / "latest" / "model" / "README.md").read_text()
