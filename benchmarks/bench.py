@@ -62,11 +62,8 @@ _PPO_GPT2 = {
     "num_ppo_epochs": 2,
     "local_rollout_forward_batch_size": 8,
 }
-_PPO_MODEL = {
-    **_PPO_GPT2,
-    "per_device_train_batch_size": 2,
-    "local_rollout_forward_batch_size": 4,
-}  # both sides at once in the memory of a laptop
+# Both sides at once in the memory of a laptop
+_PPO_MODEL = {**_PPO_GPT2, "per_device_train_batch_size": 2, "local_rollout_forward_batch_size": 4}
 
 
 @dataclass(frozen=True)
@@ -409,7 +406,9 @@ def main(argv: Sequence[str]) -> None:
     chosen = {name: replace(COMPARISONS[name], folder=options.model if name in _OF_MODEL else None) for name in names}
     results = [compare(name, one, options.updates, options.hh) for name, one in chosen.items()]
     # the page must not name folders of this machine
-    given = ["FOLDER" if word == options.hh else Path(word).name if word == options.model else word for word in argv]
+    given = list(argv)
+    for folder, shown in ((options.hh, "FOLDER"), (options.model, Path(options.model or "").name)):
+        given = [word if folder is None else word.replace(folder, shown) for word in given]
     command = shlex.join(["python", "-m", "benchmarks.bench", *given])
     page = markdown(results, where, command)
     print(page, flush=True)

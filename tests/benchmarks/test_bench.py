@@ -252,9 +252,9 @@ def test_a_model_of_another_family_is_compared_on_rows_of_a_folder(
     tokens.load_tokenizer(str(model_files.EMBEDDED_DIR), None).save_pretrained(model)
     sizes = {**families.FAMILIES["llama"], "vocab_size": 1536, "max_position_embeddings": 1024}
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)).save_pretrained(model)
-    bench.main(["sft-model", "--updates", "1", "--model", str(model), "--hh", str(rows)])
+    bench.main(["sft-model", "--updates", "1", "--model", str(model), f"--hh={rows}"])
     page = capsys.readouterr().out
-    assert "`python -m benchmarks.bench sft-model --updates 1 --model tiny-llama --hh FOLDER`" in page
+    assert "`python -m benchmarks.bench sft-model --updates 1 --model tiny-llama --hh=FOLDER`" in page
     assert str(tmp_path) not in page
     assert float(next(line for line in page.splitlines() if line.startswith("| sft-model")).split("|")[9]) < 1e-5
 
