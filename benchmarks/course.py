@@ -20,6 +20,7 @@ from gpt2_rlhf.evidence.tables import look_up, text
 REPOSITORY = Path(__file__).resolve().parents[1]
 COURSE = REPOSITORY / "docs/course.md"
 OUTPUTS = REPOSITORY / "outputs"
+FIGURE = re.compile(r"-?\d+(?:\.\d+)? (?:% )?\[-?\d+\.\d+, -?\d+\.\d+\]")  # with its interval, as pages print it
 PICTURES = {4: "course_kl.png", 6: "course_overoptimised.png"}  # of the sweep or of the training, by experiment
 
 _KNOWN = (*metrics.OF_MODEL, *metrics.OF_PAIR, *metrics.OF_PREFERENCES, *metrics.OF_REWARD_MODEL)

@@ -1,7 +1,6 @@
 """docs/course.md: every command runs, on few rows, and every figure is that of the run that docs/course.json names."""
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -14,21 +13,20 @@ from helpers.small_run import SMALL
 
 EXPERIMENTS = course.experiments(course.COURSE.read_text(encoding="utf-8"))
 RUNS = json.loads(course.COURSE.with_suffix(".json").read_text(encoding="utf-8"))
-FIGURE = re.compile(r"-?\d+(?:\.\d+)? (?:% )?\[-?\d+\.\d+, -?\d+\.\d+\]")
 
 
 def test_there_are_ten_experiments_each_with_a_command_figures_and_a_folded_answer() -> None:
     assert list(EXPERIMENTS) == list(range(1, 11))
     for text in EXPERIMENTS.values():
         assert course.commands(text)
-        assert FIGURE.search(text)
+        assert course.FIGURE.search(text)
         assert "\nQuestion: " in text
         assert "<details><summary>Answer</summary>" in text
 
 
 @pytest.mark.parametrize("number", EXPERIMENTS)
 def test_each_figure_is_that_of_a_run_of_this_or_an_earlier_experiment(number: int) -> None:
-    shown = FIGURE.findall(" ".join(EXPERIMENTS[number].split()))
+    shown = course.FIGURE.findall(" ".join(EXPERIMENTS[number].split()))
     known = [value for run in RUNS if run["experiment"] <= number for value in run["figures"].values()]
     assert set(shown) <= set(known)
 

@@ -9,12 +9,11 @@ from benchmarks import course, evidence
 
 SECTIONS = course.experiments(evidence.PAGE.read_text(encoding="utf-8"))
 RUNS = json.loads(evidence.PAGE.with_suffix(".json").read_text(encoding="utf-8"))
-FIGURE = re.compile(r"-?\d+(?:\.\d+)? (?:% )?\[-?\d+\.\d+, -?\d+\.\d+\]")
 
 
 @pytest.mark.parametrize("number", sorted({run["section"] for run in RUNS}))
 def test_each_figure_is_that_of_a_run_of_its_section(number: int) -> None:
-    shown = FIGURE.findall(" ".join(SECTIONS[number].split()))
+    shown = course.FIGURE.findall(" ".join(SECTIONS[number].split()))
     known = [value for run in RUNS if run["section"] == number for value in run["figures"].values()]
     assert shown
     assert set(shown) <= set(known)

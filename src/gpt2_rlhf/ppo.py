@@ -22,13 +22,12 @@ from transformers import (
 from gpt2_rlhf.config import ppo_sizes
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.functions import load_score_function, load_utility
-from gpt2_rlhf.config.ppo_sizes import Sizes
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import calibration, curves, measured
 from gpt2_rlhf.launch import training, world
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, tokens
-from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, Shaping, checkpoints, checks, gates, heldout, reward_scores
+from gpt2_rlhf.ppo_trainer import PPOConfig, PPOTrainer, checkpoints, checks, gates, heldout, reward_scores
 from gpt2_rlhf.ppo_trainer.watch import Watch
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
@@ -45,7 +44,7 @@ def check(settings: Settings, stage: Stage) -> TrainingArguments:
     loading.check_lora(settings.model, settings.ppo.peft, "ppo.peft")
     if given["activation_checkpointing"]:
         raise UserError("ppo.args.activation_checkpointing: true: PPO does not use it; set it to false")
-    fitted = _sizes(settings, stage)
+    fitted = training.prompt_sizes(settings, stage)
     checks.check(PPOConfig(**given), fitted.train_prompts, int(stage.inputs["processes"]))
     if (line := ppo_sizes.change(settings.ppo, fitted, int(stage.inputs["processes"]))) is not None:
         print(line, flush=True)
@@ -54,7 +53,7 @@ def check(settings: Settings, stage: Stage) -> TrainingArguments:
 
 def arguments(settings: Settings, stage: Stage) -> dict[str, Any]:
     """Return the fields of PPOConfig: batches fit the prompts, answers end with EOS, and TRL draws no samples."""
-    own = {"stop_token": "eos", "num_sample_generations": 0, **_sizes(settings, stage).batch_arguments}
+    own = {"stop_token": "eos", "num_sample_generations": 0, **training.prompt_sizes(settings, stage).batch_arguments}
     return {**training.arguments(stage, settings.ppo.args), **own}
 
 
@@ -64,8 +63,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     # with a reward function the reward model only starts the critic
     fault = calibration.reward_model_fault(reward_report) if ppo.reward.function is None else None
     forced = gates.pass_or_stop([fault], settings.force)
-    mean, std = (reward_report["score_mean"], reward_report["score_std"]) if ppo.reward.normalise else (0.0, 1.0)
-    prepared, fitted = stage.needs["data"].directory, _sizes(settings, stage)
+    prepared, fitted = stage.needs["data"].directory, training.prompt_sizes(settings, stage)
     withheld = tables.load(prepared, "ppo", fitted.withheld_prompts)
     tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
     rows = tables.token_columns(prepared, "ppo", partial(tokens.encode_ppo, tokenizer))
@@ -74,7 +72,6 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     policy = loading.load_policy(sft_dir)
     adapter = loading.lora(ppo.peft, policy, "ppo.peft")
     reward_model = loading.load_reward(reward_dir, tokens.pad_id(padding))
-    prompts = [row["prompt"] for row in tables.load(prepared, "ppo")]
     judge, judge_fault = _judge(stage, tokens.pad_id(padding))
     set_seed(stage.seed)
 
@@ -90,8 +87,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         train_dataset=rows.select(range(len(withheld), len(rows))),
         peft_config=adapter,
         callbacks=training.callbacks(stage),
-        score_function=reward_scores.load(ppo.reward.function, padding, prompts),
-        shaping=Shaping(mean, std, ppo.reward.clip),
+        score_function=reward_scores.load(ppo.reward.function, padding, partial(tables.prompts, prepared, "ppo")),
+        shaping=reward_scores.shaping(ppo.reward, reward_report),
         kl=ppo.kl,
         watch=watch,
         force=settings.force,
@@ -122,11 +119,6 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         },
         work.seconds,
     )
-
-
-def _sizes(settings: Settings, stage: Stage) -> Sizes:
-    prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
-    return ppo_sizes.fit(settings.ppo, prompts, int(stage.inputs["processes"]))
 
 
 def _judge(stage: Stage, pad_token_id: int) -> tuple[PreTrainedModel | None, str | None]:

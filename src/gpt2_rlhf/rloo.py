@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-from gpt2_rlhf.config import ppo_sizes
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import calibration
@@ -42,7 +41,7 @@ def check(settings: Settings, stage: Stage) -> TrainingArguments:
     """
     config = training.check(stage.name, RLOOConfig, arguments(settings, stage))
     loading.check_lora(settings.model, settings.rloo.peft, "rloo.peft")
-    needed, given = _prompts_at_once(config, stage), _sizes(settings, stage).train_prompts
+    needed, given = _prompts_at_once(config, stage), training.prompt_sizes(settings, stage).train_prompts
     if given < needed:
         raise UserError(
             f"rloo: {given} prompts are fewer than the {needed} of one batch of answers; give more prompts, or lower "
@@ -61,7 +60,6 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     ppo, report = settings.ppo, manifest(stage.needs["reward"])["metrics"]
     fault = calibration.reward_model_fault(report) if ppo.reward.function is None else None
     forced = gates.pass_or_stop([fault], settings.force)
-    mean, std = (report["score_mean"], report["score_std"]) if ppo.reward.normalise else (0.0, 1.0)
     tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
     padding = tokens.padding_copy(tokenizer, "left")
     pad_token_id = tokens.pad_id(padding)
@@ -74,7 +72,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     packing.use_fused_activations(policy)
     packing.without_padding(policy, columns)  # also since TRL gives no positions: GPT-2 would count its left padding
     set_seed(stage.seed)
-    texts = [row["prompt"] for row in tables.load(stage.needs["data"].directory, "ppo")]
+    texts = partial(tables.prompts, stage.needs["data"].directory, "ppo")
     function = reward_scores.load(ppo.reward.function, padding, texts)
 
     trainer = Trainer(
@@ -83,7 +81,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
             partial(forward.answer_scores, reward_model)
             if function is None
             else reward_scores.by_function(function, padding),
-            Shaping(mean, std, ppo.reward.clip),
+            reward_scores.shaping(ppo.reward, report),
             settings.rloo.missing_eos_penalty,
             padding,
         ),
@@ -106,7 +104,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     episodes = len(prompts) * config.num_generations
     return Outcome(
         {
-            "prompts": _sizes(settings, stage).train_prompts,
+            "prompts": training.prompt_sizes(settings, stage).train_prompts,
             "episodes": episodes,
             "generated_tokens": trainer.state.num_input_tokens_seen - config.num_generations * sum(map(len, prompts)),
             "updates": trainer.state.global_step,
@@ -181,10 +179,11 @@ def reward(
     The function raises UserError for scores that are not finite, which TRL would leave out without an error.
     """
     pad_token_id, eos_token_id = tokens.pad_id(tokenizer), tokens.eos_id(tokenizer)
+    device = torch.accelerator.current_accelerator(check_available=True)
 
     @torch.no_grad()
     def shaped(prompts: Sequence[list[int]], completion_ids: Sequence[list[int]], **_: Any) -> list[float | None]:
-        rows = _rows(prompts, completion_ids, pad_token_id)
+        rows = forward.padded(prompts, completion_ids, max(map(len, completion_ids)), pad_token_id, device)
         scores = shaping(score(rows))
         if not scores.isfinite().all():
             raise UserError(
@@ -197,25 +196,6 @@ def reward(
     return shaped
 
 
-def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]], pad_token_id: int) -> Rows:
-    prompt_tokens, answer_tokens = max(map(len, prompts)), max(map(len, answers))
-    padded = [
-        [pad_token_id] * (prompt_tokens - len(prompt))
-        + prompt
-        + answer
-        + [pad_token_id] * (answer_tokens - len(answer))
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    device = torch.accelerator.current_accelerator(check_available=True)
-    return Rows(torch.tensor(padded, device=device), prompt_tokens, pad_token_id)
-
-
-def _sizes(settings: Settings, stage: Stage) -> ppo_sizes.Sizes:
-    """Return PPO's sizes, since both leave out the same withheld prompts."""
-    prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
-    return ppo_sizes.fit(settings.ppo, prompts, int(stage.inputs["processes"]))
-
-
 def _prompts_at_once(config: Any, stage: Stage) -> int:
     answers = config.per_device_train_batch_size * config.steps_per_generation * int(stage.inputs["processes"])
     return answers // config.num_generations
@@ -225,7 +205,7 @@ def _prompts(settings: Settings, stage: Stage, config: Any, tokenizer: PreTraine
     """Return the prompts of the whole run in order, those of a resumed one as well; TRL would shuffle them anew."""
     rows = tables.token_columns(stage.needs["data"].directory, "ppo", partial(tokens.encode_ppo, tokenizer))
     at_once = _prompts_at_once(config, stage)
-    withheld = _sizes(settings, stage).withheld_prompts
+    withheld = training.prompt_sizes(settings, stage).withheld_prompts
     batches = PromptBatches(rows["input_ids"][withheld:], at_once, stage.seed, rank=0, world_size=1)
     count = -(-settings.rloo.episodes // (at_once * config.num_generations))
     return [prompt for position in range(count) for prompt in batches.batch(position)]

@@ -56,7 +56,7 @@ def test_with_a_chat_template_a_function_gets_the_prompts_as_transcripts(tmp_pat
         return [0.0 for _ in answers]
 
     monkeypatch.setattr(reward_scores, "load_score_function", lambda _name: function)
-    score = reward_scores.load("mine:score", tokenizer, prompts)
+    score = reward_scores.load("mine:score", tokenizer, lambda: prompts)
     assert score is not None
     assert score(read[::-1], ["a", "b"]) == score(prompts, ["a", "b"]) == [0.0, 0.0]
     assert given == [prompts[::-1], prompts]

@@ -15,6 +15,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.metrics import MEASURES
 from gpt2_rlhf.config.suggestions import did_you_mean
 from gpt2_rlhf.evidence import results, verdict
+from gpt2_rlhf.evidence.calibration import length_alone
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
 from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Sources, Table, plain, text
 
@@ -80,10 +81,7 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
         pairs = metrics["heldout_loss_after"]["n"]
         return f"held-out loss {text(before)} -> {text(after)} nats per token{_sample(pairs, metrics)}"
     if stage in ("reward", "judge"):
-        longer = metrics["baselines"]["longer_answer_wins"]["mean"]
-        length = text(
-            max(longer, 1 - longer), "share"
-        )  # the longer or the shorter answer, whichever is right more often
+        length = text(length_alone(metrics), "share")
         accuracy = text(metrics["accuracy"]["mean"], "share")
         return f"right on {accuracy} of held-out pairs, length alone on {length}{_sample(metrics['pairs'], metrics)}"
     if not metrics.get("heldout") or metrics["heldout"]["kept"] is None:

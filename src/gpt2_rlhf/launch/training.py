@@ -19,13 +19,15 @@ from transformers import (
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 
+from gpt2_rlhf.config import ppo_sizes
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.methods import LABELS
+from gpt2_rlhf.config.ppo_sizes import Sizes
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.launch import sharding
 from gpt2_rlhf.launch.progress import Progress, StopOnSignal
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.stage import TRAINED, Stage, newest_whole_checkpoint
+from gpt2_rlhf.store.stage import TRAINED, Stage, manifest, newest_whole_checkpoint
 
 
 def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +56,12 @@ def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:
     if chosen.get("bf16") is None:
         own["bf16"] = _precision(chosen) == "bfloat16"
     return {**defaults, **chosen, **own, **dict.fromkeys(of_accelerators, False)}
+
+
+def prompt_sizes(settings: Settings, stage: Stage) -> Sizes:
+    """Return how many prompts PPO or RLOO withholds and trains on, and PPO's batches; the data is ready."""
+    prompts = manifest(stage.needs["data"])["metrics"]["tables"]["ppo"]["prompts"]
+    return ppo_sizes.fit(settings.ppo, prompts, int(stage.inputs["processes"]))
 
 
 def precisions(settings: Settings) -> dict[str, str]:

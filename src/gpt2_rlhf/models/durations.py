@@ -1,11 +1,10 @@
 """Estimate how long each stage takes, from its rows and updates and from parts of the model timed on this machine."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from gpt2_rlhf.config import methods, ppo_sizes
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.models.memory import Lengths
+from gpt2_rlhf.models.memory import Lengths, answers_at_once
 from gpt2_rlhf.models.shape import Shape
 from gpt2_rlhf.models.speed import Machine
 
@@ -23,15 +22,9 @@ def updates(name: str, settings: Settings, tables: Mapping[str, Lengths], proces
         return -(-int(args["total_episodes"]) // ppo_sizes.fit(settings.ppo, rows, processes).episodes_per_update)
     batch = args["per_device_train_batch_size"] * args["gradient_accumulation_steps"] * processes
     if name == "rloo":
-        rounds = -(-settings.rloo.episodes // (_answers_at_once(args) * processes))
-        return rounds * _answers_at_once(args) * processes // batch * (args.get("num_iterations") or 1)
+        rounds = -(-settings.rloo.episodes // (answers_at_once(args) * processes))
+        return rounds * answers_at_once(args) * processes // batch * (args.get("num_iterations") or 1)
     return int(-(-rows // batch) * args["num_train_epochs"])
-
-
-def _answers_at_once(args: Mapping[str, Any]) -> int:
-    """Return how many answers one process of RLOO samples before it learns from them."""
-    steps = args.get("steps_per_generation") or args["gradient_accumulation_steps"]
-    return int(args["per_device_train_batch_size"] * steps)
 
 
 class Durations:
@@ -90,10 +83,10 @@ class Durations:
 
     def _rloo(self) -> float:
         args, rows = self._settings.rloo.args, self._tables["ppo"]
-        episodes, texts = _answers_at_once(args) * self._sharing, args["per_device_train_batch_size"]
+        episodes, texts = answers_at_once(args) * self._sharing, args["per_device_train_batch_size"]
         answer = min(float(args["max_completion_length"]), rows.answer * 1.5)
         columns = round(rows.prompt + answer)
-        rounds = self._settings.rloo.episodes / (_answers_at_once(args) * self._processes)
+        rounds = self._settings.rloo.episodes / (answers_at_once(args) * self._processes)
         passes = 3 * self._layers(self.machine.read(texts, columns)) + 2 * self._logits(round(texts * answer))
         learn = self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(round(texts * answer))
         sampled = self._sample(rows, episodes, episodes, args["max_completion_length"])

@@ -8,6 +8,7 @@ Numbers of activations were counted with torch's hooks for saved tensors on ten 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gpt2_rlhf.config import methods, ppo_sizes
 from gpt2_rlhf.config.settings import Peft, Settings
@@ -119,20 +120,23 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
         yield _memory(sampling_with, 0, optimizer, _passing(shape) * learning.tokens(texts), 2 * logits)
 
 
+def answers_at_once(args: Mapping[str, Any]) -> int:
+    """Return how many answers one process of RLOO samples before it learns from them. args: of rloo."""
+    steps = args.get("steps_per_generation") or args["gradient_accumulation_steps"]
+    return args["per_device_train_batch_size"] * steps
+
+
 def _rloo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu: bool) -> Iterator[Memory]:
     chosen, args = settings.rloo, settings.rloo.args
-    policy, texts, answer = (
-        shape.trained(chosen.peft, shape.weights),
-        args["per_device_train_batch_size"],
-        args["max_completion_length"],
-    )
+    texts, answer = args["per_device_train_batch_size"], args["max_completion_length"]
+    policy = shape.trained(chosen.peft, shape.weights)
     weights, gradients, optimizer = _kept(settings, chosen.peft, shape.weights, policy, policy, args, processes)
     weights += (0 if chosen.peft.r > 0 else shape.weights) + shape.reward_weights
     learning = dataclasses.replace(rows, answer=answer)
     tokens = learning.tokens(texts) if shape.packs else texts * (rows.longest + answer)
     activations = _saved(shape, args, on_gpu) * tokens + _cast(args, on_gpu, shape.weights)
     yield _memory(weights, gradients, optimizer, activations, 4 * texts * answer * shape.vocabulary)
-    at_once = texts * (args.get("steps_per_generation") or args["gradient_accumulation_steps"])
+    at_once = answers_at_once(args)
     cache = shape.cache_width * (shape.layers + 1) * at_once * (rows.longest + answer)
     yield _memory(weights, 0, optimizer, cache, 4 * at_once * shape.vocabulary)
     yield _memory(weights, 0, optimizer, _passing(shape) * learning.tokens(at_once), 0)  # the reward model reads all

@@ -119,7 +119,7 @@ def padding_token(model: Model, template: str | None) -> tuple[str, int]:
         if name.endswith("_token") and name != "pad_token" and token is not None
     }
     find(tokenizer_place(model), "added_tokens.json", model)  # so that transformers finds it too
-    own = chat_template(model)
+    own = _chat_template(model, found)
     if template is not None:
         _, end = templates.around_answer(own, named, tokenizer)
         named |= {} if end is None else {"eos_token": end}
@@ -129,10 +129,10 @@ def padding_token(model: Model, template: str | None) -> tuple[str, int]:
     return pad_token, pad_token_id
 
 
-def chat_template(model: Model) -> str | None:
+def _chat_template(model: Model, tokenizer_config: dict[str, Any]) -> str | None:
     """Return the chat template of the model's own; of several, the one named default."""
     jinja = find(tokenizer_place(model), "chat_template.jinja", model)
-    found = _tokenizer_config(model).get("chat_template") if jinja is None else jinja.read_text(encoding="utf-8")
+    found = tokenizer_config.get("chat_template") if jinja is None else jinja.read_text(encoding="utf-8")
     if isinstance(found, list):
         return next((one["template"] for one in found if one["name"] == "default"), None)
     return found

@@ -48,11 +48,8 @@ def without_padding(model: PreTrainedModel, columns: int) -> None:
     """
     if "flash" in str(model.config._attn_implementation):
         return  # it removes padding itself
-    fault = _fault(model, _compared_tokens(model, columns), hooked=True)
-    if fault is None:
+    if _agrees(model, columns, hooked=True):
         _hook(model.get_decoder())
-    else:
-        attention.say_once(f"{model.config.model_type} runs with padding: {fault}")
 
 
 def _hook(backbone: PreTrainedModel) -> Callable[[], None]:
@@ -213,8 +210,15 @@ def _packs(model: Any, columns: int) -> bool:
     packs, up_to = found.get(dtype, (True, 0))
     if not packs or columns <= up_to:
         return packs
-    fault = _fault(model, _compared_tokens(model, columns), hooked=False)
-    found[dtype] = fault is None, _window(model) if columns <= _window(model) else math.inf
+    window = _window(model)
+    packs = _agrees(model, columns, hooked=False)
+    found[dtype] = packs, window if columns <= window else math.inf
+    return packs
+
+
+def _agrees(model: Any, columns: int, hooked: bool) -> bool:
+    """Whether a model gives the same numbers packed and padded, compared as in `_fault`; print why not."""
+    fault = _fault(model, min(columns, _COMPARED_TOKENS) if columns <= _window(model) else columns, hooked=hooked)
     if fault is not None:
         attention.say_once(f"{model.config.model_type} runs with padding: {fault}")
     return fault is None
@@ -224,10 +228,6 @@ def _window(model: Any) -> float:
     """Return the number of tokens up to which no layer's attention is cut."""
     windows = [getattr(model.config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
     return min((size for size in windows if isinstance(size, int)), default=math.inf)
-
-
-def _compared_tokens(model: Any, columns: int) -> int:
-    return min(columns, _COMPARED_TOKENS) if columns <= _window(model) else columns
 
 
 def packs_as(model: nn.Module, other: nn.Module, columns: int) -> None:

@@ -36,11 +36,6 @@ class Shape:
         return sum(map(math.prod, self.tensors.values()))
 
     @property
-    def layer_weights(self) -> int:
-        """Mean number of weights of a layer."""
-        return sum(math.prod(size) for name, size in self.tensors.items() if _is_in_layer(name)) // self.layers
-
-    @property
     def is_tied(self) -> bool:
         """Whether the output layer's weight is that of the embeddings."""
         return not any(name.startswith(_HEADS) for name in self.tensors)

@@ -6,6 +6,7 @@ go through the model as one sequence without padding, logits are computed for th
 over them gives log-probability, entropy and gradient. The numbers are the same up to rounding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,22 @@ class Rows:
 
     def __getitem__(self, which: Any) -> "Rows":
         return Rows(self.token_ids[which], self.prompt_tokens, self.pad_token_id)
+
+
+def padded(
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    answer_tokens: int,
+    pad_token_id: int,
+    device: torch.device | None,
+) -> Rows:
+    """Return prompts with their answers as rows; answer_tokens: columns of the answers, at least the longest one's."""
+    prompt_tokens, padding = max(map(len, prompts)), [pad_token_id]
+    token_ids = [
+        padding * (prompt_tokens - len(prompt)) + [*prompt, *answer] + padding * (answer_tokens - len(answer))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    return Rows(torch.tensor(token_ids, device=device), prompt_tokens, pad_token_id)
 
 
 class PolicyAndValue(nn.Module):

@@ -1,8 +1,8 @@
 """Score answers with a function instead of a reward model, and shape scores for PPO: normalise, then clip."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.functions import load_score_function
+from gpt2_rlhf.config.settings import PpoReward
 from gpt2_rlhf.models.sampling import encode_prompts
 from gpt2_rlhf.models.tokens import has_chat_template
 from gpt2_rlhf.ppo_trainer.forward import Rows
@@ -42,6 +43,12 @@ class Shaping:
         return normalised if self.clip is None else normalised.clamp(-self.clip, self.clip)
 
 
+def shaping(reward: PpoReward, report: Mapping[str, Any]) -> Shaping:
+    """Return the shaping that the settings ask for; report: the metrics of the reward model's stage."""
+    mean, std = (report["score_mean"], report["score_std"]) if reward.normalise else (0.0, 1.0)
+    return Shaping(mean, std, reward.clip)
+
+
 def scores_of(function: ScoreFunction, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
     """Return the function's scores, shape (answers,).
 
@@ -67,15 +74,18 @@ def by_function(function: ScoreFunction, tokenizer: PreTrainedTokenizerBase) -> 
     return score
 
 
-def load(name: str | None, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> ScoreFunction | None:
+def load(
+    name: str | None, tokenizer: PreTrainedTokenizerBase, prompts: Callable[[], Sequence[str]]
+) -> ScoreFunction | None:
     """Return the function `ppo.reward.function`, None without one; it gets prompts as transcripts.
 
-    prompts: all that it may get, since one in a chat template cannot be turned back into its transcript.
+    prompts: reads all that it may get, since one in a chat template cannot be turned back into its transcript.
     """
     function = load_score_function(name)
     if function is None or not has_chat_template(tokenizer):
         return function
-    transcripts = dict(zip(texts(tokenizer, encode_prompts(tokenizer, prompts)), prompts, strict=True))
+    known = prompts()
+    transcripts = dict(zip(texts(tokenizer, encode_prompts(tokenizer, known)), known, strict=True))
     return lambda given, answers: function([transcripts.get(prompt, prompt) for prompt in given], answers)
 
 

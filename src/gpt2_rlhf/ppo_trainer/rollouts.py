@@ -154,15 +154,10 @@ def sample(
         ) from error
     device = next(policy.parameters()).device
     # the position after EOS has a value, also in the longest row
-    prompt_tokens, answer_tokens = max(map(len, prompt_ids)), min(max(map(len, answers)) + 1, draws.shape[1])
-    padding = [pad_token_id]
-    token_ids = [
-        padding * (prompt_tokens - len(prompt)) + [*prompt, *answer] + padding * (answer_tokens - len(answer))
-        for prompt, answer in zip(prompt_ids, answers, strict=True)
-    ]
+    answer_tokens = min(max(map(len, answers)) + 1, draws.shape[1])
     padded = [[*row, *[0.0] * (answer_tokens - len(row))] for row in logprobs]
     return (
-        Rows(torch.tensor(token_ids, device=device), prompt_tokens, pad_token_id),
+        forward.padded(prompt_ids, answers, answer_tokens, pad_token_id, device),
         torch.tensor(padded, device=device, dtype=torch.float32),
     )
 

@@ -63,6 +63,12 @@ def longest_tokens(rows: Dataset) -> int:
     return max(int(np.diff(column.offsets).max()) for column in columns)
 
 
+def prompts(directory: Path, name: str) -> list[str]:
+    """Return the prompts of a table, as transcripts."""
+    with _open(directory, name) as file:
+        return file.read(["prompt"])["prompt"].to_pylist()
+
+
 def size(directory: Path, name: str) -> int:
     """Return the number of rows of a table."""
     with _open(directory, name) as file:
