@@ -26,7 +26,7 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         raise AssertionError("a stage was started")
 
     monkeypatch.setattr(tasks, "run_all", no_training)
-    monkeypatch.setattr(building, "_steps", no_training)
+    monkeypatch.setattr(building, "_step", no_training)
 
     def run(*overrides: str, output_dir: Path = tmp_path / "outputs") -> str:
         argv = [f"output_dir={output_dir}", *overrides]

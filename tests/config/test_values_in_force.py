@@ -18,7 +18,7 @@ COMMANDS = [
     line
     for page in PAGES
     for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for line in block.splitlines()
+    for line in re.split(r"\n| && ", block)
     if re.match(r"make (pipeline|config|data|sft|reward|judge|ppo|evaluate)\b", line)
 ]
 

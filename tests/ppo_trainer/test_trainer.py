@@ -385,7 +385,7 @@ def test_stock_starts_warm_up_at_learning_rate_0_and_ours_above(tmp_path):
 
 def test_stock_ignores_bf16_and_ours_uses_it_in_both_rollout_and_update(tmp_path, monkeypatch):
     monkeypatch.setattr(rollouts, "check_packed_pass", lambda *_: None)  # it runs in float32
-    monkeypatch.setattr(packing, "_fault", lambda *_: None)  # it compares in float32
+    monkeypatch.setattr(packing, "_agrees", lambda *_, hooked: True)  # it compares in float32
     args = {"bf16": True, "learning_rate": 0.0, "total_episodes": 4}
     stock = tiny.stock(tiny.arguments(tmp_path, **args))
     assert stock.accelerator.mixed_precision == "no"
