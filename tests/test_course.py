@@ -2,13 +2,12 @@
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import course
+from helpers import commands
 from helpers.small_run import SMALL
 
 EXPERIMENTS = course.experiments(course.COURSE.read_text(encoding="utf-8"))
@@ -45,12 +44,5 @@ def test_every_command_runs_on_few_rows(tmp_path: Path) -> None:
             make, verb, *overrides = shlex.split(command)
             assert make == "make"
             small = () if verb == "show" else SMALL
-            arguments = [verb, f"output_dir={tmp_path}", *small, *overrides]
-            done = subprocess.run(
-                [sys.executable, "-m", "gpt2_rlhf", *arguments],
-                cwd=course.REPOSITORY,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+            done = commands.run(verb, f"output_dir={tmp_path}", *small, *overrides)
             assert done.returncode == 0, command + done.stdout + done.stderr

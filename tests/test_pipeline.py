@@ -20,38 +20,35 @@ from gpt2_rlhf import ppo, reward, sft
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.embedded import generator
 from gpt2_rlhf.models import room
-from helpers import finished_run
+from helpers import commands, finished_run
+from helpers.commands import REPOSITORY, Command
 from helpers.local_hub import card_rules
 from helpers.local_hub.server import Hub
 from helpers.small_run import SMALL
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TRAINED = ("sft", "reward", "judge", "ppo")
 
 pytestmark = pytest.mark.slow
 
 
-def pipeline(output_dir: Path, *overrides: str, module: str = "pipeline") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gpt2_rlhf", module, f"output_dir={output_dir}", *SMALL, *overrides]
+def pipeline(output_dir: Path, *overrides: str, verb: str = "pipeline") -> subprocess.CompletedProcess[str]:
+    return commands.run(verb, f"output_dir={output_dir}", *SMALL, *overrides)
+
+
+def new_process(output_dir: Path, *overrides: str, verb: str = "pipeline") -> subprocess.CompletedProcess[str]:
+    """As `pipeline`, with all imports, for what depends on them."""
+    command = [sys.executable, "-m", f"gpt2_rlhf.{verb}", f"output_dir={output_dir}", *SMALL, *overrides]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
 
 
-def start(output_dir: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "gpt2_rlhf.pipeline", f"output_dir={output_dir}", *SMALL, *overrides]
-    return subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # so that a test can signal the run with its children, as a terminal does
-    )
+def start(output_dir: Path) -> Command:
+    return commands.start("pipeline", f"output_dir={output_dir}", *SMALL)
 
 
-def wait_for_checkpoint(output_dir: Path, stage: str, run: subprocess.Popen[str]) -> None:
+def wait_for_checkpoint(output_dir: Path, stage: str, run: Command) -> None:
     deadline = time.monotonic() + 120
     while not list(output_dir.glob(f"stages/{stage}-*/checkpoints/checkpoint-*/files.json")):
-        assert run.poll() is None, run.communicate()[0]
+        assert run.poll() is None, run.wait().stdout
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -147,7 +144,7 @@ def test_a_second_run_trains_nothing_and_shows_the_same_figures(finished: Path) 
     before = summary(finished)
     report_written = (finished / "latest" / "report" / "index.html").stat().st_mtime_ns
     started = time.monotonic()
-    again = pipeline(finished)
+    again = new_process(finished)
     assert again.returncode == 0, again.stderr
     assert time.monotonic() - started < 10
     assert all(reused(finished).values())
@@ -187,11 +184,11 @@ def test_both_models_are_published_in_one_commit_each_and_the_snippet_of_the_car
     with Hub() as hub:
         finished_run.use_hub(hub, tmp_path / "hf", monkeypatch)
         printed = ""
-        for module, words in (
+        for verb, words in (
             ("pipeline", "compared by hash and loaded back"),
             ("publish", "which held these files already"),
         ):
-            done = pipeline(finished, *repositories, module=module)
+            done = new_process(finished, *repositories, verb=verb)
             assert done.returncode == 0, done.stderr
             assert done.stdout.count(words) == 2, done.stdout
             printed += done.stdout + done.stderr
@@ -256,32 +253,25 @@ def test_a_reward_model_of_shuffled_labels_stops_the_run_also_after_a_run_with_f
     assert re.fullmatch(rf"{fault}or go on with force=true\n", done.stderr)
     assert not list(tmp_path.glob("out/stages/ppo-*/model"))
 
-    forced = pipeline(tmp_path / "out", *overrides, "force=true", module="ppo")
+    forced = pipeline(tmp_path / "out", *overrides, "force=true", verb="ppo")
     assert forced.returncode == 0, forced.stderr
     assert "forced: reward: the reward model is right on" in forced.stdout
-    rerun = pipeline(tmp_path / "out", *overrides, "force=false", module="ppo")
+    rerun = pipeline(tmp_path / "out", *overrides, "force=false", verb="ppo")
     assert rerun.returncode == 2
     assert re.fullmatch(rf"{fault}.* was trained with force=true; to reuse it, set force=true again\n", rerun.stderr)
 
 
-def test_an_sft_model_that_never_ends_an_answer_is_stopped_and_named(tmp_path: Path) -> None:
+def test_an_sft_model_that_never_ends_an_answer_is_stopped_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # random weights give each of 50,257 tokens about the same probability, so EOS nearly none
     shape = "model.random={vocab_size: 50257, n_positions: 512, n_embd: 32, n_layer: 1, n_head: 1}"
     little = ("sft.args.max_steps=1", "sft.args.learning_rate=1e-9", "reward.args.max_steps=1")
     enough = ("data.disjoint=false", "ppo.args.gradient_accumulation_steps=8", "ppo.args.total_episodes=64")
     own_reward = "ppo.reward.function=math_of_length:score"
     (tmp_path / "math_of_length.py").write_text("def score(prompts, answers):\n    return [len(a) for a in answers]\n")
-    command = [sys.executable, "-m", "gpt2_rlhf.pipeline", f"output_dir={tmp_path}", *SMALL]
-    overrides = ["model=gpt2_random", shape, *little, *enough, own_reward, "force=false"]
-    done = subprocess.run(
-        [*command, *overrides],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = pipeline(tmp_path, "model=gpt2_random", shape, *little, *enough, own_reward, "force=false")
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: sft: 0 of 64 answers of the SFT model ended with EOS")
     assert done.stderr.count("\n") == 1
@@ -358,10 +348,9 @@ def test_a_run_killed_after_checkpoints_of_two_stages_resumes_to_the_same_weight
     for stage in ("sft", "reward"):
         run = start(tmp_path)
         wait_for_checkpoint(tmp_path, stage, run)
-        os.killpg(run.pid, signal.SIGKILL)
-        output, _ = run.communicate()
-        assert stage == "sft" or " goes on from step " in output
-    again = pipeline(tmp_path, module="reward")
+        run.kill()
+        assert stage == "sft" or " goes on from step " in run.wait().stdout
+    again = pipeline(tmp_path, verb="reward")
     assert again.returncode == 0, again.stderr
     assert " goes on from step " in again.stdout
     assert weights(tmp_path, ("sft", "reward")) == weights(finished, ("sft", "reward"))
@@ -374,8 +363,9 @@ def test_a_signal_in_training_leaves_a_checkpoint_and_one_line(tmp_path: Path, s
     run = start(tmp_path)
     wait_for_checkpoint(tmp_path, "reward", run)
     os.killpg(run.pid, signum)
-    output, _ = run.communicate(timeout=60)
-    assert run.returncode == code, output
+    done = run.wait(timeout_s=60)
+    output = done.stdout
+    assert done.returncode == code, output
     assert "Traceback" not in output
     assert "reward stopped by" in output
     assert "run the same command again" in output
@@ -388,14 +378,13 @@ def test_a_second_run_in_the_same_directory_is_refused_while_the_first_works(tmp
     second = pipeline(tmp_path)
     assert second.returncode == 2
     assert "another run is building it" in second.stderr
-    status = pipeline(tmp_path, module="status")
+    status = pipeline(tmp_path, verb="status")
     assert "running" in status.stdout
-    os.killpg(run.pid, signal.SIGKILL)
-    run.communicate()
+    run.kill()
 
 
 def test_lora_in_every_stage_hands_on_merged_models(tmp_path: Path) -> None:
-    done = pipeline(tmp_path, *(f"{stage}.peft.r=4" for stage in ("sft", "reward", "ppo")), module="ppo")
+    done = pipeline(tmp_path, *(f"{stage}.peft.r=4" for stage in ("sft", "reward", "ppo")), verb="ppo")
     assert done.returncode == 0, done.stderr
     for stage in TRAINED:
         files = {p.name for p in (tmp_path / "latest" / stage / "model").iterdir()}
@@ -404,7 +393,7 @@ def test_lora_in_every_stage_hands_on_merged_models(tmp_path: Path) -> None:
 
 
 def test_two_processes_train_and_save_all_stages(tmp_path: Path) -> None:
-    done = pipeline(tmp_path, "launch.processes=2", module="ppo")
+    done = pipeline(tmp_path, "launch.processes=2", verb="ppo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(set(weights(tmp_path).values())) == 4
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification

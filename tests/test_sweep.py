@@ -1,30 +1,24 @@
 """A sweep as a user runs it, in processes of its own, on the bundled model and few rows."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from helpers import commands
+from helpers.commands import Command
 from helpers.small_run import SMALL
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 NO_JUDGE = "data.shares={sft: 0.2, reward: 0.6, judge: 0, ppo: 0.2}"
 ARGUMENTS = ("sweep.parallel=2", "ppo.args.kl_coef=0.05,0.1", "ppo.args.learning_rate=3e-4,1e30", NO_JUDGE)
 
 pytestmark = pytest.mark.slow
 
 
-def start(output_dir: Path, *arguments: str, verb: str = "sweep") -> subprocess.Popen[str]:
+def start(output_dir: Path, *arguments: str, verb: str = "sweep") -> Command:
     small = [one for one in SMALL if not one.startswith("data.shares")]
-    command = [sys.executable, "-m", "gpt2_rlhf", verb, f"output_dir={output_dir}", *small, *arguments]
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    return commands.start(verb, f"output_dir={output_dir}", *small, *arguments)
 
 
 def trained(output_dir: Path, stage: str) -> dict[str, float]:
@@ -36,16 +30,16 @@ def test_a_killed_sweep_goes_on_shares_stages_and_then_trains_nothing(tmp_path: 
     killed = start(tmp_path, *ARGUMENTS)
     deadline = time.monotonic() + 200
     while len(trained(tmp_path, "ppo")) < 1:
-        assert killed.poll() is None, killed.communicate()[0]
+        assert killed.poll() is None, killed.wait().stdout
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.wait()
     before = {name: trained(tmp_path, name) for name in ("sft", "reward", "ppo")}
     assert len(before["ppo"]) < 4
 
-    done = start(tmp_path, *ARGUMENTS)
-    printed = done.communicate(timeout=300)[0]
+    done = start(tmp_path, *ARGUMENTS).wait()
+    printed = done.stdout
     assert done.returncode == 0, printed
     after = {name: trained(tmp_path, name) for name in ("sft", "reward", "ppo", "evaluate")}
     assert [len(after[name]) for name in ("sft", "reward", "ppo", "evaluate")] == [1, 1, 4, 4]
@@ -62,8 +56,8 @@ def test_a_killed_sweep_goes_on_shares_stages_and_then_trains_nothing(tmp_path: 
 
     assert [one["state"].partition(":")[0] for one in points if "1e+30" in one["label"]] == ["stopped by the guard"] * 2
 
-    again = start(tmp_path, "--multirun", *ARGUMENTS, verb="pipeline")
-    printed = again.communicate(timeout=100)[0]
+    again = start(tmp_path, "--multirun", *ARGUMENTS, verb="pipeline").wait()
+    printed = again.stdout
     assert again.returncode == 0, printed
     assert {name: trained(tmp_path, name) for name in after} == after
     assert "building" not in printed
@@ -74,8 +68,8 @@ def test_a_point_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path, monkey
     (tmp_path / "no_scores.py").write_text("def score(prompts, answers):\n    return []\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     functions = "ppo.reward.function=null,no_scores:score"
-    run = start(tmp_path / "outputs", functions, "ppo.reward.normalise=false", NO_JUDGE)
-    printed = run.communicate(timeout=300)[0]
+    run = start(tmp_path / "outputs", functions, "ppo.reward.normalise=false", NO_JUDGE).wait()
+    printed = run.stdout
     assert run.returncode == 0, printed
     assert "1: function=null" in printed
     assert "2: function=no_scores:score  failed: " in printed
@@ -83,16 +77,16 @@ def test_a_point_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path, monkey
 
 
 def test_methods_are_points_that_share_all_before_the_policy_and_a_run_of_each_has_its_card(tmp_path: Path) -> None:
-    run = start(tmp_path, "method=rloo,dpo", NO_JUDGE)
-    printed = run.communicate(timeout=300)[0]
+    run = start(tmp_path, "method=rloo,dpo", NO_JUDGE).wait()
+    printed = run.stdout
     assert run.returncode == 0, printed
     names = ("sft", "reward", "rloo", "dpo", "evaluate")
     assert [len(trained(tmp_path, name)) for name in names] == [1, 1, 1, 1, 2]
     for row in ("Tokens sampled: RLOO", "Pairs learnt from: DPO", "best of n"):
         assert row in printed
 
-    shown = start(tmp_path, "method=dpo", NO_JUDGE, verb="pipeline")
-    printed = shown.communicate(timeout=300)[0]
+    shown = start(tmp_path, "method=dpo", NO_JUDGE, verb="pipeline").wait()
+    printed = shown.stdout
     assert shown.returncode == 0, printed
     assert "building" not in printed
     card = (tmp_path / "latest" / "model" / "README.md").read_text()

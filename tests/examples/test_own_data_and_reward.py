@@ -1,18 +1,16 @@
 """The pairs and the reward function of examples/, used as their texts say: by the command line, from the repository."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpt2_rlhf.config import functions
+from helpers import commands
+from helpers.commands import REPOSITORY
 from helpers.small_run import SMALL
 
-REPOSITORY = Path(__file__).parents[2]
 PAIRS = "examples/own_pairs.jsonl"
 FUNCTION = "examples.custom_reward:score"
 
@@ -22,15 +20,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run up to PPO with both."""
     folder = tmp_path_factory.mktemp("own") / "outputs"
     own = ["model=embedded", "data=hh_rlhf", f"data.path={PAIRS}", f"ppo.reward.function={FUNCTION}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "gpt2_rlhf", "ppo", f"output_dir={folder}", *own, *SMALL[3:]],  # all of the pairs
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = commands.run("ppo", f"output_dir={folder}", *own, *SMALL[3:])  # all of the pairs
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

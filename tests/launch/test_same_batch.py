@@ -1,15 +1,13 @@
 """One process and two with half the batch each take the same first updates, in every stage that trains."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers import commands
 from helpers.small_run import SMALL
 
 STAGES = ("sft", "reward", "judge", "ppo")
@@ -34,14 +32,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"processes-{processes}")
         batch = [f"{stage}.args.per_device_train_batch_size={8 // processes}" for stage in ("sft", "reward", "ppo")]
-        command = [sys.executable, "-m", "gpt2_rlhf", "ppo", f"output_dir={folder}", *SMALL, *THREE_UPDATES, *batch]
-        done = subprocess.run(
-            [*command, f"launch.processes={processes}"],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
+        done = commands.run(
+            "ppo", f"output_dir={folder}", *SMALL, *THREE_UPDATES, *batch, f"launch.processes={processes}"
         )
         assert done.returncode == 0, done.stderr
         folders.append(folder / "latest")
