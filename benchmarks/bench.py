@@ -62,7 +62,7 @@ _PPO_GPT2 = {
     "num_ppo_epochs": 2,
     "local_rollout_forward_batch_size": 8,
 }
-# Both sides at once in the memory of a laptop: a reward batch of 8 pairs took stock TRL 18.5 GB, then all of 24 GiB
+# Both sides at once in the memory of a laptop
 _PPO_MODEL = {**_PPO_GPT2, "per_device_train_batch_size": 2, "local_rollout_forward_batch_size": 4}
 
 
@@ -89,7 +89,7 @@ COMPARISONS = {
     "sft-gpt2": Comparison("sft", _GPT2, (42, 512), True, {"per_device_train_batch_size": 8}),
     "reward-gpt2": Comparison("reward", _GPT2, (42, 512), True, {"per_device_train_batch_size": 8}),
     "sft-model": Comparison("sft", None, (1, 512), True, {"per_device_train_batch_size": 8}),
-    "reward-model": Comparison("reward", None, (1, 512), True, {"per_device_train_batch_size": 4}),
+    "reward-model": Comparison("reward", None, (1, 512), True, {"per_device_train_batch_size": 8}),
     "ppo-model": Comparison("ppo", None, (1, 512), True, _PPO_MODEL),
 }
 _ON_GPU = ("sft-gpt2", "reward-gpt2")  # too slow for a CPU; there they run if they are named

@@ -10,18 +10,28 @@ from safetensors.torch import load_file
 from helpers import commands
 from helpers.small_run import SMALL
 
-STAGES = ("sft", "reward", "judge", "ppo")
+STAGES = ("sft", "reward", "judge", "ppo", "dpo")
 # Plain SGD, whose steps are proportional to gradients: Adam turns the rounding of a gradient of 0 into a whole step
-THREE_UPDATES = (
+SHARED = (
     *(f"{stage}.args.{setting}" for stage in ("sft", "reward") for setting in ("max_steps=3", "logging_steps=1")),
-    *(f"{stage}.args.optim=sgd" for stage in ("sft", "reward", "ppo")),
-    "sft.args.learning_rate=0.1",
-    "reward.args.learning_rate=0.1",
-    "ppo.args.learning_rate=0.01",
-    "ppo.args.num_mini_batches=4",
-    "ppo.args.eval_strategy=no",
-    "ppo.heldout.best_by=null",
+    *(f"{stage}.args.{setting}" for stage in ("sft", "reward") for setting in ("optim=sgd", "learning_rate=0.1")),
 )
+METHODS = {
+    "ppo": (
+        "ppo.args.optim=sgd",
+        "ppo.args.learning_rate=0.01",
+        "ppo.args.num_mini_batches=4",
+        "ppo.args.eval_strategy=no",
+        "ppo.heldout.best_by=null",
+    ),
+    "dpo": (
+        "dpo.args.optim=sgd",
+        "dpo.args.learning_rate=0.1",
+        "dpo.args.max_steps=3",
+        "dpo.args.logging_steps=1",
+        "dpo.args.gradient_accumulation_steps=1",
+    ),
+}
 UNEQUAL = ("time/", "per_second", "per_s", "runtime", "total_flos")  # of the clock, or of padding
 
 
@@ -31,25 +41,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = []
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"processes-{processes}")
-        batch = [f"{stage}.args.per_device_train_batch_size={8 // processes}" for stage in ("sft", "reward", "ppo")]
-        done = commands.run(
-            "ppo", f"output_dir={folder}", *SMALL, *THREE_UPDATES, *batch, f"launch.processes={processes}"
-        )
-        assert done.returncode == 0, done.stderr
-        folders.append(folder / "latest")
+        for method, settings in METHODS.items():
+            batch = [f"{one}.args.per_device_train_batch_size={8 // processes}" for one in ("sft", "reward", method)]
+            overrides = (*SMALL, *SHARED, *settings, *batch, f"launch.processes={processes}")
+            own = [one for one in overrides if method == "ppo" or not one.startswith("ppo.")]
+            done = commands.run(method, f"output_dir={folder}", *own)
+            assert done.returncode == 0, done.stderr
+        folders.append(folder)
     return folders
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_and_two_processes_log_the_same_and_end_with_the_same_weights(runs: list[Path], stage: str) -> None:
-    logs = [[json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()] for run in runs]
+    directories = [next(run.glob(f"stages/{stage}-*/manifest.json")).parent for run in runs]
+    logs = [[json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()] for one in directories]
     assert len([one for one in logs[0] if "train_runtime" not in one]) == 3
     for one, two in zip(*logs, strict=True):
         same = {name for name in one if not any(part in name for part in UNEQUAL)}
         assert {name: two[name] for name in same} == {
             name: pytest.approx(one[name], rel=1e-5, abs=1e-5) for name in same
         }
-    one, two = (load_file(run / stage / "model" / "model.safetensors") for run in runs)
+    one, two = (load_file(directory / "model" / "model.safetensors") for directory in directories)
     difference = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
     assert difference < 1e-5 * torch.cat([weight.flatten() for weight in one.values()]).norm()
