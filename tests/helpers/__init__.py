@@ -1,1 +1,1 @@
-"""What tests share: a finished run, tiny models, a local Hub, scripts that tests run as processes."""
+"""What tests share: a finished run, tiny models, a local Hub, and processes that start fast."""

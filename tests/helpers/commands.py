@@ -1,7 +1,7 @@
-"""Run commands of the package in processes forked from one that has imported what they import, which takes seconds.
+"""Run commands, and functions of tests, in processes forked from one that has imported TRL, which takes seconds.
 
-The first command of a test process starts that one. A command has its own process group, arguments, folder and
-environment, as a process of its own has; only variables that libraries read when they are imported do not reach it.
+The first use in a test process starts that one. Each has its own process group, arguments, folder and environment, as a
+new process has; only variables that libraries read when they are imported do not reach it.
 """
 
 import atexit
@@ -13,9 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
+
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _IMPORTED = ("cli", "data", "sft", "reward", "ppo", "rloo", "dpo", "evaluate")
@@ -27,9 +31,8 @@ _started = list["Command"]()
 
 @dataclass(frozen=True)
 class Command:
-    """A command that was started; out and err: the files of what it prints, one file if it prints to one place."""
+    """What was started; out and err: the files of what it prints, one file if it prints to one place."""
 
-    arguments: tuple[str, ...]
     process: ForkServerProcess
     out: Path
     err: Path
@@ -59,25 +62,50 @@ class Command:
         code = self.process.exitcode
         if code is None:
             self.kill()
-            raise subprocess.TimeoutExpired(self.arguments, timeout_s, self.out.read_text())
-        return subprocess.CompletedProcess(self.arguments, code, self.out.read_text(), self.err.read_text())
+            raise subprocess.TimeoutExpired(self.out.read_text(), timeout_s)
+        return subprocess.CompletedProcess((), code, self.out.read_text(), self.err.read_text())
 
 
-def start(*arguments: str | Path, to_one_place: bool = True) -> Command:
-    """Start `python -m gpt2_rlhf` with these arguments in the repository, with the environment of now."""
-    out = Path(tempfile.mkstemp(suffix=".out")[1])
-    err = out if to_one_place else out.with_suffix(".err")
-    texts = tuple(map(str, arguments))
-    process = _context.Process(target=_command, args=(texts, dict(os.environ), out, err))
-    process.start()
-    command = Command(texts, process, out, err)
-    _started.append(command)
-    return command
+def start(*arguments: str | Path) -> Command:
+    """Start `python -m gpt2_rlhf` with these arguments in the repository; it prints to one place."""
+    return _start(_command, tuple(map(str, arguments)), to_one_place=True)
 
 
 def run(*arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run `python -m gpt2_rlhf` with these arguments to its end; see `start`."""
-    return start(*arguments, to_one_place=False).wait(timeout_s)
+    """Run `python -m gpt2_rlhf` with these arguments in the repository to its end."""
+    return _start(_command, tuple(map(str, arguments)), to_one_place=False).wait(timeout_s)
+
+
+def call(
+    function: Callable[..., object], *arguments: Any, processes: int = 1, timeout_s: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Call a function of a module in a process, or in each of several that torchrun starts."""
+    parts = (function, arguments) if processes == 1 else (in_processes, (processes, function, *arguments))
+    return _start(_call, parts, to_one_place=False).wait(timeout_s)
+
+
+def in_processes(processes: int, function: Callable[..., object], *arguments: Any) -> None:
+    """Call a function in each of several forks of this process, which torchrun's launcher starts."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="fork",
+        max_restarts=0,
+    )
+    elastic_launch(config, function)(*arguments)
+
+
+def _start(target: Callable[..., None], arguments: tuple[Any, ...], to_one_place: bool) -> Command:
+    out = Path(tempfile.mkstemp(suffix=".out")[1])
+    err = out if to_one_place else out.with_suffix(".err")
+    process = _context.Process(target=_as_new, args=(dict(os.environ), out, err, target, arguments))
+    process.start()
+    _started.append(Command(process, out, err))
+    return _started[-1]
 
 
 @atexit.register  # multiprocessing would wait for them
@@ -89,7 +117,10 @@ def _kill_all() -> None:
         command.err.unlink(missing_ok=True)
 
 
-def _command(arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
+def _as_new(
+    environment: dict[str, str], out: Path, err: Path, target: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    """Make this process what a new one in the repository with this environment is, and call the target there."""
     os.setsid()
     os.chdir(REPOSITORY)
     os.environ.clear()
@@ -98,5 +129,13 @@ def _command(arguments: tuple[str, ...], environment: dict[str, str], out: Path,
     for file, number in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    target(*arguments)
+
+
+def _command(*arguments: str) -> None:
     sys.argv = ["gpt2_rlhf", *arguments]
     runpy.run_module("gpt2_rlhf", run_name="__main__", alter_sys=True)
+
+
+def _call(function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    function(*arguments)

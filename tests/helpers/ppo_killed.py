@@ -1,4 +1,4 @@
-"""Run by test_killed.py with DIRECTORY and SEED: kill -9 PPO runs at random updates, resume them, compare weights.
+"""Kill PPO runs with SIGKILL at random updates, resume them, and compare their weights with those of undisturbed runs.
 
 Each run is a process group, forked from this process, which has imported TRL once; torchrun's launcher starts the runs
 of two processes. Prints a line of JSON for each kind of run: at which updates it was killed, what it resumed from, and
@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +17,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from helpers import commands
 from helpers import ppo_tiny as tiny
 
-UPDATES = 14
-KINDS = {"full": 5, "lora": 5, "two processes": 5, "two processes with shares": 2}  # and how often each is killed
+UPDATES = 10
+KINDS = {"full": 3, "lora": 2, "two processes": 3, "two processes with shares": 2}  # and how often each is killed
 
 
 class Tell(TrainerCallback):
@@ -78,17 +77,7 @@ def start(kind: str, directory: Path) -> int:
     status = 1
     try:
         if "processes" in kind:
-            config = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=2,
-                run_id=str(os.getpid()),
-                rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",
-                start_method="fork",
-                max_restarts=0,
-            )
-            elastic_launch(config, train)(kind, directory)
+            commands.in_processes(2, train, kind, directory)
         else:
             train(kind, directory)
         status = 0
@@ -142,7 +131,7 @@ def compare(kind: str, directory: Path, chance: random.Random) -> dict[str, Any]
     }
 
 
-if __name__ == "__main__":
-    for place, one in enumerate(KINDS):
-        folder = Path(sys.argv[1]) / one.replace(" ", "-")
-        print(json.dumps(compare(one, folder, random.Random(int(sys.argv[2]) + place))), flush=True)
+def main(directory: Path, seed: int) -> None:
+    """Print what `compare` returns for each kind of run, a line of JSON each."""
+    for place, kind in enumerate(KINDS):
+        print(json.dumps(compare(kind, directory / kind.replace(" ", "-"), random.Random(seed + place))), flush=True)

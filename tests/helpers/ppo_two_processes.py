@@ -1,9 +1,8 @@
-"""Run by tests under torchrun with MODE and DIRECTORY: each of two processes writes MODE-RANK.json there."""
+"""What tests have each of two processes do; each writes what it found as NAME-RANK.json into a folder."""
 
 import json
 import os
-import signal
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,23 @@ from peft import LoraConfig, TaskType
 from transformers import GPT2LMHeadModel, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from gpt2_rlhf.ppo_trainer import checkpoints
+from helpers import commands
 from helpers import ppo_tiny as tiny
-from helpers import scripts
-
-SCRIPT = Path(__file__)
 
 
-def torchrun(mode: str, directory: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Return the exit status, and what each of two processes wrote."""
-    done = scripts.run(SCRIPT, mode, directory, processes=2)
-    files = sorted(directory.glob(f"{mode}-*.json"))
-    assert files or mode == "killed", done.stderr[-3000:]
-    return done.returncode, [json.loads(file.read_text()) for file in files]
+def found(action: Callable[[Path], dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
+    """Return what the action returns in each of two processes."""
+    done = commands.call(write, action, directory, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((directory / f"{action.__name__}-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def write(action: Callable[[Path], dict[str, Any]], directory: Path) -> None:
+    """Call the action, and write what it returns."""
+    torch.set_num_threads(1)
+    (directory / f"{action.__name__}-{os.environ['RANK']}.json").write_text(json.dumps(action(directory)))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def arguments(directory: Path, **changes: Any) -> Any:
@@ -85,7 +88,6 @@ def whole(directory: Path) -> dict[str, Any]:
     return {
         "full": tiny.trained_digest(full),
         "steps": full.state.global_step,
-        "best": full.best_update,
         "reloaded": tiny.digest(GPT2LMHeadModel.from_pretrained(directory / "model")),
         "lora": tiny.trained_digest(adapter),
         "lora_stopped_at": stopped.state.global_step,
@@ -96,7 +98,7 @@ def whole(directory: Path) -> dict[str, Any]:
 
 def sharded(directory: Path) -> dict[str, Any]:
     """Train 3 updates data parallel and with shares; return what both logged, how they differ, what a process holds."""
-    found: dict[str, Any] = {}
+    both: dict[str, Any] = {}
     for name, parts in {"full": {}, "lora": {"peft_config": lora()}}.items():
         runs: list[Any] = []
         for way in ("whole", "shares"):
@@ -108,34 +110,14 @@ def sharded(directory: Path) -> dict[str, Any]:
             torch.cat([one.flatten() for model in (run.policy_model, run.value_model) for one in model.parameters()])
             for run in runs
         )
-        found[name] = {
+        both[name] = {
             "logged": [run.state.log_history for run in runs],
             "difference": float((shares - whole).norm() / whole.norm()),
             "digest": tiny.trained_digest(runs[1]),
             "numbers": len(whole),
             "held": sum(one.to_local().numel() for one in runs[1].model.parameters()),
         }
-    return found
-
-
-def killed(directory: Path) -> None:
-    """Kill this process while it writes the second checkpoint."""
-    write = checkpoints.write_model
-
-    def write_or_die(model: Any, folder: Path) -> None:
-        write(model, folder)
-        if "checkpoint-4" in str(folder):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    checkpoints.write_model = write_or_die
-    tiny.ours(arguments(directory / "killed"), watch=tiny.watch(directory / "killed-heldout")).train()
-
-
-def resumed(directory: Path) -> dict[str, Any]:
-    checkpoint = get_last_checkpoint(str(directory / "killed"))
-    trainer = tiny.ours(arguments(directory / "killed"), watch=tiny.watch(directory / "killed-heldout"))
-    trainer.train(checkpoint)
-    return {"from": Path(str(checkpoint)).name, "full": tiny.trained_digest(trainer), "best": trainer.best_update}
+    return both
 
 
 def steps(directory: Path) -> dict[str, Any]:
@@ -145,13 +127,3 @@ def steps(directory: Path) -> dict[str, Any]:
         gradient, logged[rows] = tiny.gradient_of_one_step(directory, rows, accumulation)
         torch.save(gradient, directory / f"gradient-{rows}-{os.environ['RANK']}.pt")
     return logged
-
-
-if __name__ == "__main__":
-    modes = {
-        "steps": steps, "stock": stock, "whole": whole, "sharded": sharded, "killed": killed, "resumed": resumed,
-    }  # fmt: skip
-    result = modes[sys.argv[1]](Path(sys.argv[2]))
-    Path(sys.argv[2], f"{sys.argv[1]}-{os.environ['RANK']}.json").write_text(json.dumps(result))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Run by tests under torchrun with DIRECTORY: two processes train SFT and reward models, sharded and data parallel.
+"""Have each of two processes train SFT and reward models, sharded and data parallel.
 
 The first process writes found.json there: for each of NAMES what was logged; the stages are beside it.
 """
@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +90,7 @@ def compare(name: str, directory: Path, needs: dict[str, Stage]) -> tuple[dict[s
 
 
 def main(directory: Path) -> None:
+    """Train all stages in a folder, as one of two processes."""
     torch.set_num_threads(1)
     composed = compose.load(overrides(directory, adapter=False))
     rows = pipeline.plan(composed, "data").last
@@ -105,7 +105,3 @@ def main(directory: Path) -> None:
     if world.rank() == 0:
         (directory / "found.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

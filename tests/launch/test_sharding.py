@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from gpt2_rlhf.launch import sharding
-from helpers import scripts, sharded_stages
+from helpers import commands, sharded_stages
 
 
 def test_a_whole_copy_takes_no_memory_and_keeps_tied_weights_tied() -> None:
@@ -29,7 +29,7 @@ def test_a_whole_copy_takes_no_memory_and_keeps_tied_weights_tied() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """What sharded_stages wrote: the folder of the stages, and what they logged."""
     directory = tmp_path_factory.mktemp("stages")
-    done = scripts.run(Path(sharded_stages.__file__), directory, processes=2)
+    done = commands.call(sharded_stages.main, directory, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     return directory, json.loads((directory / "found.json").read_text())
 

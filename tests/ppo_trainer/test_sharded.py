@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel
 
 from gpt2_rlhf.config.errors import UserError
 from helpers import ppo_tiny as tiny
-from helpers.ppo_two_processes import torchrun
+from helpers import ppo_two_processes
 
 _DIFFERENCES = ("val/ratio_var", "val/explained_variance")  # of numbers that nearly cancel
 
@@ -18,8 +18,7 @@ _DIFFERENCES = ("val/ratio_var", "val/explained_variance")  # of numbers that ne
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of the runs, and what each process found."""
     directory = tmp_path_factory.mktemp("sharded")
-    status, ranks = torchrun("sharded", directory)
-    assert status == 0
+    ranks = ppo_two_processes.found(ppo_two_processes.sharded, directory)
     return directory, ranks
 
 

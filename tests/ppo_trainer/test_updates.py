@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2_rlhf.models import scoring
 from helpers import ppo_tiny as tiny
-from helpers.ppo_two_processes import torchrun
+from helpers import ppo_two_processes
 
 pytestmark = pytest.mark.usefixtures("small_overheads")
 
@@ -25,8 +25,7 @@ def test_an_sgd_step_is_the_same_for_any_split_of_the_batch_into_microbatches(tm
 @pytest.mark.slow
 def test_an_sgd_step_is_the_same_over_one_and_over_two_processes(tmp_path: Path):
     whole, metrics = tiny.gradient_of_one_step(tmp_path / "one", 8, 1)
-    status, ranks = torchrun("steps", tmp_path)
-    assert status == 0
+    ranks = ppo_two_processes.found(ppo_two_processes.steps, tmp_path)
     for rows in (4, 2, 1):
         for rank in (0, 1):
             gradient = torch.load(tmp_path / f"gradient-{rows}-{rank}.pt")
