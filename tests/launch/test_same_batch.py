@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from helpers import commands
 from helpers.small_run import SMALL
@@ -63,5 +64,7 @@ def test_one_and_two_processes_log_the_same_and_end_with_the_same_weights(runs: 
             name: pytest.approx(one[name], rel=1e-5, abs=1e-5) for name in same
         }
     one, two = (load_file(directory / "model" / "model.safetensors") for directory in directories)
+    model = AutoModelForCausalLM if stage in ("sft", "ppo", "dpo") else AutoModelForSequenceClassification
+    assert sum(weight.numel() for weight in model.from_pretrained(directories[1] / "model").parameters()) > 0
     difference = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
     assert difference < 1e-5 * torch.cat([weight.flatten() for weight in one.values()]).norm()
