@@ -245,6 +245,8 @@ def _set_aside(missing: Sequence[Stage]) -> None:
 
 def _check_task(planned: Run, stages: Sequence[Stage], log_dir: Path) -> Task | None:
     trains = any(stage.name in TRAINED for stage in stages)
+    for stage in stages:
+        _step(stage.name)  # before the check is forked, which would import them for itself alone
     return Task("check", log_dir, partial(check_before_training, planned.settings, stages)) if trains else None
 
 
