@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,8 +101,10 @@ def in_processes(processes: int, function: Callable[..., object], *arguments: An
 
 
 def _start(target: Callable[..., None], arguments: tuple[Any, ...], to_one_place: bool) -> Command:
-    out = Path(tempfile.mkstemp(suffix=".out")[1])
-    err = out if to_one_place else out.with_suffix(".err")
+    folder = Path(tempfile.mkdtemp(prefix="command-"))
+    out, err = folder / "out", folder / ("out" if to_one_place else "err")
+    out.touch()
+    err.touch()
     process = _context.Process(target=_as_new, args=(dict(os.environ), out, err, target, arguments))
     process.start()
     _started.append(Command(process, out, err))
@@ -113,8 +116,7 @@ def _kill_all() -> None:
     for command in _started:
         if command.poll() is None:
             command.kill()
-        command.out.unlink()
-        command.err.unlink(missing_ok=True)
+        shutil.rmtree(command.out.parent)
 
 
 def _as_new(
@@ -127,7 +129,7 @@ def _as_new(
     os.environ.update(environment)
     sys.path[:0] = [str(REPOSITORY), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     for file, number in ((out, 1), (err, 2)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     target(*arguments)
 
