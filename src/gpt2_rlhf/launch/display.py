@@ -38,8 +38,8 @@ class _Shown:
         """Return the line on this task, with as many of its figures as fit."""
         if not self.doing.step:
             return f"  {self.name}  {in_words(now - self.started)} so far"
-        eta_s = self.eta_s(now)
-        line = f"  {self.name} {self.doing.step}" + ("" if eta_s is None else f"  eta {in_words(eta_s)}")
+        eta_s = self.eta_s(now)  # 0 where the last step is done, or takes longer than those before
+        line = f"  {self.name} {self.doing.step}" + (f"  eta {in_words(eta_s)}" if eta_s else "")
         for figure in self.doing.figures if self.is_new or width is not None else ():
             if width is not None and len(line) + 2 + len(figure) > width:
                 break
