@@ -115,7 +115,12 @@ def write(
 
 def _tables(sources: Sources) -> dict[str, list[Table]]:
     """The tables of each part of the page."""
-    found = [results.models(sources), results.paired(sources), results.subsets(sources), results.refusals(sources)]
+    found = [
+        results.models(sources),
+        results.paired(sources),
+        results.subsets(sources),
+        *results.refusals_in_two(sources),
+    ]
     found = [table for table in found if table.rows]
     if sources["seeds"] is not None:
         found += [results.by_seed(sources), results.over_seeds(sources)]

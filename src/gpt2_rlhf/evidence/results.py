@@ -99,6 +99,13 @@ def refusals(sources: Sources) -> Table:
     return Table("refusals", "Share of answers", names, [row for row in rows if row.is_known], "prompts")
 
 
+def refusals_in_two(sources: Sources) -> list[Table]:
+    """Return the table of `refusals` as two, since it is too wide for a terminal and for a phone."""
+    method, whole = methods.of(sources), refusals(sources)
+    rest = replace(whole, name="refusals_rest", title="Share of answers, continued")
+    return [whole.only(*three_models(method)), rest.only(BEST_OF_N, "chosen", f"{method}_minus_sft")]
+
+
 def refusals_note(sources: Sources) -> str:
     """Return how the shares of `refusals` are measured, and what they do not show."""
     classifier = sources["evaluation"].get("toxicity")  # manifests of earlier versions have no such key

@@ -107,7 +107,7 @@ def _by_name(sources: Sources) -> dict[str, list[Table]]:
     """Return every table by the name that chooses it, in the order in which they are printed."""
     method = methods.of(sources)
     models, paired, best_pair = results.models(sources), results.paired(sources), f"{method}_minus_{BEST_OF_N}"
-    subsets, refusals = results.subsets(sources), results.refusals(sources)
+    subsets = results.subsets(sources)
     return {
         "overview": [results.overview(sources)],
         "stages": [_stages(sources)],
@@ -123,7 +123,7 @@ def _by_name(sources: Sources) -> dict[str, list[Table]]:
             subsets.only(f"{method}_minus_sft/reward", f"{method}_minus_sft/judge_reward"),
             subsets.only(f"{method}_minus_sft/utility"),
         ],
-        "refusals": [refusals.only("base", "sft", method), refusals.only(BEST_OF_N, "chosen", f"{method}_minus_sft")],
+        "refusals": results.refusals_in_two(sources),
         "seeds": [] if sources["seeds"] is None else [results.over_seeds(sources), results.by_seed(sources)],
     }
 
