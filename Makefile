@@ -69,7 +69,7 @@ lint: $(STAMP)  ## run ruff and pyright
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)  ## run all tests but those of test-cluster
 	@$(PYTEST) -m "not cluster"
-test-fast: $(STAMP)  ## run the tests that are not marked slow: under 90 s
+test-fast: $(STAMP)  ## run the tests that are not marked slow
 	@$(PYTEST) -m "not slow"
 
 test-cluster: $(STAMP)  ## run the tests of several nodes and of a real Slurm
