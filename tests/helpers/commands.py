@@ -81,8 +81,9 @@ def call(
     function: Callable[..., object], *arguments: Any, processes: int = 1, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Call a function of a module in a process, or in each of several that torchrun starts."""
-    parts = (function, arguments) if processes == 1 else (in_processes, (processes, function, *arguments))
-    return _start(_call, parts, to_one_place=False).wait(timeout_s)
+    if processes > 1:
+        return call(in_processes, processes, function, *arguments, timeout_s=timeout_s)
+    return _start(function, arguments, to_one_place=False).wait(timeout_s)
 
 
 def in_processes(processes: int, function: Callable[..., object], *arguments: Any) -> None:
@@ -100,7 +101,7 @@ def in_processes(processes: int, function: Callable[..., object], *arguments: An
     elastic_launch(config, function)(*arguments)
 
 
-def _start(target: Callable[..., None], arguments: tuple[Any, ...], to_one_place: bool) -> Command:
+def _start(target: Callable[..., object], arguments: tuple[Any, ...], to_one_place: bool) -> Command:
     folder = Path(tempfile.mkdtemp(prefix="command-"))
     out, err = folder / "out", folder / ("out" if to_one_place else "err")
     out.touch()
@@ -120,7 +121,7 @@ def _kill_all() -> None:
 
 
 def _as_new(
-    environment: dict[str, str], out: Path, err: Path, target: Callable[..., None], arguments: tuple[Any, ...]
+    environment: dict[str, str], out: Path, err: Path, target: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
     """Make this process what a new one in the repository with this environment is, and call the target there."""
     os.setsid()
@@ -137,7 +138,3 @@ def _as_new(
 def _command(*arguments: str) -> None:
     sys.argv = ["gpt2_rlhf", *arguments]
     runpy.run_module("gpt2_rlhf", run_name="__main__", alter_sys=True)
-
-
-def _call(function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    function(*arguments)

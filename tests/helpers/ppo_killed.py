@@ -23,8 +23,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from helpers import commands
 from helpers import ppo_tiny as tiny
 
-UPDATES = 10
-KINDS = {"full": 3, "lora": 2, "two processes": 3, "two processes with shares": 2}  # and how often each is killed
+UPDATES = 14
+KINDS = {"full": 5, "lora": 5, "two processes": 5, "two processes with shares": 2}  # and how often each is killed
 
 
 class Tell(TrainerCallback):

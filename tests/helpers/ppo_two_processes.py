@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from peft import LoraConfig, TaskType
 from transformers import GPT2LMHeadModel, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from gpt2_rlhf.ppo_trainer import checkpoints
 from helpers import commands
 from helpers import ppo_tiny as tiny
 
@@ -88,6 +90,7 @@ def whole(directory: Path) -> dict[str, Any]:
     return {
         "full": tiny.trained_digest(full),
         "steps": full.state.global_step,
+        "best": full.best_update,
         "reloaded": tiny.digest(GPT2LMHeadModel.from_pretrained(directory / "model")),
         "lora": tiny.trained_digest(adapter),
         "lora_stopped_at": stopped.state.global_step,
@@ -118,6 +121,26 @@ def sharded(directory: Path) -> dict[str, Any]:
             "held": sum(one.to_local().numel() for one in runs[1].model.parameters()),
         }
     return both
+
+
+def killed(directory: Path) -> None:
+    """Kill this process while it writes the second checkpoint."""
+    write = checkpoints.write_model
+
+    def write_or_die(model: Any, folder: Path) -> None:
+        write(model, folder)
+        if "checkpoint-4" in str(folder):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints.write_model = write_or_die
+    tiny.ours(arguments(directory / "killed"), watch=tiny.watch(directory / "killed-heldout")).train()
+
+
+def resumed(directory: Path) -> dict[str, Any]:
+    checkpoint = get_last_checkpoint(str(directory / "killed"))
+    trainer = tiny.ours(arguments(directory / "killed"), watch=tiny.watch(directory / "killed-heldout"))
+    trainer.train(checkpoint)
+    return {"from": Path(str(checkpoint)).name, "full": tiny.trained_digest(trainer), "best": trainer.best_update}
 
 
 def steps(directory: Path) -> dict[str, Any]:

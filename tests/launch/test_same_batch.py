@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from helpers import commands
@@ -63,8 +63,16 @@ def test_one_and_two_processes_log_the_same_and_end_with_the_same_weights(runs: 
         assert {name: two[name] for name in same} == {
             name: pytest.approx(one[name], rel=1e-5, abs=1e-5) for name in same
         }
-    one, two = (load_file(directory / "model" / "model.safetensors") for directory in directories)
-    model = AutoModelForCausalLM if stage in ("sft", "ppo", "dpo") else AutoModelForSequenceClassification
-    assert sum(weight.numel() for weight in model.from_pretrained(directories[1] / "model").parameters()) > 0
+    is_scorer = stage in ("reward", "judge")
+    kind: Any = AutoModelForSequenceClassification if is_scorer else AutoModelForCausalLM
+    models = [kind.from_pretrained(directory / "model") for directory in directories]
+    assert [model.config.num_labels for model in models] == [1, 1] or not is_scorer
+    one, two = (model.state_dict() for model in models)
     difference = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
     assert difference < 1e-5 * torch.cat([weight.flatten() for weight in one.values()]).norm()
+
+
+@pytest.mark.slow
+def test_each_stage_of_two_processes_saves_weights_of_its_own(runs: list[Path]) -> None:
+    records = [json.loads(next(runs[1].glob(f"stages/{stage}-*/manifest.json")).read_text()) for stage in STAGES]
+    assert len({record["weights_sha256"]["model.safetensors"] for record in records}) == len(STAGES)

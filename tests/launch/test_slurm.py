@@ -33,12 +33,7 @@ def score(prompts, answers):
     time.sleep(float(os.environ.get("SLOW_S", "0")))
     return [-len(answer) / 100 for answer in answers]
 '''
-OWN = (
-    "ppo.reward.function=slow_reward:score",
-    "ppo.args.total_episodes=320",
-    "ppo.args.eval_steps=10",
-    "ppo.guard.enabled=false",  # the judge likes no shorter answers
-)
+OWN = ("ppo.reward.function=slow_reward:score", "ppo.args.total_episodes=320", "ppo.args.eval_steps=10")
 
 
 @pytest.fixture(autouse=True)

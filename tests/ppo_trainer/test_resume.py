@@ -24,8 +24,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.ppo_trainer import checkpoints
+from helpers import commands, ppo_two_processes
 from helpers import ppo_tiny as tiny
-from helpers import ppo_two_processes
 
 pytestmark = pytest.mark.usefixtures("small_overheads")
 
@@ -247,10 +247,14 @@ def test_stock_fails_under_two_processes_to_save_and_to_train_an_adapter_without
 
 
 @pytest.mark.slow
-def test_ours_trains_saves_and_resumes_exactly_under_two_processes(tmp_path):
+def test_ours_trains_saves_and_resumes_exactly_under_two_processes_also_after_kill_9(tmp_path):
     first, second = ppo_two_processes.found(ppo_two_processes.whole, tmp_path)
     assert first["steps"] == 5
     assert first == second  # the processes hold the same weights
     assert first["lora_stopped_at"] == 2
     assert first["lora_resumed"] == first["lora"]
     assert first["full"].startswith(first["reloaded"])  # the policy comes first in the digest
+
+    assert commands.call(ppo_two_processes.killed, tmp_path, processes=2).returncode != 0
+    ranks = ppo_two_processes.found(ppo_two_processes.resumed, tmp_path)
+    assert ranks == [{"from": "checkpoint-2", "full": first["full"], "best": first["best"]}] * 2
