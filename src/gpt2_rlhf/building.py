@@ -244,10 +244,11 @@ def _set_aside(missing: Sequence[Stage]) -> None:
 
 
 def _check_task(planned: Run, stages: Sequence[Stage], log_dir: Path) -> Task | None:
-    trains = any(stage.name in TRAINED for stage in stages)
+    if not any(stage.name in TRAINED for stage in stages):
+        return None
     for stage in stages:
         _step(stage.name)  # before the check is forked, which would import them for itself alone
-    return Task("check", log_dir, partial(check_before_training, planned.settings, stages)) if trains else None
+    return Task("check", log_dir, partial(check_before_training, planned.settings, stages))
 
 
 def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
