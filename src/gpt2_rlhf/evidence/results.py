@@ -102,7 +102,7 @@ def refusals(sources: Sources) -> Table:
 def refusals_in_two(sources: Sources) -> list[Table]:
     """Return the table of `refusals` as two, since it is too wide for a terminal and for a phone."""
     method, whole = methods.of(sources), refusals(sources)
-    rest = replace(whole, name="refusals_rest", title="Share of answers, continued")
+    rest = replace(whole, name="refusals_rest", title="Share, continued")
     return [whole.only(*three_models(method)), rest.only(BEST_OF_N, "chosen", f"{method}_minus_sft")]
 
 
