@@ -52,6 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path not in slow, -places[item.path]))
 
 
+def pytest_collection_finish() -> None:
+    """Spare later collections of garbage the search through all that was imported."""
+    gc.freeze()
+
+
 @pytest.fixture
 def small_overheads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Remove costs that are large beside a tiny model's training.

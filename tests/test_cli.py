@@ -184,7 +184,7 @@ def test_a_pipeline_that_publishes_composes_once_writes_its_products_once_and_le
     def plan(composed: compose.Composed, last: str) -> Run:
         return Run(composed.settings, composed.overrides, composed.yaml, (stages,), 1)
 
-    monkeypatch.setattr(compose, "compose", counted("compose", compose.compose))
+    monkeypatch.setattr(compose, "load", counted("compose", compose.load))
     monkeypatch.setattr(product, "write", counted("product", product.write))
     monkeypatch.setattr(pipeline, "plan", plan)
     monkeypatch.setattr(publish, "check", lambda settings: None)

@@ -129,6 +129,13 @@ def test_the_yaml_has_what_is_set_and_nothing_else() -> None:
         ("ppo.kl=0.1", "ppo.kl: 0.1; expected a value for one of its settings, such as ppo.kl.target_nats or"),
         ("kl_coef=0,2", "kl_coef: there is no such setting; did you mean ppo.args.kl_coef?"),
         ("hydra.run.dir=x", "hydra.run.dir: there is no such setting"),
+        ("experiment=null", "experiment: there is no 'null'; expected one of gpt2_hh, "),
+        ("experiment=[quickstart,null]", "experiment: there is no '[quickstart,null]'; did you mean quickstart?"),
+        (
+            "launch.slurm.time=1:00",
+            "launch.slurm.time: launch.slurm is null; expected launch.slurm={...} as",
+        ),
+        ("sft.args=???", "sft.args: no value is set"),
         ("--until=ppo", "--until=ppo: there is no such option; settings are key=value"),
         ("seed", "seed: no value; expected key=value, without spaces"),
         ("=3", "=3: no value; expected key=value, without spaces"),
@@ -145,6 +152,14 @@ def test_a_faulty_override_is_refused_in_one_line(override: str, words: str) -> 
         compose.load([override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_mapping_replaces_null_and_adds_to_another_mapping() -> None:
+    assert compose.load(["model=own", "model.name=x", "model.random={n_layer: 2}"]).settings.model.random == {
+        "n_layer": 2
+    }
+    shares = compose.load(["data.shares={judge: 0}"]).settings.data.shares
+    assert shares == compose.load([]).settings.data.shares | {"judge": 0}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ new process has; only variables that libraries read when they are imported do no
 
 import atexit
 import contextlib
+import gc
 import multiprocessing
 import os
 import runpy
@@ -132,6 +133,7 @@ def _as_new(
     for file, number in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.freeze()  # what was imported
     target(*arguments)
 
 

@@ -1,10 +1,12 @@
 """Compose conf/ and the overrides into one checked `Settings`, so that a typo for PPO fails before SFT starts.
 
-Hydra composes, plain Python builds. The schema has our own fields from settings.py and, under each stage's `args`,
-every field of TRL's config dataclass (trl_fields.py). It holds types and no defaults: a value is set by conf/ or by the
-user. So every TRL argument can be overridden without `+`, and a misspelt name or a wrong type is refused.
+Hydra composes the groups, OmegaConf sets the values, plain Python builds. The schema has our own fields from
+settings.py and, under each stage's `args`, every field of TRL's config dataclass (trl_fields.py). It holds types and no
+defaults: a value is set by conf/ or by the user. So every TRL argument can be overridden without `+`, and a misspelt
+name or a wrong type is refused.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import Any, TypeGuard, get_args, get_type_hints
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
@@ -45,10 +48,10 @@ def load(overrides: Sequence[str]) -> Composed:
     """
     kinds = _kinds(_schema(Settings))
     parsed = [_as_hydra_reads_it(override.lstrip("+"), kinds) for override in overrides]  # every setting exists
-    typed = _check_names(parsed, kinds)
-    values = _without_missing(OmegaConf.to_container(_compose([*_groups_of_names(typed), *parsed], typed, kinds)))
+    checked = _checked(parsed, kinds)
+    values = _without_missing(OmegaConf.to_container(_compose(checked, kinds)))
     for stage in trl_fields.STAGES:
-        trl_arguments.check(stage, values[stage]["args"])
+        trl_arguments.check(stage, values[stage].get("args", {}))
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0])
     return Composed(_build(Settings, values), tuple(ordered), OmegaConf.to_yaml(values))
 
@@ -92,10 +95,10 @@ def _as_hydra_reads_it(override: str, kinds: Mapping[str, Any]) -> str:
     return f"{key}='{escaped}'"
 
 
-def _check_names(overrides: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse an override of a setting that does not exist, which Hydra would accept after a `+`; return the values."""
+def _checked(overrides: Sequence[str], kinds: Mapping[str, Any]) -> list[Override]:
+    """Return the overrides as Hydra reads them, without one of a setting or option that does not exist."""
     options = groups()
-    typed: dict[str, Any] = {}
+    checked = []
     for text in overrides:
         key, equals, given = text.lstrip("~").partition("=")
         if text.startswith("-"):
@@ -116,11 +119,13 @@ def _check_names(overrides: Sequence[str], kinds: Mapping[str, Any]) -> dict[str
             raise UserError(
                 f"{text}: several values; expected one{_without_comma(key, given, kinds)}, or `make sweep` for all"
             )
-        typed[key] = value = override.value()
-        if key in options and isinstance(value, str) and value not in options[key]:
+        value = override.value()
+        chosen = value if isinstance(value, list) else [value]
+        if key in options and not override.is_delete() and not all(one in options[key] for one in chosen):
             more = f", or {_INSTEAD[key]}" if key in _INSTEAD else ""
-            raise UserError(f"{key}: there is no {value!r}; {suggestions.did_you_mean(value, options[key])}{more}")
-    return typed
+            raise UserError(f"{key}: there is no {given!r}; {suggestions.did_you_mean(given, options[key])}{more}")
+        checked.append(override)
+    return checked
 
 
 _INSTEAD = {  # what is set where a user gives it as the group's option
@@ -160,11 +165,15 @@ def _exists(key: str, kinds: Mapping[str, Any]) -> bool:
     )
 
 
-def _compose(overrides: Sequence[str], typed: Mapping[str, Any], kinds: Mapping[str, Any]) -> DictConfig:
-    _store_schema()
+def _compose(overrides: Sequence[Override], kinds: Mapping[str, Any]) -> DictConfig:
+    options, typed = groups(), {one.key_or_group: one.value() for one in overrides}
+    of_groups = [one for one in overrides if one.key_or_group in options or one.is_delete()]
     try:
-        with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-            cfg = compose("config", overrides=list(overrides))
+        chosen = [*_groups_of_names(typed), *(str(one.input_line) for one in of_groups)]
+        cfg = copy.deepcopy(_compose_groups(tuple(chosen)))
+        for one in overrides:
+            if one not in of_groups:
+                _set(cfg, one.key_or_group, one.value())
         OmegaConf.resolve(cfg)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error
@@ -172,10 +181,21 @@ def _compose(overrides: Sequence[str], typed: Mapping[str, Any], kinds: Mapping[
     return cfg
 
 
+def _set(cfg: DictConfig, key: str, value: Any) -> None:
+    """Set a value as Hydra does: a mapping adds to the one that is there."""
+    parts = key.split(".")
+    for above in (".".join(parts[:end]) for end in range(1, len(parts))):
+        if OmegaConf.select(cfg, above) is None:
+            raise UserError(f"{key}: {above} is null; expected {above}={{...}} as a whole, or another {parts[0]}")
+    OmegaConf.update(cfg, key, value, merge=OmegaConf.select(cfg, key) is not None)
+
+
 @cache
-def _store_schema() -> None:
-    """Give Hydra the schema, once a process: it takes as long as a third of a composition."""
+def _compose_groups(overrides: tuple[str, ...]) -> DictConfig:
+    """Compose the files once for each choice of groups: it takes as long as twenty values, and points share it."""
     ConfigStore.instance().store(name="schema", node=_schema(Settings))
+    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
 
 
 def _one_line(error: BaseException, typed: Mapping[str, Any], kinds: Mapping[str, Any]) -> str:
