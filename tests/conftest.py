@@ -10,6 +10,7 @@ import pytest
 
 import gpt2_rlhf  # noqa: F401 - sets the rest of the environment
 
+gc.disable()  # until all is imported
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so do its children
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small for two, and tests may share the machine
@@ -29,6 +30,7 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
     "ppo_trainer/test_families.py",
     "ppo_trainer/test_resume.py",
     "ppo_trainer/test_trainer.py",
+    "ppo_trainer/test_watch.py",
     "rows/test_feedback_page.py",
     "test_bad_input.py",
     "test_chat.py",
@@ -39,12 +41,12 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of SLOW_FILES, which must exist, as slow, and put files with slow tests first."""
+    """Mark the tests of SLOW_FILES, which must exist, and of clusters as slow, and put files with slow tests first."""
     missing = [name for name in SLOW_FILES if not (TESTS / name).is_file()]
     if missing:
         raise pytest.UsageError(f"SLOW_FILES in {__file__}: {missing} do not exist; correct the list")
     for item in items:
-        if item.path.relative_to(TESTS).as_posix() in SLOW_FILES:
+        if item.path.relative_to(TESTS).as_posix() in SLOW_FILES or item.get_closest_marker("cluster"):
             item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
     places = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
@@ -53,7 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare later collections of garbage the search through all that was imported."""
+    """Look for garbage from now on, and not among what was imported."""
+    gc.enable()
     gc.freeze()
 
 

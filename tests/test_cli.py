@@ -167,6 +167,7 @@ def test_a_step_started_as_a_module_is_the_command_of_its_name(name: str) -> Non
     assert cli.VERBS[name] in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dry_run", "last"), [("false", "push"), ("true", "show")])
 def test_a_pipeline_that_publishes_composes_once_writes_its_products_once_and_leaves_no_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: str, last: str

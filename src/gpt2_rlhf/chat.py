@@ -5,7 +5,6 @@
 The models are those of the newest run, of another run, or named folders and repositories of the Hub.
 """
 
-import gc
 import importlib.util
 import runpy
 import sys
@@ -13,6 +12,7 @@ import sys
 from gpt2_rlhf.config import preflight
 from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.launch import imports
 from gpt2_rlhf.store import run as runs
 
 
@@ -36,15 +36,14 @@ def run(composed: Composed) -> None:
         found = runs.read(runs.find(settings.output_dir, settings.chat.run), settings)
         title = f"run {found.directory.name}"
     # what is imported below takes seconds, in which the user can type the first question
-    gc.disable()  # looking for garbage among what is imported would take a fifth of the time
-    if settings.chat.web:
-        print(f"{title}: loading the models", flush=True)
-        from gpt2_rlhf.rows import feedback_page as front
-    else:
-        prompt = "> " if sys.stdin and sys.stdin.isatty() else ""
-        print(f"{title}; ask a question, /help lists commands, /quit ends", end=f"\n{prompt}", flush=True)
-        from gpt2_rlhf.rows import feedback_terminal as front
-    gc.enable()
+    with imports.without_collections():
+        if settings.chat.web:
+            print(f"{title}: loading the models", flush=True)
+            from gpt2_rlhf.rows import feedback_page as front
+        else:
+            prompt = "> " if sys.stdin and sys.stdin.isatty() else ""
+            print(f"{title}; ask a question, /help lists commands, /quit ends", end=f"\n{prompt}", flush=True)
+            from gpt2_rlhf.rows import feedback_terminal as front
     front.serve(settings)
 
 

@@ -215,7 +215,6 @@ def sum_up(here: list[str]) -> tuple[Any, ...]:
     return Path(here[4].partition("=")[2]), *here[5 + len(SMALL) + len(OWN) :]
 
 
-@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
@@ -238,7 +237,6 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     assert weights(tmp_path) == weights(straight)
 
 
-@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
@@ -259,7 +257,6 @@ def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
     assert "its log is" not in again, "a job was submitted again"
 
 
-@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
@@ -274,7 +271,6 @@ def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
     assert printed.count("Traceback") == 0
 
 
-@pytest.mark.slow
 @pytest.mark.cluster
 def test_what_slurm_itself_refuses_is_one_line(environment: Mapping[str, str], tmp_path: Path) -> None:
     here = command("data", tmp_path, "launch=slurm", "launch.slurm.partition=none")

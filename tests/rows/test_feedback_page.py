@@ -3,8 +3,8 @@
 import base64
 import json
 import os
-import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,7 +53,8 @@ def test_only_this_machine_reaches_the_page_unless_it_is_shared(
 ) -> None:
     page: Any = Page()
     monkeypatch.setattr(feedback_page, "build", lambda *_: page)
-    monkeypatch.setattr(threading.Event, "wait", lambda _: None)
+    # not threading.Event itself, which threads of libraries wait for too
+    monkeypatch.setattr(feedback_page, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: None)))
     monkeypatch.setenv("no_proxy", "example.org")
     monkeypatch.setattr(feedback, "start", lambda _: None)
     feedback_page.serve(compose.load([f"chat.share={share}"]).settings)
