@@ -43,6 +43,8 @@ def load_tokenizer(path: str, template: str | None) -> PreTrainedTokenizerBase:
         UserError: the tokenizer has no EOS token, or a chat template that cannot be used.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    tokenizer.backend_tokenizer.no_truncation()  # a call of the tokenizer would see to it; `_encoded` does not
+    tokenizer.backend_tokenizer.no_padding()
     if template is not None:
         own: Any = tokenizer.get_chat_template() if tokenizer.chat_template else None
         _, end = templates.around_answer(own, tokenizer.special_tokens_map, tokenizer.backend_tokenizer)
@@ -224,7 +226,6 @@ def _encoded(
 
     The threads of the library itself are switched off, since they do not survive the fork of a stage's process.
     """
-    tokenizer("", verbose=False)  # sets the backend to what a call uses: no cut, no padding
     backend: Any = tokenizer
     encode = partial(backend.backend_tokenizer.encode_batch_fast, add_special_tokens=add_special_tokens)
     parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]

@@ -7,18 +7,20 @@ test set are dropped, so that the test set stays unseen. Over-long prompts lose 
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Data
-from gpt2_rlhf.launch.progress_line import ProgressLine
+from gpt2_rlhf.launch.progress_line import ProgressLine, shown
 from gpt2_rlhf.rows.conversations import Conversation, conversations
 from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
 from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, has_other_markers, pair
 
-_ROWS_AT_ONCE = 500  # few enough for a progress line every five seconds on a busy machine
+_ROWS_AT_ONCE = 128  # that a thread counts
 
 HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 
@@ -52,6 +54,25 @@ class Measured:
     prompt_tokens: int
     chosen_tokens: int
     rejected_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """What the limits leave of a row: its prompt, cut where needed, and the numbers of tokens."""
+
+    prompt: str
+    prompt_tokens: int
+    chosen_tokens: int
+    rejected_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A usable row, and what the limits leave of it, or the reason why nothing."""
+
+    split: Split
+    pair: Pair
+    fit: _Fit | str
 
 
 @dataclass
@@ -89,41 +110,25 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
         UserError: no training rows or no test rows are left.
     """
     train, test = Side(), Side()
-    usable: list[tuple[Split, Pair]] = []
     other_markers: set[str] = set()
-    files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
-    line = ProgressLine("rows read")
-    for raw in rows:
-        line.add()
-        row = _usable(raw, rules)
-        if isinstance(row, Pair):
-            file = sys.intern(raw.name.rpartition(":")[0])
-            if files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) == file:
-                usable.append((raw.split, row))
-                if has_other_markers(raw.values):
-                    other_markers.add(raw.name)
-                continue
-            row = COPY
-        (test if raw.split == "test" else train).drop(row, raw.name)
-    line.end()
-    del files
-    usable.sort(key=lambda found: found[0] == "unsplit")  # rows of training and test files come first
-    conversation_of = conversations(row.prompt for _, row in usable)
-    unsplit = {row.prompt for split, row in usable if split == "unsplit"}
+    found = _fitted(_usable_rows(rows, rules, train, test, other_markers), data, rules)
+    found.sort(key=lambda one: one.split == "unsplit")  # rows of training and test files come first
+    conversation_of = conversations(one.pair.prompt for one in found)
+    unsplit = {one.pair.prompt for one in found if one.split == "unsplit"}
     held_out = _held_out({conversation_of[prompt] for prompt in unsplit})
-    pairs: dict[bool, list[Pair]] = {False: [], True: []}  # by whether they are of the test side
-    for split, row in usable:
-        is_test = split == "test" or (split == "unsplit" and conversation_of[row.prompt] in held_out)
-        pairs[is_test].append(row)
-    test_prompts = {row.prompt for row in pairs[True]}
+    sides: dict[bool, list[_Fitted]] = {False: [], True: []}  # by whether they are of the test side
+    for one in found:
+        is_test = one.split == "test" or (one.split == "unsplit" and conversation_of[one.pair.prompt] in held_out)
+        sides[is_test].append(one)
+    test_prompts = {one.pair.prompt for one in sides[True]}
     in_test = {conversation_of[prompt] for prompt in test_prompts}
-    for row in pairs[False]:
-        if conversation_of[row.prompt] in in_test:
-            train.drop(LEAKED if row.prompt in test_prompts else SAME_CONVERSATION, row.row)
-    _fit("test", test, pairs[True], conversation_of, data, rules)
+    for one in sides[False]:
+        if conversation_of[one.pair.prompt] in in_test:
+            train.drop(LEAKED if one.pair.prompt in test_prompts else SAME_CONVERSATION, one.pair.row)
+    _keep(test, sides[True], conversation_of)
     cut_test_prompts = {measured.pair.prompt for measured in test.kept}
-    unseen = [row for row in pairs[False] if conversation_of[row.prompt] not in in_test]
-    _fit("train", train, unseen, conversation_of, data, rules, cut_test_prompts)
+    unseen = [one for one in sides[False] if conversation_of[one.pair.prompt] not in in_test]
+    _keep(train, unseen, conversation_of, cut_test_prompts)
     for name, side, other in (("train", train, "test"), ("test", test, "train")):
         side.other_markers = [kept.pair.row for kept in side.kept if kept.pair.row in other_markers]
         if not side.kept:
@@ -142,6 +147,33 @@ def _remedy(reasons: Set[str]) -> str:
     return " and ".join(remedies) or "rows of other conversations are needed"
 
 
+def _held_out(found: set[Conversation]) -> set[Conversation]:
+    """Return the tenth of the conversations with the smallest hashes: no seed and no order of the rows changes it."""
+    by_hash = sorted(found, key=lambda turns: hashlib.sha256("\n".join(turns).encode()).digest())
+    return set(by_hash[: math.ceil(HELD_OUT_SHARE * len(by_hash))])
+
+
+def _usable_rows(
+    rows: Iterable[RawRow], rules: Rules, train: Side, test: Side, other_markers: set[str]
+) -> Iterator[tuple[Split, Pair]]:
+    """Yield the pairs that can be used, drop the other rows, and note the names of those with other markers."""
+    files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
+    line = ProgressLine("rows read")
+    for raw in rows:
+        line.add()
+        row = _usable(raw, rules)
+        if isinstance(row, Pair):
+            file = sys.intern(raw.name.rpartition(":")[0])
+            if files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) == file:
+                if has_other_markers(raw.values):
+                    other_markers.add(raw.name)
+                yield raw.split, row
+                continue
+            row = COPY
+        (test if raw.split == "test" else train).drop(row, raw.name)
+    line.end()
+
+
 def _usable(raw: RawRow, rules: Rules) -> Pair | str:
     """Return the pair in a row, or the reason why the row cannot be used."""
     try:
@@ -154,46 +186,51 @@ def _usable(raw: RawRow, rules: Rules) -> Pair | str:
     return rules.refusal(row.prompt) or row
 
 
-def _held_out(found: set[Conversation]) -> set[Conversation]:
-    """Return the tenth of the conversations with the smallest hashes: no seed and no order of the rows changes it."""
-    by_hash = sorted(found, key=lambda turns: hashlib.sha256("\n".join(turns).encode()).digest())
-    return set(by_hash[: math.ceil(HELD_OUT_SHARE * len(by_hash))])
+def _fitted(rows: Iterator[tuple[Split, Pair]], data: Data, rules: Rules) -> list[_Fitted]:
+    """Return all rows with what the limits leave of them; threads count tokens while this one reads rows."""
+    threads = ThreadPoolExecutor()
+    try:
+        batches = iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])
+        measured = [threads.submit(_fit, batch, data, rules) for batch in batches]
+        return [row for batch in shown(f"measured {_ROWS_AT_ONCE} rows")(measured) for row in batch.result()]
+    finally:
+        threads.shutdown(cancel_futures=True)  # after Ctrl-C
 
 
-def _fit(
-    name: str,
+def _fit(rows: Sequence[tuple[Split, Pair]], data: Data, rules: Rules) -> list[_Fitted]:
+    """Return the rows, each with what the limits leave of it."""
+    # what the first text that is too long decides about a row, the others need not be counted for
+    limit, count = data.max_answer_tokens, rules.count_answers
+    pairs = [row for _, row in rows]
+    chosen = _counted_within(limit, {n: row.chosen for n, row in enumerate(pairs)}, count)
+    rejected = _counted_within(limit, {n: pairs[n].rejected for n in chosen}, count)
+    prompts = fit_prompts([pairs[n].prompt for n in rejected], data.max_prompt_tokens, rules.count_prompts)
+    fits: dict[int, _Fit | str] = {
+        n: PROMPT_TOO_LONG if prompt is None else _Fit(*prompt, chosen[n], rejected[n])
+        for n, prompt in zip(rejected, prompts, strict=True)
+    }
+    return [_Fitted(split, row, fits.get(n, ANSWER_TOO_LONG)) for n, (split, row) in enumerate(rows)]
+
+
+def _keep(
     side: Side,
-    pairs: Sequence[Pair],
+    rows: Sequence[_Fitted],
     conversation_of: Mapping[str, Conversation],
-    data: Data,
-    rules: Rules,
     other_prompts: Set[str] = frozenset(),
 ) -> None:
-    """Keep the pairs within the limits, with prompts cut where needed; none whose cut prompt is in `other_prompts`."""
-    line = ProgressLine(f"{name} rows", len(pairs))
-    for start in range(0, len(pairs), _ROWS_AT_ONCE):
-        some = pairs[start : start + _ROWS_AT_ONCE]
-        # what the first text that is too long decides about a row, the others need not be counted for
-        limit, count = data.max_answer_tokens, rules.count_answers
-        chosen = _counted_within(limit, {n: row.chosen for n, row in enumerate(some)}, count)
-        rejected = _counted_within(limit, {n: some[n].rejected for n in chosen}, count)
-        prompts = fit_prompts([some[n].prompt for n in rejected], data.max_prompt_tokens, rules.count_prompts)
-        fits = dict(zip(rejected, prompts, strict=True))
-        for number, row in enumerate(some):
-            if number not in fits:
-                side.drop(ANSWER_TOO_LONG, row.row)
-            elif (fit := fits[number]) is None:
-                side.drop(PROMPT_TOO_LONG, row.row)
-            elif fit[0] in other_prompts:
-                side.drop(LEAKED_ONCE_CUT, row.row)
-            else:
-                is_cut = fit[0] != row.prompt
-                side.turns_cut += is_cut
-                fitted = replace(row, prompt=fit[0]) if is_cut else row
-                conversation = conversation_of[row.prompt]
-                side.kept.append(Measured(fitted, conversation, fit[1], chosen[number], rejected[number]))
-        line.add(len(some))
-    line.end()
+    """Keep the rows within the limits, with prompts cut where needed; none whose cut prompt is in `other_prompts`."""
+    for one in rows:
+        row, fit = one.pair, one.fit
+        if isinstance(fit, str):
+            side.drop(fit, row.row)
+        elif fit.prompt in other_prompts:
+            side.drop(LEAKED_ONCE_CUT, row.row)
+        else:
+            is_cut = fit.prompt != row.prompt
+            side.turns_cut += is_cut
+            kept = replace(row, prompt=fit.prompt) if is_cut else row
+            conversation = conversation_of[row.prompt]
+            side.kept.append(Measured(kept, conversation, fit.prompt_tokens, fit.chosen_tokens, fit.rejected_tokens))
 
 
 def _counted_within(limit_tokens: int, texts: Mapping[int, str], count_tokens: CountTokens) -> dict[int, int]:
