@@ -109,15 +109,7 @@ class PPOTrainer(TrlPPOTrainer):
             )
         if self.is_deepspeed_enabled or (self.is_fsdp_enabled and not args.fsdp):
             raise UserError("ppo: DeepSpeed and accelerate's FSDP are not supported; shard with PPOConfig(fsdp=True)")
-        if self._whole is not None:
-            sharding.gather(self.model, self._whole)
-            self.policy_model, self.value_model = self._whole.policy, self._whole.value_model
-        frozen: tuple[Any, Any] = (reward_model, self.ref_model)
-        for part in frozen:
-            if part is not None:
-                _prepare(part)
-                if self._whole is not None and self.accelerator.device.type != "cpu":
-                    part.to(torch.bfloat16)  # it is whole on each device
+        self._prepare_copies(reward_model)
         self.accelerator.gradient_accumulation_steps = 1  # the loop divides by the microbatches of a mini-batch
 
         assert args.output_dir is not None
@@ -132,18 +124,35 @@ class PPOTrainer(TrlPPOTrainer):
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         self.batches = PromptBatches(prompts, args.local_batch_size, args.seed, rank, processes)
         self._shaping, self._kl, self._watch, self._force = shaping, kl, watch, force
-        self._models = rollouts.Models(
+        self._models = self._rollout_models(processing_class, score_function, rollout_cache)
+
+    def _prepare_copies(self, reward_model: PreTrainedModel | None) -> None:
+        """Prepare what is whole on each device: reference and reward model and, if sharded, copies of the others."""
+        if self._whole is not None:
+            sharding.gather(self.model, self._whole)
+            self.policy_model, self.value_model = self._whole.policy, self._whole.value_model
+        frozen: tuple[Any, Any] = (reward_model, self.ref_model)
+        for part in frozen:
+            if part is not None:
+                _prepare(part)
+                if self._whole is not None and self.accelerator.device.type != "cpu":
+                    part.to(torch.bfloat16)  # room for it is scarce
+
+    def _rollout_models(
+        self, tokenizer: PreTrainedTokenizerBase, score_function: ScoreFunction | None, cache: str | None
+    ) -> rollouts.Models:
+        if score_function is None:
+            score = partial(forward.answer_scores, self.reward_model)
+        else:
+            score = reward_scores.by_function(score_function, tokenizer)
+        return rollouts.Models(
             policy=self.policy_model,
             reference=self.ref_model,
             value_model=self.value_model,
-            score=(
-                partial(forward.answer_scores, self.reward_model)
-                if score_function is None
-                else reward_scores.by_function(score_function, processing_class)
-            ),
-            eos_token_id=tokens.eos_id(processing_class),
-            pad_token_id=tokens.pad_id(processing_class),
-            cache=rollout_cache,
+            score=score,
+            eos_token_id=tokens.eos_id(tokenizer),
+            pad_token_id=tokens.pad_id(tokenizer),
+            cache=cache,
         )
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
