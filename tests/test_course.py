@@ -37,7 +37,7 @@ def test_each_training_command_is_named_with_its_run() -> None:
             assert "make show" in command or (number, command) in named
 
 
-# also where a command sets more rows
+# also of a command that sets more rows
 FEW_STEPS = ("sft.args.max_steps=18", "reward.args.max_steps=24")
 
 
@@ -47,8 +47,6 @@ def test_every_command_runs_in_few_steps(tmp_path: Path) -> None:
         for command in course.commands(text):
             make, verb, *overrides = shlex.split(command)
             assert make == "make"
-            small = (
-                () if verb == "show" else (*SMALL, "reward.args.max_steps=24")
-            )  # also where a command sets more rows
+            small = () if verb == "show" else (*SMALL, *FEW_STEPS)
             done = commands.run(verb, f"output_dir={tmp_path}", *small, *overrides)
             assert done.returncode == 0, command + done.stdout + done.stderr

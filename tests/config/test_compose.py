@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,8 +134,10 @@ def test_the_yaml_has_what_is_set_and_nothing_else() -> None:
         ("experiment=[quickstart,null]", "experiment: there is no '[quickstart,null]'; did you mean quickstart?"),
         (
             "launch.slurm.time=1:00",
-            "launch.slurm.time: launch.slurm is null; expected launch.slurm={...} as",
+            "time: launch.slurm has no value; set launch.slurm as a whole, or choose another option of launch",
         ),
+        ("ppo.seeds.0=5", "ppo.seeds.0: ppo.seeds has no value; set ppo.seeds as a whole"),
+        ("ppo={nope: 1}", "ppo.nope: there is no such setting"),
         ("sft.args=???", "sft.args: no value is set"),
         ("--until=ppo", "--until=ppo: there is no such option; settings are key=value"),
         ("seed", "seed: no value; expected key=value, without spaces"),
@@ -154,10 +157,22 @@ def test_a_faulty_override_is_refused_in_one_line(override: str, words: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_an_override_replaces_a_value_that_cannot_be_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(compose.CONF_DIR, tmp_path / "conf")
+    mine = "# @package _global_\noutput_dir: ${oc.env:NOT_SET}/x\n"
+    (tmp_path / "conf" / "personal").mkdir(exist_ok=True)
+    (tmp_path / "conf" / "personal" / "mine.yaml").write_text(mine)
+    monkeypatch.setattr(compose, "CONF_DIR", tmp_path / "conf")
+    assert compose.load(["output_dir=y"]).settings.output_dir == "y"
+    with pytest.raises(UserError, match="NOT_SET"):
+        compose.load([])
+
+
 def test_a_mapping_replaces_null_and_adds_to_another_mapping() -> None:
     assert compose.load(["model=own", "model.name=x", "model.random={n_layer: 2}"]).settings.model.random == {
         "n_layer": 2
     }
+    assert compose.load(["ppo={seeds: [1], args: {kl_coef: 0.3}}"]).settings.ppo.seeds == [1]
     shares = compose.load(["data.shares={judge: 0}"]).settings.data.shares
     assert shares == compose.load([]).settings.data.shares | {"judge": 0}
 

@@ -65,6 +65,12 @@ def test_a_setting_that_no_job_could_use_is_refused_before_a_job_is_submitted(ov
     assert str(refused.value).startswith(said)
 
 
+def test_a_job_that_lacks_settings_is_refused() -> None:
+    launch = compose.load(["launch.slurm={partition: a, nodes: 1}"]).settings.launch
+    with pytest.raises(UserError, match="no value for account, time, .*; choose launch=slurm"):
+        slurm.check(launch)
+
+
 def test_settings_of_a_job_are_accepted() -> None:
     check("launch.processes=8", "launch.slurm.nodes=2", "launch.slurm.time=1-00:00:00", "launch.slurm.partition=gpu")
 

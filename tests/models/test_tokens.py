@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -159,14 +160,16 @@ def test_bos_stands_once_before_the_prompt_and_eos_once_after_the_answer(
 
 @pytest.mark.parametrize("pattern", ["<s> $A", "$A </s>", "<s> $A </s>", None])
 def test_texts_encoded_together_get_the_tokens_that_each_gets_alone(pattern: str | None, saved, tmp_path: Path):
-    tokenizer = saved if pattern is None else adding(pattern, tmp_path)
-    backend: Any = tokenizer.backend_tokenizer
-    backend.enable_truncation(5)  # a saved tokenizer may bring both
-    backend.enable_padding(length=9)
+    plain_tokenizer: Any = copy.deepcopy(saved) if pattern is None else adding(pattern, tmp_path)
+    cutting = copy.deepcopy(plain_tokenizer)
+    cutting.backend_tokenizer.enable_truncation(5)  # a saved tokenizer may bring both
+    cutting.backend_tokenizer.enable_padding(length=9)
+    cutting.save_pretrained(tmp_path / "cutting")
+    tokenizer = tokens.load_tokenizer(str(tmp_path / "cutting"), None)
     texts = ["", " ", "a\n\n", "Ünï «x» 漢字 🙂", *(f" word {n}" * (n % 40) for n in range(300))]
     rows = [{"prompt": f"\n\nHuman: {text}\n\nAssistant:", "chosen": text, "rejected": text[::-1]} for text in texts]
     assert len(rows) > 2 * tokens._TEXTS_AT_ONCE  # several threads share them
-    plain = [[tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in row] for row in rows]
+    plain = [[plain_tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in row] for row in rows]
     start: Any = tokenizer.convert_tokens_to_ids(["<s>"] if pattern and pattern.startswith("<s>") else [])
     eos = tokens.eos_id(tokenizer)
     assert tokens.encode_ppo(tokenizer, rows) == [{"input_ids": [*start, *prompt]} for prompt, _, _ in plain]

@@ -1,5 +1,8 @@
 import dataclasses
 import hashlib
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -155,3 +158,33 @@ def test_a_row_that_another_file_of_its_split_holds_too_is_dropped_and_named() -
     assert cleaned.train.dropped == {"same row in another file": [f"more.train.jsonl:{number}" for number in (1, 2, 3)]}
     assert cleaned.test.dropped == {"same row in another file": ["more.test.jsonl:1"]}
     assert len(cleaned.train.kept) == 6  # a row that one file holds twice was compared twice
+
+
+def test_an_error_while_rows_are_read_or_counted_is_raised_and_leaves_no_thread() -> None:
+    def fails(texts: list[str]) -> list[int]:
+        raise UserError("counting failed")
+
+    def cut_off() -> Iterator[RawRow]:
+        yield from asking(*questions(300))
+        raise UserError("reading failed")
+
+    threads = threading.active_count()
+    for rows, rules, said in (
+        (asking(*questions(300)), dataclasses.replace(WORDS, count_prompts=fails), "counting failed"),
+        (cut_off(), WORDS, "reading failed"),
+    ):
+        with pytest.raises(UserError, match=said):
+            clean(PAIRS, rows, rules)
+    assert threading.active_count() == threads
+
+
+def test_rows_keep_their_order_where_later_ones_are_counted_sooner() -> None:
+    def slow_for_the_first(texts: list[str]) -> list[int]:
+        time.sleep(0.2 if any("Question 0?" in text for text in texts) else 0)
+        return WORDS.count_prompts(texts)
+
+    rows = [*asking(*questions(300)), *TEST]
+    kept = clean(PAIRS, rows, dataclasses.replace(WORDS, count_prompts=slow_for_the_first)).train.kept
+    names = [measured.pair.row for measured in kept]
+    assert names == [row.name for row in rows if row.name in set(names)]
+    assert len(names) > 200

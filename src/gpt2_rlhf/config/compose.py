@@ -96,7 +96,7 @@ def _as_hydra_reads_it(override: str, kinds: Mapping[str, Any]) -> str:
 
 
 def _checked(overrides: Sequence[str], kinds: Mapping[str, Any]) -> list[Override]:
-    """Return the overrides as Hydra reads them, without one of a setting or option that does not exist."""
+    """Return the overrides as Hydra parses them; refuse one of a setting or option that does not exist."""
     options = groups()
     checked = []
     for text in overrides:
@@ -121,7 +121,7 @@ def _checked(overrides: Sequence[str], kinds: Mapping[str, Any]) -> list[Overrid
             )
         value = override.value()
         chosen = value if isinstance(value, list) else [value]
-        if key in options and not override.is_delete() and not all(one in options[key] for one in chosen):
+        if _chooses(override, options) and not override.is_delete() and not all(one in options[key] for one in chosen):
             more = f", or {_INSTEAD[key]}" if key in _INSTEAD else ""
             raise UserError(f"{key}: there is no {given!r}; {suggestions.did_you_mean(given, options[key])}{more}")
         checked.append(override)
@@ -165,15 +165,21 @@ def _exists(key: str, kinds: Mapping[str, Any]) -> bool:
     )
 
 
+def _chooses(override: Override, options: Mapping[str, Any]) -> bool:
+    """Return whether the override chooses an option of a group; a mapping gives values to settings of the group."""
+    return override.key_or_group in options and not isinstance(override.value(), dict)
+
+
 def _compose(overrides: Sequence[Override], kinds: Mapping[str, Any]) -> DictConfig:
+    """Return all values; options are chosen and values deleted before the other values are set, in the given order."""
     options, typed = groups(), {one.key_or_group: one.value() for one in overrides}
-    of_groups = [one for one in overrides if one.key_or_group in options or one.is_delete()]
+    first = [one for one in overrides if one.is_delete() or _chooses(one, options)]
     try:
-        chosen = [*_groups_of_names(typed), *(str(one.input_line) for one in of_groups)]
-        cfg = copy.deepcopy(_compose_groups(tuple(chosen)))
+        chosen = [*_groups_of_names(typed), *(str(one.input_line) for one in first)]
+        cfg = copy.deepcopy(_compose_groups(CONF_DIR, tuple(chosen)))
         for one in overrides:
-            if one not in of_groups:
-                _set(cfg, one.key_or_group, one.value())
+            if one not in first:
+                _set(cfg, one.key_or_group, one.value(), options)
         OmegaConf.resolve(cfg)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error
@@ -181,20 +187,25 @@ def _compose(overrides: Sequence[Override], kinds: Mapping[str, Any]) -> DictCon
     return cfg
 
 
-def _set(cfg: DictConfig, key: str, value: Any) -> None:
-    """Set a value as Hydra does: a mapping adds to the one that is there."""
+def _set(cfg: DictConfig, key: str, value: Any, options: Mapping[str, Sequence[str]]) -> None:
+    """Set a value as Hydra does: a mapping adds to the one that is there, and replaces null."""
+
+    def is_null(name: str) -> bool:  # a value that cannot be resolved is not: it may be replaced
+        return OmegaConf.select(cfg, name, throw_on_resolution_failure=False) is None
+
     parts = key.split(".")
     for above in (".".join(parts[:end]) for end in range(1, len(parts))):
-        if OmegaConf.select(cfg, above) is None:
-            raise UserError(f"{key}: {above} is null; expected {above}={{...}} as a whole, or another {parts[0]}")
-    OmegaConf.update(cfg, key, value, merge=OmegaConf.select(cfg, key) is not None)
+        if is_null(above):
+            others = f", or choose another option of {parts[0]}" if len(options.get(parts[0], ())) > 1 else ""
+            raise UserError(f"{key}: {above} has no value; set {above} as a whole{others}")
+    OmegaConf.update(cfg, key, value, merge=not is_null(key))
 
 
 @cache
-def _compose_groups(overrides: tuple[str, ...]) -> DictConfig:
-    """Compose the files once for each choice of groups: it takes as long as twenty values, and points share it."""
+def _compose_groups(conf_dir: Path, overrides: tuple[str, ...]) -> DictConfig:
+    """Compose the files once for each choice of options, since that takes most of the time; callers change a copy."""
     ConfigStore.instance().store(name="schema", node=_schema(Settings))
-    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
 

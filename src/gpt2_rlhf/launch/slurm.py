@@ -73,6 +73,8 @@ def check(launch: Launch) -> None:
         UserError: the first fault found.
     """
     given = launch.slurm or {}
+    if missing := [name for name in _EXPECTED if name not in given]:
+        raise UserError(f"launch.slurm: no value for {', '.join(missing)}; choose launch=slurm, which has them all")
     for name, (expected, is_valid) in _EXPECTED.items():
         if not is_valid(given[name]):
             raise UserError(f"launch.slurm.{name}: {given[name]}; expected {expected}")

@@ -96,9 +96,12 @@ def load_tokenizer(model: Model) -> Tokenizer:
     """Load the tokenizer without transformers."""
     path = _require(tokenizer_place(model), "tokenizer.json", model)
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower type
         raise UserError(f"model.tokenizer: {path} is not a tokenizer ({error}); download or save it again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def tokenizer_place(model: Model) -> str:

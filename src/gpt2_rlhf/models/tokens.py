@@ -43,7 +43,7 @@ def load_tokenizer(path: str, template: str | None) -> PreTrainedTokenizerBase:
         UserError: the tokenizer has no EOS token, or a chat template that cannot be used.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    tokenizer.backend_tokenizer.no_truncation()  # a call of the tokenizer would see to it; `_encoded` does not
+    tokenizer.backend_tokenizer.no_truncation()  # tokenizer.json may have both; `_encoded` does not switch them off
     tokenizer.backend_tokenizer.no_padding()
     if template is not None:
         own: Any = tokenizer.get_chat_template() if tokenizer.chat_template else None

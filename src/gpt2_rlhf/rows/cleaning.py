@@ -14,13 +14,13 @@ from itertools import islice
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Data
-from gpt2_rlhf.launch.progress_line import ProgressLine, shown
+from gpt2_rlhf.launch.progress_line import ProgressLine
 from gpt2_rlhf.rows.conversations import Conversation, conversations
 from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
 from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, has_other_markers, pair
 
-_ROWS_AT_ONCE = 128  # that a thread counts
+_ROWS_AT_ONCE = 128  # counted by one thread; at most tokens._TEXTS_AT_ONCE, above which it would start threads itself
 
 HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 
@@ -68,7 +68,7 @@ class _Fit:
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
-    """A usable row, and what the limits leave of it, or the reason why nothing."""
+    """A usable row, and what the limits leave of it, or the reason why it is dropped."""
 
     split: Split
     pair: Pair
@@ -191,10 +191,16 @@ def _fitted(rows: Iterator[tuple[Split, Pair]], data: Data, rules: Rules) -> lis
     threads = ThreadPoolExecutor()
     try:
         batches = iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])
-        measured = [threads.submit(_fit, batch, data, rules) for batch in batches]
-        return [row for batch in shown(f"measured {_ROWS_AT_ONCE} rows")(measured) for row in batch.result()]
+        measured = [(threads.submit(_fit, batch, data, rules), len(batch)) for batch in batches]
+        line = ProgressLine("rows measured", sum(count for _, count in measured))
+        found: list[_Fitted] = []
+        for batch, count in measured:
+            found += batch.result()
+            line.add(count)
+        line.end()
+        return found
     finally:
-        threads.shutdown(cancel_futures=True)  # after Ctrl-C
+        threads.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what was not counted is not needed
 
 
 def _fit(rows: Sequence[tuple[Split, Pair]], data: Data, rules: Rules) -> list[_Fitted]:
