@@ -67,7 +67,7 @@ def test_a_setting_that_no_job_could_use_is_refused_before_a_job_is_submitted(ov
 
 def test_a_job_that_lacks_settings_is_refused() -> None:
     launch = compose.load(["launch.slurm={partition: a, nodes: 1}"]).settings.launch
-    with pytest.raises(UserError, match="no value for account, time, .*; choose launch=slurm"):
+    with pytest.raises(UserError, match=r"no value for account, time, .*; choose launch=slurm"):
         slurm.check(launch)
 
 
