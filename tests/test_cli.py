@@ -108,6 +108,16 @@ def test_a_dry_run_of_a_sweep_shows_each_point_and_which_stages_it_shares(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("same", ["seed=0,00", "sft.args.logging_steps=1,2", "launch.threads=1,2"])
+def test_a_sweep_whose_points_are_the_same_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], same: str
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", f"output_dir={tmp_path}", same])
+    assert " are the same run: no stage reads what they differ in" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_of_a_model_too_large_for_the_memory_is_refused_after_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -155,12 +155,18 @@ def _chat(arguments: Sequence[str]) -> None:
 
 
 def _card(overrides: Sequence[str]) -> None:
-    for path in publish.write_cards(pipeline.plan(compose.load(overrides))):
+    for path in publish.write_cards(pipeline.plan(_with_a_card(overrides))):
         print(path)
 
 
 def _publish(overrides: Sequence[str]) -> None:
-    publish.main(pipeline.plan(compose.load(overrides)))
+    publish.main(pipeline.plan(_with_a_card(overrides)))
+
+
+def _with_a_card(overrides: Sequence[str]) -> compose.Composed:
+    composed = compose.load(overrides)
+    preflight.check_ranges(composed.settings, lambda key: key.startswith("card."))
+    return composed
 
 
 def _clean(arguments: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ def run(overrides: Sequence[str]) -> None:
         raise UserError("sweep: it starts its own processes; start it without torchrun or accelerate launch")
     expanded = points(overrides)
     planned = [_plan(point) for point in expanded]
+    _refuse_alike(expanded, planned)
     settings = planned[0].settings
     if settings.dry_run:
         for number, (point, one) in enumerate(zip(expanded, planned, strict=True), start=1):
@@ -57,16 +58,27 @@ def run(overrides: Sequence[str]) -> None:
 def _plan(point: Point) -> Run:
     try:
         composed = compose.load(point.overrides)
+        if publish.targets(composed.settings.publish):
+            raise UserError(
+                "publish: a sweep publishes nothing; to push a point, run `make pipeline` with its settings"
+            )
         pipeline.check(composed.settings)
     except UserError as error:
         raise UserError(f"point {point.label}: {error}") from error
-    if publish.targets(composed.settings.publish):
-        raise UserError(
-            "publish: a sweep publishes nothing; run `make pipeline` with the settings of the point to push"
-        )
     if composed.settings.launch.accelerate_config is not None:
         raise UserError("launch: a sweep does not use accelerate's launcher; set launch.processes, or launch=slurm")
     return pipeline.plan(composed)
+
+
+def _refuse_alike(expanded: Sequence[Point], planned: Sequence[Run]) -> None:
+    """Refuse points that differ in nothing that a stage reads, since the sweep would compare a run with itself."""
+    labels: dict[str, str] = {}
+    for point, one in zip(expanded, planned, strict=True):
+        if (other := labels.setdefault(one.name, point.label)) != point.label:
+            raise UserError(
+                f"sweep: {other} and {point.label} are the same run: no stage reads what they differ in, or the values "
+                "are equal; leave one out, or vary another setting"
+            )
 
 
 def _build(expanded: Sequence[Point], planned: Sequence[Run], parallel: int) -> dict[Path, str]:

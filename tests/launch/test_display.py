@@ -128,6 +128,7 @@ def test_of_the_processes_of_a_launcher_the_first_alone_shows_what_runs(
     now: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(os.environ, "RANK", "1")
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     display = Display()
     display.start(SFT, "sft")
     now[0] += 60

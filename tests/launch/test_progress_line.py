@@ -45,6 +45,7 @@ def test_work_is_told_at_most_five_times_a_second_and_its_end_always(now: list[f
 
 def test_only_the_first_process_tells(now: list[float], told: list[Doing], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     line = ProgressLine("rows to tokens", 400)
     now[0] += 30
     line.add(100)

@@ -184,6 +184,7 @@ def test_only_the_first_of_several_processes_names_the_checkpoint_that_all_wrote
     rank: str, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
 
     def stop() -> None:
         raise Interrupted(signal.SIGINT, "checkpoint-3")

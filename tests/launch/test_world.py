@@ -62,6 +62,34 @@ def test_processes_agree_on_what_the_first_one_finds(launcher: list[Any]) -> Non
     assert world.agree(lambda: "mine") == ""
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: 'abc' in the environment; expected a whole number of 1 or more"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: '0' in the environment"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK: 2, with WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_PORT: '0' in the environment"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": "1"}, "WORLD_SIZE: 2 processes, but no MASTER_ADDR"),
+    ],
+)
+def test_what_a_launcher_did_not_set_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as refused:
+        _ = world.rank(), world._store()
+    assert str(refused.value).startswith(said)
+
+
+def test_a_rank_that_no_launcher_set_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    assert world.rank() == 0
+
+
 def test_a_process_alone_agrees_with_itself() -> None:
     assert world.agree(lambda: "mine") == "mine"
 

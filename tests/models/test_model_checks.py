@@ -99,6 +99,30 @@ def test_json_that_is_no_object_is_refused(folder: Path, name: str, content: str
     assert f"{folder / name} cannot be read as JSON" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "words"),
+    [
+        ("config.json", "n_positions", "many", "n_positions is 'many'; expected a whole number above 0"),
+        ("config.json", "vocab_size", None, "vocab_size is None; expected a whole number above 0"),
+        ("config.json", "model_type", ["gpt2"], "model_type is ['gpt2']; expected a name"),
+        ("tokenizer_config.json", "eos_token", {"x": 1}, "eos_token is {'x': 1}; expected a text"),
+        ("tokenizer_config.json", "eos_token", 5, "eos_token is 5; expected a text"),
+        ("tokenizer_config.json", "chat_template", 5, "is 5; expected a text"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused(folder: Path, name: str, key: str, value: Any, words: str) -> None:
+    change(folder / name, lambda found: found.update({key: value}))
+    assert words in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"), [({"n_embd": 6, "n_head": 4}, "n_head: 4"), ({"n_layer": 0}, "n_layer: 0")]
+)
+def test_sizes_of_which_no_model_can_be_made_are_refused(sizes: dict[str, int], words: str) -> None:
+    with pytest.raises(UserError, match=f"model.random.{words}"):
+        model_checks.check(Model("embedded", None, "embedded", sizes))
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(folder: Path) -> None:
     vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     change(folder / "config.json", lambda config: config.update(vocab_size=vocab_size - 1))

@@ -18,6 +18,7 @@ import yaml
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.methods import LABELS
 from gpt2_rlhf.config.settings import TABLES, Settings, flat
+from gpt2_rlhf.config.trl_fields import STAGES
 
 _OF_ALL_STAGES = ("evaluate.batch_size", "evaluate.pairs")  # they measure with these
 
@@ -39,10 +40,14 @@ _ABOVE_0 = (
     "dpo.args.learning_rate", "dpo.args.per_device_train_batch_size", "dpo.args.gradient_accumulation_steps",
     "dpo.args.num_train_epochs", "dpo.args.beta",
     "evaluate.prompts", "evaluate.pairs", "evaluate.batch_size",
-    "evaluate.max_new_tokens", "evaluate.temperature", "evaluate.best_of",
-    "chat.max_new_tokens", "chat.temperature", "chat.best_of",
+    "evaluate.max_new_tokens", "evaluate.temperature", "chat.max_new_tokens", "chat.temperature",
     "launch.processes", "launch.threads", "sweep.parallel",
+    *(
+        f"{stage}.args.{name}" for stage in STAGES
+        for name in ("save_steps", "save_total_limit", "logging_steps", "per_device_eval_batch_size")
+    ),
 )  # fmt: skip
+_0_OR_MORE = ("weight_decay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers")
 
 # What is expected, the check, the settings that it holds for. A value that is null or not set is not checked.
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -55,6 +60,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "ppo.args.missing_eos_penalty",
             "rloo.args.beta",
             "rloo.missing_eos_penalty",
+            *(f"{stage}.args.{name}" for stage in STAGES for name in _0_OR_MORE),
         ),
     ),
     (
@@ -64,15 +70,27 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ),
     ("a number above 1", lambda number: number > 1, ("ppo.guard.max_length_ratio",)),
     ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("ppo.guard.min_eos_rate", "ppo.guard.min_distinct_2")),
-    ("a whole number from 0 to 4294967295", lambda seed: 0 <= seed < 2**32, ("seed", "chat.seed")),
+    (
+        "a number of 0 or more and below 1",
+        lambda beta: 0 <= beta < 1,
+        tuple(f"{stage}.args.adam_beta{number}" for stage in STAGES for number in (1, 2)),
+    ),
+    (
+        "a whole number from 0 to 4294967295",
+        lambda seed: 0 <= seed < 2**32,
+        ("seed", "data.seed", "evaluate.seed", "chat.seed"),
+    ),
+    # as many answers to a prompt are held in memory
+    ("a whole number from 1 to 1024", lambda count: 1 <= count <= 1024, ("evaluate.best_of", "chat.best_of")),
+    ("a year such as 2026", lambda year: 1000 <= year <= 9999, ("card.year",)),
     (
         "0 to train all weights, or a LoRA rank such as 8",
         lambda rank: rank >= 0,
         ("sft.peft.r", "reward.peft.r", "ppo.peft.r", "rloo.peft.r", "dpo.peft.r"),
     ),
     (
-        "different whole numbers of 0 or more, or null",
-        lambda seeds: len(seeds) > 0 and len(set(seeds)) == len(seeds) and min(seeds) >= 0,
+        "different whole numbers from 0 to 4294967295, or null",
+        lambda seeds: len(seeds) > 0 and len(set(seeds)) == len(seeds) and 0 <= min(seeds) <= max(seeds) < 2**32,
         ("ppo.seeds",),
     ),
     (
@@ -178,8 +196,7 @@ def _launch_faults(settings: Settings, later: Sequence[str]) -> Iterator[str]:
 
 
 def _sharding_faults(settings: Settings, later: Sequence[str]) -> Iterator[str]:
-    processes = int(os.environ.get("WORLD_SIZE", settings.launch.processes))
-    if processes == 1:
+    if os.environ.get("WORLD_SIZE", str(settings.launch.processes)) == "1":
         yield "launch.sharded: true, but one process trains, which has nothing to share; set launch.processes=2 or more"
     if settings.method != "ppo" and settings.method not in later:
         label = LABELS[settings.method]

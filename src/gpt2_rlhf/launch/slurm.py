@@ -302,7 +302,7 @@ def _checkpoints(task: Task) -> set[tuple[str, float]]:
 
 def _minutes(value: Any) -> int:
     """Return the minutes of a time as sbatch writes it, rounded up, or 0 if it is none."""
-    if isinstance(value, int):
+    if type(value) is int:  # not a bool
         return value
     found = _TIME.fullmatch(str(value))
     if found is None:

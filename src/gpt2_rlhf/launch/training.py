@@ -98,14 +98,14 @@ def check(name: str, kind: Callable[..., TrainingArguments], given: Mapping[str,
     """
     try:
         config = kind(**given)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(f"{name}.args: {' '.join(str(error).split())}") from error
     _check_optimizer(name, config)
-    for tracker in get_reporting_integration_callbacks(config.report_to):
-        try:
+    try:
+        for tracker in get_reporting_integration_callbacks(config.report_to):
             tracker()
-        except (RuntimeError, ImportError) as error:
-            raise UserError(f"{name}.args.report_to: {config.report_to}: {' '.join(str(error).split())}") from error
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"{name}.args.report_to: {config.report_to}: {' '.join(str(error).split())}") from error
     return config
 
 

@@ -24,6 +24,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # the last is Slurm's, 
 _POLL_S = 0.2
 _MEETING = timedelta(minutes=5)  # until each process has come to where all must be
 _FAILED = "failed"
+_UNSET = "unset it, or start with torchrun or accelerate launch, which set it"
 _agreements = count()
 
 
@@ -39,7 +40,7 @@ class Place:
 
 def places(processes: int, threads: int | None, at_once: int) -> list[Place]:
     """Return the places of the processes of a task, of which `at_once` run at once."""
-    sharing = processes * at_once * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    sharing = processes * at_once * _number("LOCAL_WORLD_SIZE", 1, least=1)
     if threads is None and sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, cores() // sharing)
     port = _free_port() if processes > 1 else 0
@@ -65,12 +66,29 @@ def cores() -> int:
 
 def rank() -> int:
     """Return the number of this process, 0 for the first or only one."""
-    return int(os.environ.get("RANK", "0"))
+    if not is_started_by_launcher():
+        return 0
+    found = _number("RANK", 0, least=0)
+    if found >= size(1):
+        raise UserError(f"RANK: {found}, with WORLD_SIZE={size(1)}; {_UNSET}")
+    return found
 
 
 def size(asked: int) -> int:
     """Return how many processes train: those that a launcher started, or else the number in the settings."""
-    return int(os.environ.get("WORLD_SIZE", asked))
+    return _number("WORLD_SIZE", asked, least=1)
+
+
+def _number(name: str, default: int, least: int) -> int:
+    """Return the number that a launcher has set in the environment.
+
+    Raises:
+        UserError: it is none.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{name}: {text!r} in the environment; expected a whole number of {least} or more; {_UNSET}")
+    return int(text)
 
 
 def which() -> str:
@@ -204,7 +222,9 @@ def _store() -> Any:
     """Connect to the launcher's store once; a forked process goes on with the connection while its parent waits."""
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, not re-exported
 
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", 0, least=1)
+    if address is None:
+        raise UserError(f"WORLD_SIZE: {size(1)} processes, but no MASTER_ADDR in the environment; {_UNSET}")
     opens = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # a launcher without a store
     if not opens:
         _wait_for_port(address, port)

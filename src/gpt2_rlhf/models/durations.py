@@ -102,7 +102,7 @@ class Durations:
         return sampled + passes * self._read(test, prompts, with_logits=True)
 
     def _sample(self, rows: Lengths, texts: int, at_once: int, tokens: int) -> float:
-        at_once = min(at_once, texts)
+        at_once = max(1, min(at_once, texts))
         past = round(rows.prompt + tokens / 2)
         token = self._layers(self.machine.generate(at_once, past))
         token += self.machine.logits(at_once, self._shape.vocabulary, draws=True)
@@ -111,7 +111,7 @@ class Durations:
 
     def _read(self, rows: Lengths, texts: int, with_logits: bool) -> float:
         """Return the seconds of one pass over these texts."""
-        at_once = min(texts, self._settings.evaluate.batch_size)
+        at_once = max(1, min(texts, self._settings.evaluate.batch_size))
         layers = self._layers(self.machine.read(at_once, _length(rows))) * texts / at_once
         return layers + self._logits(round(texts * rows.answer) if with_logits else 0)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,16 @@ def check(model: Model, template: str | None = None) -> dict[str, Any]:
     """
     pad_token, pad_token_id = padding_token(model, template)
     if model.random is not None:
+        _check_random(model.random)
         return {**model.random, "model_type": "gpt2"}
     config_file = _require(model.name, "config.json", model)
     config = read_json(config_file)
     find(model.name, "generation_config.json", model)
+    if not isinstance(config.get("model_type"), str | None):
+        raise UserError(f"model.name: {config_file}: model_type is {config['model_type']!r}; expected a name")
+    for name in ("vocab_size", "n_positions", "max_position_embeddings"):
+        if name in config and (type(config[name]) is not int or config[name] < 1):
+            raise UserError(f"model.name: {config_file}: {name} is {config[name]!r}; expected a whole number above 0")
     if pad_token_id >= config.get("vocab_size", pad_token_id + 1):
         raise UserError(
             f"model.tokenizer: the token to pad with, {pad_token}, has id {pad_token_id}, but {config_file} has a "
@@ -58,6 +65,17 @@ def check(model: Model, template: str | None = None) -> dict[str, Any]:
             f"model.name: {config_file} has no n_positions or max_position_embeddings; expected a causal language model"
         )
     return config
+
+
+def _check_random(sizes: Mapping[str, int]) -> None:
+    """Refuse sizes of which no GPT-2 can be made."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"model.random.{name}: {size}; expected a whole number above 0")
+    if "n_embd" in sizes and sizes["n_embd"] % sizes.get("n_head", 1) != 0:
+        raise UserError(
+            f"model.random.n_head: {sizes['n_head']} does not divide n_embd, {sizes['n_embd']}; change either"
+        )
 
 
 def identity(model: Model, template: str | None) -> str:
@@ -117,7 +135,7 @@ def padding_token(model: Model, template: str | None) -> tuple[str, int]:
     """
     tokenizer, found = load_tokenizer(model), _tokenizer_config(model)
     named = {
-        name: token["content"] if isinstance(token, dict) else str(token)
+        name: token["content"] if isinstance(token, dict) else token
         for name, token in found.items()
         if name.endswith("_token") and name != "pad_token" and token is not None
     }
@@ -135,23 +153,36 @@ def padding_token(model: Model, template: str | None) -> tuple[str, int]:
 def _chat_template(model: Model, tokenizer_config: dict[str, Any]) -> str | None:
     """Return the chat template of the model's own; of several, the one named default."""
     jinja = find(tokenizer_place(model), "chat_template.jinja", model)
-    found = tokenizer_config.get("chat_template") if jinja is None else jinja.read_text(encoding="utf-8")
+    try:
+        found = tokenizer_config.get("chat_template") if jinja is None else jinja.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.tokenizer: {jinja} cannot be read ({error}); expected a template in UTF-8") from error
     if isinstance(found, list):
-        return next((one["template"] for one in found if one["name"] == "default"), None)
+        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+    if found is not None and not isinstance(found, str):
+        raise UserError(f"model.tokenizer: the chat_template of {tokenizer_place(model)} is {found!r}; expected a text")
     return found
 
 
 def _tokenizer_config(model: Model) -> dict[str, Any]:
     paths = [find(tokenizer_place(model), f"{file}.json", model) for file in ("special_tokens_map", "tokenizer_config")]
-    return {name: value for path in paths if path is not None for name, value in read_json(path).items()}
+    found = {name: value for path in paths if path is not None for name, value in read_json(path).items()}
+    for name, token in found.items():
+        text = token.get("content", token) if isinstance(token, dict) else token
+        if name.endswith("_token") and not isinstance(text, str | None | bool):  # such as add_bos_token
+            raise UserError(f"model.tokenizer: {tokenizer_place(model)}: {name} is {token!r}; expected a text")
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file of a model."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"model.name: {path} cannot be read as JSON ({error}); expected a file of a model") from error
+    if not isinstance(found, dict):
+        raise UserError(f"model.name: {path} cannot be read as JSON (it is no object); expected a file of a model")
+    return found
 
 
 def _existing(folder: Path) -> Path:
