@@ -192,7 +192,7 @@ def test_without_a_finished_run_the_command_says_what_to_run(
     ("override", "words"),
     [
         ("seed=1", "seed: not read by the chat, which takes chat.* and output_dir; choose a run by chat.run"),
-        ("chat.best_of=0", "chat.best_of: 0; expected a number above 0"),
+        ("chat.best_of=0", "chat.best_of: 0; expected a whole number from 1 to 1024"),
         ("chat.max_new_tokens=600", "chat.max_new_tokens: 600; expected at most 510"),
         ("chat.preferences=here.txt", "chat.preferences: here.txt; expected a name that ends with .jsonl"),
     ],
