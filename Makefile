@@ -66,7 +66,7 @@ lint: $(STAMP)  ## run ruff and pyright
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)  ## run all tests but those of test-cluster
 	@$(PYTEST) -m "not cluster"
 test-fast: $(STAMP)  ## run the tests that are not marked slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_rlhf.launch import world  # the package sets the rest of the environment
+import gpt2_rlhf  # noqa: F401 - sets the rest of the environment
 
 gc.disable()  # until all is imported
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so do its children
@@ -52,11 +52,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
     # slow files first, from the last (those of whole runs take longest), so that no core is idle at the end
     items.sort(key=lambda item: (item.path not in slow, -places[item.path]))
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """Return one worker more than there are cores, since some tests wait; each takes a gigabyte."""
-    return min(4, world.cores() + 1)
 
 
 def pytest_collection_finish() -> None:
