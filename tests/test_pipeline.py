@@ -407,6 +407,8 @@ def test_a_defect_inside_a_stage_is_one_line_with_the_details_in_a_file(finished
     [
         ("ppo.args.num_mini_batches=3", "ppo.args.num_mini_batches: 3 does not divide"),
         ("sft.args.report_to=wandb", "sft.args.report_to: ['wandb']"),
+        ("sft.args.report_to=nonsense", "sft.args.report_to: ['nonsense']: nonsense is not supported"),
+        ("sft.args.accelerator_config=foo", "sft.args: "),
     ],
 )
 def test_what_trl_would_refuse_later_is_refused_before_the_first_stage_trains(

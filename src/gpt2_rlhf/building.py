@@ -3,7 +3,6 @@
 What is built is under a lock, each stage in processes of its own. A stage that fails has said why.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -348,8 +347,5 @@ def _are_changed(finished: Sequence[Stage]) -> bool:
 
 def _step(name: str) -> ModuleType:
     """Import the module of a stage, when it is built: torch and TRL take seconds, and each method has its trainer."""
-    module = f"gpt2_rlhf.{'reward' if name == 'judge' else name}"
-    if module in sys.modules:
-        return sys.modules[module]
     with imports.without_collections():
-        return import_module(module)
+        return import_module(f"gpt2_rlhf.{'reward' if name == 'judge' else name}")

@@ -99,6 +99,26 @@ def test_json_that_is_no_object_is_refused(folder: Path, name: str, content: str
     assert f"{folder / name} cannot be read as JSON" in refused(folder)
 
 
+@pytest.mark.parametrize("named", [{}, {"lm_head.weight": 1}])
+def test_an_index_that_names_no_files_is_refused(folder: Path, named: dict[str, Any]) -> None:
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+    assert "names no files" in refused(folder)
+
+
+def test_shards_in_a_folder_below_are_read_whole(folder: Path) -> None:
+    paths = shard(folder)
+    (folder / "weights").mkdir()
+    for path in paths:
+        path.rename(folder / "weights" / path.name)
+    index = folder / "model.safetensors.index.json"
+    change(index, lambda found: found.update(weight_map={k: f"weights/{v}" for k, v in found["weight_map"].items()}))
+    model_checks.check(model(folder))
+    first, second = (folder / "weights" / path.name for path in paths)
+    first.write_bytes(second.read_bytes())
+    assert "has no tensor" in refused(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value", "words"),
     [

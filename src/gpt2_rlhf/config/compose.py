@@ -46,10 +46,10 @@ def load(overrides: Sequence[str]) -> Composed:
         UserError: an override or a file in conf/ has a misspelt key, a wrong type, a value that is not allowed or
             a field that the pipeline sets itself.
     """
-    kinds = _kinds(_schema(Settings))
+    kinds, options = _kinds(_schema(Settings)), groups()
     parsed = [_as_hydra_reads_it(override.lstrip("+"), kinds) for override in overrides]  # every setting exists
-    checked = _checked(parsed, kinds)
-    values = _without_missing(OmegaConf.to_container(_compose(checked, kinds)))
+    checked = _checked(parsed, kinds, options)
+    values = _without_missing(OmegaConf.to_container(_compose(checked, kinds, options)))
     for stage in trl_fields.STAGES:
         trl_arguments.check(stage, values[stage].get("args", {}))
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0])
@@ -95,9 +95,10 @@ def _as_hydra_reads_it(override: str, kinds: Mapping[str, Any]) -> str:
     return f"{key}='{escaped}'"
 
 
-def _checked(overrides: Sequence[str], kinds: Mapping[str, Any]) -> list[Override]:
+def _checked(
+    overrides: Sequence[str], kinds: Mapping[str, Any], options: Mapping[str, Sequence[str]]
+) -> list[Override]:
     """Return the overrides as Hydra parses them; refuse one of a setting or option that does not exist."""
-    options = groups()
     checked = []
     for text in overrides:
         key, equals, given = text.lstrip("~").partition("=")
@@ -170,9 +171,11 @@ def _chooses(override: Override, options: Mapping[str, Any]) -> bool:
     return override.key_or_group in options and not isinstance(override.value(), dict)
 
 
-def _compose(overrides: Sequence[Override], kinds: Mapping[str, Any]) -> DictConfig:
+def _compose(
+    overrides: Sequence[Override], kinds: Mapping[str, Any], options: Mapping[str, Sequence[str]]
+) -> DictConfig:
     """Return all values; options are chosen and values deleted before the other values are set, in the given order."""
-    options, typed = groups(), {one.key_or_group: one.value() for one in overrides}
+    typed = {one.key_or_group: one.value() for one in overrides}
     first = [one for one in overrides if one.is_delete() or _chooses(one, options)]
     try:
         chosen = [*_groups_of_names(typed), *(str(one.input_line) for one in first)]

@@ -22,6 +22,12 @@ from gpt2_rlhf.config.trl_fields import STAGES
 
 _OF_ALL_STAGES = ("evaluate.batch_size", "evaluate.pairs")  # they measure with these
 
+
+def _in_args(*names: str) -> tuple[str, ...]:
+    """Return the settings of these names of every stage that trains."""
+    return tuple(f"{stage}.args.{name}" for stage in STAGES for name in names)
+
+
 _ABOVE_0 = (
     "data.train_pairs", "data.test_pairs", "data.max_prompt_tokens", "data.max_answer_tokens",
     "sft.args.learning_rate", "sft.args.per_device_train_batch_size",
@@ -42,12 +48,8 @@ _ABOVE_0 = (
     "evaluate.prompts", "evaluate.pairs", "evaluate.batch_size",
     "evaluate.max_new_tokens", "evaluate.temperature", "chat.max_new_tokens", "chat.temperature",
     "launch.processes", "launch.threads", "sweep.parallel",
-    *(
-        f"{stage}.args.{name}" for stage in STAGES
-        for name in ("save_steps", "save_total_limit", "logging_steps", "per_device_eval_batch_size")
-    ),
+    *_in_args("save_steps", "save_total_limit", "logging_steps", "per_device_eval_batch_size"),
 )  # fmt: skip
-_0_OR_MORE = ("weight_decay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers")
 
 # What is expected, the check, the settings that it holds for. A value that is null or not set is not checked.
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -60,7 +62,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "ppo.args.missing_eos_penalty",
             "rloo.args.beta",
             "rloo.missing_eos_penalty",
-            *(f"{stage}.args.{name}" for stage in STAGES for name in _0_OR_MORE),
+            *_in_args("weight_decay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers"),
         ),
     ),
     (
@@ -73,7 +75,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "a number of 0 or more and below 1",
         lambda beta: 0 <= beta < 1,
-        tuple(f"{stage}.args.adam_beta{number}" for stage in STAGES for number in (1, 2)),
+        _in_args("adam_beta1", "adam_beta2"),
     ),
     (
         "a whole number from 0 to 4294967295",

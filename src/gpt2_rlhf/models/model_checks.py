@@ -100,9 +100,9 @@ def _check_weights(model: Model) -> None:
         )
     try:
         shard_of: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted({Path(shard).name for shard in shard_of.values()})
-        if not shards:
-            raise ValueError("it names no file")
+        shards = sorted(set(shard_of.values()))
+        if not shards or not all(isinstance(shard, str) for shard in shards):
+            raise ValueError("its weight_map names no files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"model.name: {index} cannot be read ({error}); download or save the model again") from error
     for shard in shards:

@@ -134,11 +134,7 @@ def padding_token(model: Model, template: str | None) -> tuple[str, int]:
         UserError: no token can pad, or with template="chat", the model's chat template cannot be used.
     """
     tokenizer, found = load_tokenizer(model), _tokenizer_config(model)
-    named = {
-        name: token["content"] if isinstance(token, dict) else token
-        for name, token in found.items()
-        if name.endswith("_token") and name != "pad_token" and token is not None
-    }
+    named = _named_tokens(model, found)
     find(tokenizer_place(model), "added_tokens.json", model)  # so that transformers finds it too
     own = _chat_template(model, found)
     if template is not None:
@@ -150,6 +146,20 @@ def padding_token(model: Model, template: str | None) -> tuple[str, int]:
     return pad_token, pad_token_id
 
 
+def _named_tokens(model: Model, tokenizer_config: dict[str, Any]) -> dict[str, str]:
+    """Return the special tokens by their names, such as eos_token, without the padding token."""
+    named = {}
+    for name, token in tokenizer_config.items():
+        text = token.get("content", token) if isinstance(token, dict) else token
+        if not name.endswith("_token") or text is None or isinstance(text, bool):  # such as add_bos_token
+            continue
+        if not isinstance(text, str):
+            raise UserError(f"model.tokenizer: {tokenizer_place(model)}: {name} is {token!r}; expected a text")
+        if name != "pad_token":
+            named[name] = text
+    return named
+
+
 def _chat_template(model: Model, tokenizer_config: dict[str, Any]) -> str | None:
     """Return the chat template of the model's own; of several, the one named default."""
     jinja = find(tokenizer_place(model), "chat_template.jinja", model)
@@ -158,7 +168,8 @@ def _chat_template(model: Model, tokenizer_config: dict[str, Any]) -> str | None
     except (OSError, ValueError) as error:
         raise UserError(f"model.tokenizer: {jinja} cannot be read ({error}); expected a template in UTF-8") from error
     if isinstance(found, list):
-        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+        templates_by_name = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = templates_by_name.get("default")
     if found is not None and not isinstance(found, str):
         raise UserError(f"model.tokenizer: the chat_template of {tokenizer_place(model)} is {found!r}; expected a text")
     return found
@@ -166,12 +177,7 @@ def _chat_template(model: Model, tokenizer_config: dict[str, Any]) -> str | None
 
 def _tokenizer_config(model: Model) -> dict[str, Any]:
     paths = [find(tokenizer_place(model), f"{file}.json", model) for file in ("special_tokens_map", "tokenizer_config")]
-    found = {name: value for path in paths if path is not None for name, value in read_json(path).items()}
-    for name, token in found.items():
-        text = token.get("content", token) if isinstance(token, dict) else token
-        if name.endswith("_token") and not isinstance(text, str | None | bool):  # such as add_bos_token
-            raise UserError(f"model.tokenizer: {tokenizer_place(model)}: {name} is {token!r}; expected a text")
-    return found
+    return {name: value for path in paths if path is not None for name, value in read_json(path).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
