@@ -24,7 +24,7 @@ from helpers import commands, finished_run
 from helpers.commands import REPOSITORY, Command
 from helpers.local_hub import card_rules
 from helpers.local_hub.server import Hub
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL, copy_stages
 
 TRAINED = ("sft", "reward", "judge", "ppo")
 
@@ -359,7 +359,10 @@ def test_a_run_killed_after_checkpoints_of_two_stages_resumes_to_the_same_weight
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_training_leaves_a_checkpoint_and_one_line(tmp_path: Path, signum: int, code: int) -> None:
+def test_a_signal_in_training_leaves_a_checkpoint_and_one_line(
+    finished: Path, tmp_path: Path, signum: int, code: int
+) -> None:
+    copy_stages(finished, tmp_path, "data", "sft")
     run = start(tmp_path)
     wait_for_checkpoint(tmp_path, "reward", run)
     os.killpg(run.pid, signum)

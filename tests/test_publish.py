@@ -311,6 +311,12 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub, monkeypatch: pytest.
         publish.check(compose.load([f"publish.repo_id={REPO}"]).settings, LOOKING)
 
 
+def test_a_license_that_the_hub_does_not_know_is_refused_before_training(hub: Hub) -> None:
+    overrides = [f"publish.repo_id={REPO}", "card.license=mine-alone"]
+    with pytest.raises(UserError, match=r"^card\.license: 'mine-alone', which the Hub refuses; expected one of http"):
+        publish.check(compose.load(overrides).settings, LOOKING)
+
+
 def test_a_full_disk_is_refused_before_training(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

@@ -8,9 +8,9 @@ import pytest
 
 from helpers import commands
 from helpers.commands import Command
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL, copy_stages
 
-NO_JUDGE = "data.shares={sft: 0.2, reward: 0.6, judge: 0, ppo: 0.2}"
+NO_JUDGE = "data.shares={sft: 0.24, reward: 0.28, judge: 0, ppo: 0.24}"
 ARGUMENTS = ("sweep.parallel=2", "ppo.args.kl_coef=0.05,0.1", "ppo.args.learning_rate=3e-4,1e30", NO_JUDGE)
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,37 @@ def test_a_killed_sweep_goes_on_shares_stages_and_then_trains_nothing(tmp_path: 
     assert json.loads(figures.read_text())["points"] == points
 
 
-def test_a_point_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def of_methods(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The output folder of a finished sweep over two methods, and what the sweep printed."""
+    output_dir = tmp_path_factory.mktemp("methods")
+    run = start(output_dir, "method=rloo,dpo", NO_JUDGE).wait()
+    assert run.returncode == 0, run.stdout
+    return output_dir, run.stdout
+
+
+def test_methods_are_points_that_share_all_before_the_policy_and_a_run_of_each_has_its_card(
+    of_methods: tuple[Path, str],
+) -> None:
+    output_dir, printed = of_methods
+    names = ("sft", "reward", "rloo", "dpo", "evaluate")
+    assert [len(trained(output_dir, name)) for name in names] == [1, 1, 1, 1, 2]
+    for row in ("Tokens sampled: RLOO", "Pairs learnt from: DPO", "best of n"):
+        assert row in printed
+
+    shown = start(output_dir, "method=dpo", NO_JUDGE, verb="pipeline").wait()
+    printed = shown.stdout
+    assert shown.returncode == 0, printed
+    assert "building" not in printed
+    card = (output_dir / "latest" / "model" / "README.md").read_text()
+    assert "SFT, then the reward model from it, then DPO from SFT |" in card
+    assert (output_dir / "latest" / "report" / "curves-dpo.png").stat().st_size > 0
+
+
+def test_a_point_that_fails_is_a_row_and_the_others_go_on(
+    of_methods: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_stages(of_methods[0], tmp_path / "outputs", "data", "sft", "reward")
     (tmp_path / "no_scores.py").write_text("def score(prompts, answers):\n    return []\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     functions = "ppo.reward.function=null,no_scores:score"
@@ -74,21 +104,3 @@ def test_a_point_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path, monkey
     assert "1: function=null" in printed
     assert "2: function=no_scores:score  failed: " in printed
     assert "1 of 2 points have figures" in printed
-
-
-def test_methods_are_points_that_share_all_before_the_policy_and_a_run_of_each_has_its_card(tmp_path: Path) -> None:
-    run = start(tmp_path, "method=rloo,dpo", NO_JUDGE).wait()
-    printed = run.stdout
-    assert run.returncode == 0, printed
-    names = ("sft", "reward", "rloo", "dpo", "evaluate")
-    assert [len(trained(tmp_path, name)) for name in names] == [1, 1, 1, 1, 2]
-    for row in ("Tokens sampled: RLOO", "Pairs learnt from: DPO", "best of n"):
-        assert row in printed
-
-    shown = start(tmp_path, "method=dpo", NO_JUDGE, verb="pipeline").wait()
-    printed = shown.stdout
-    assert shown.returncode == 0, printed
-    assert "building" not in printed
-    card = (tmp_path / "latest" / "model" / "README.md").read_text()
-    assert "SFT, then the reward model from it, then DPO from SFT |" in card
-    assert (tmp_path / "latest" / "report" / "curves-dpo.png").stat().st_size > 0

@@ -176,7 +176,7 @@ def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
     tables = lengths.of_tables(stages[0].needs["data"].directory, tokenizer)
     found = estimates.of([stage.name for stage in stages], settings, tables, processes)
     at_once = estimates.side_by_side([stage.name for stage in stages], stages_at_once(settings.launch), found)
-    estimates.require_memory(found, settings, tables, processes, at_once)
+    estimates.require_memory(found, settings, tables, processes, world.on_this_machine(processes), at_once)
     seconds = {stage.directory: found[stage.name].seconds for stage in stages}
     whole = whole_run.in_words(whole_run.write(stages, seconds, stages_at_once(settings.launch)))
     each = ", ".join(f"{name} {whole_run.in_words(one.seconds)}" for name, one in found.items())

@@ -156,7 +156,8 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
     print(f"device: {estimates.device()}; results: {planned.directory}; nothing was built or written")
     to_build = [stage.name for stage in missing if stage != data]
     at_once = estimates.side_by_side(to_build, building.stages_at_once(settings.launch), found)
-    estimates.require_memory({name: found[name] for name in to_build}, settings, tables, processes, at_once)
+    here = world.on_this_machine(processes)
+    estimates.require_memory({name: found[name] for name in to_build}, settings, tables, processes, here, at_once)
 
 
 def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:

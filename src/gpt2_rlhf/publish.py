@@ -60,12 +60,15 @@ def check(settings: Settings, patience: Patience = tries.LOOKING) -> None:
 
     Raises:
         UserError: a name that no repository can have or that belongs to somebody else, no token or one that may not
-            write, a repository of the other visibility, too little room on disk, or a Hub that cannot be reached.
+            write, a repository of the other visibility, too little room on disk, a license that the Hub does not know,
+            or a Hub that cannot be reached.
     """
     found = targets(settings.publish)
     size_bytes = weights_bytes(model_files.check(settings.model))
     for target in found:
         _look(target, size_bytes, "about ", patience)
+    if found:
+        tries.run(repository.check_license, settings.card.license, patience=patience)
 
 
 def main(run: Run, patience: Patience = tries.PUBLISHING, checks: Checks = CHECKS) -> None:

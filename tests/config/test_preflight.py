@@ -51,6 +51,8 @@ def test_every_experiment_passes(experiment: str) -> None:
         (["sft.args.save_steps=0"], "sft.args.save_steps: 0.0; expected a number above 0"),
         (["sft.args.dataloader_num_workers=-1"], "sft.args.dataloader_num_workers: -1; expected a number of 0 or more"),
         (["card.year=-5"], "card.year: -5; expected a year such as 2026"),
+        (["card.author="], "card.author: no value; expected a name, or null for no citation"),
+        (["card.license="], "card.license: no value; expected a license from the Hub's list, such as mit"),
         (["reward.args.learning_rate=0"], "reward.args.learning_rate: 0.0; expected a number above 0"),
         (["ppo.guard.max_kl_nats=0"], "ppo.guard.max_kl_nats: 0.0; expected a number above 0"),
         (["ppo.guard.max_length_ratio=1"], "ppo.guard.max_length_ratio: 1.0; expected a number above 1"),

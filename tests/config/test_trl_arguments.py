@@ -40,6 +40,8 @@ def test_every_argument_ppo_uses_is_one_that_ppo_config_has_and_a_user_may_set()
         ("rloo", {"eval_strategy": "steps"}, "rloo.args.eval_strategy: steps: the evaluation of the run"),
         ("rloo", {"use_vllm": True}, "rloo.args.use_vllm: cannot be set here: the pipeline samples by itself"),
         ("rloo", {"vllm_mode": "server"}, "rloo.args.vllm_mode: server: the pipeline samples by itself"),
+        ("sft", {"loss_type": "nil"}, "sft.args.loss_type: 'nil' is not a value TRL knows; did you mean nll?"),
+        ("dpo", {"loss_type": ["sigmoid", "dpo"]}, "dpo.args.loss_type: 'dpo' is not a value TRL knows"),
         ("dpo", {"max_length": 64}, "dpo.args.max_length: cannot be set here: the data stage limits lengths"),
         ("sft", {"dataloader_persistent_workers": True}, "no workers; set sft.args.dataloader_num_workers"),
         (
@@ -64,4 +66,5 @@ def test_what_other_stages_refuse_is_allowed_where_it_works() -> None:
     trl_arguments.check(
         "sft", {"train_sampling_strategy": "group_by_length", "optim": "lomo", "save_strategy": "epoch"}
     )
+    trl_arguments.check("dpo", {"loss_type": ["sigmoid", "sft"]})
     trl_arguments.check("sft", {"dataloader_persistent_workers": True, "dataloader_num_workers": 2})

@@ -45,6 +45,12 @@ def test_an_optional_literal_may_be_null() -> None:
     assert (field.type, field.choices) == (str | None, ("eos",))
 
 
+def test_the_losses_of_sft_are_those_that_its_trainer_names_when_it_refuses_another() -> None:
+    found = trl_fields.loss_types("sft")
+    assert set(found) == {"nll", "dft", "chunked_nll"}
+    assert {"sigmoid", "ipo", "sft"} < set(trl_fields.loss_types("dpo"))
+
+
 def _scalar(kind: Any) -> bool:
     members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return set(members) <= {bool, int, float, str, type(None)} and len(set(members) - {type(None)}) == 1

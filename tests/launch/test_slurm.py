@@ -21,7 +21,7 @@ from gpt2_rlhf.launch import slurm
 from gpt2_rlhf.launch.slurm import State
 from gpt2_rlhf.launch.tasks import Task
 from helpers import slurm as real
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL, copy_stages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STARTED: list[subprocess.Popen[str]] = []
@@ -148,11 +148,6 @@ def weights(output_dir: Path) -> dict[str, str]:
     return {record["stage"]: record["weights_sha256"]["model.safetensors"] for record in records}
 
 
-def copy_stages(output_dir: Path, other: Path, but: str) -> None:
-    """Copy all finished stages but those that another run is to build."""
-    shutil.copytree(output_dir / "stages", other / "stages", ignore=shutil.ignore_patterns(but))
-
-
 @pytest.fixture(scope="module")
 def straight(environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of two processes on this machine that nothing disturbed."""
@@ -225,7 +220,7 @@ def sum_up(here: list[str]) -> tuple[Any, ...]:
 def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
-    copy_stages(straight, tmp_path, but="ppo-*")
+    copy_stages(straight, tmp_path, "data", "sft", "reward", "judge")
     here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "launch.slurm.signal_delay_s=5")
     started = start({**environment, "SLOW_S": "8"}, *here)
     wait_for(lambda: checkpoints(tmp_path))
@@ -247,7 +242,7 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
 def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
-    copy_stages(straight, tmp_path, but="ppo-*")
+    copy_stages(straight, tmp_path, "data", "sft", "reward", "judge")
     here = command("sweep", tmp_path, "launch=slurm", "launch.processes=2", "ppo.args.kl_coef=0.1,0.2")
     run(environment, *here)
     jobs = [json.loads(path.read_text())["job"] for path in tmp_path.glob("stages/*.job")]
@@ -267,7 +262,7 @@ def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
 def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
-    copy_stages(straight, tmp_path, but="reward-*")
+    copy_stages(straight, tmp_path, "data", "sft")
     here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "reward.args.optim=adamw_bnb_8bit")
     failed = start(environment, *here)
     printed = failed.communicate(timeout=200)[0]

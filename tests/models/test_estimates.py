@@ -17,14 +17,14 @@ TABLES: dict[str, Lengths] = dict.fromkeys(("sft", "reward", "judge", "ppo", "te
 BATCH, ACCUMULATED = "sft.args.per_device_train_batch_size", "sft.args.gradient_accumulation_steps"
 
 
-def needed(*overrides: str, name: str = "sft") -> memory.Memory:
+def needed(*overrides: str, name: str = "sft", processes: int = 1) -> memory.Memory:
     chosen = changed(GPT2, *overrides)
-    return memory.peak(name, chosen, shape.of(chosen.model), TABLES, 1, on_gpu=False)
+    return memory.peak(name, chosen, shape.of(chosen.model), TABLES, processes, on_gpu=False)
 
 
-def require(*overrides: str, name: str = "sft", processes: int = 1) -> None:
+def require(*overrides: str, name: str = "sft", processes: int = 1, here: int | None = None) -> None:
     found = {name: Estimate(rows=800, updates=1, memory=needed(*overrides, name=name), seconds=1.0)}
-    estimates.require_memory(found, changed(GPT2, *overrides), TABLES, processes)
+    estimates.require_memory(found, changed(GPT2, *overrides), TABLES, processes, here or processes)
 
 
 def free(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +72,16 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
         require("launch.processes=2", processes=2)
 
 
+def test_processes_on_another_machine_need_none_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(needed().total + 1, monkeypatch)
+    require(processes=2, here=1)
+    free(needed().total - 1, monkeypatch)
+    with pytest.raises(UserError) as refused:
+        require(processes=2, here=1)
+    of_one = memory.in_words(needed("sft.peft.r=8", processes=2).total)
+    assert f"sft.peft.r=8 ({of_one})" in str(refused.value)
+
+
 def test_stages_side_by_side_need_the_sum_of_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {name: needed(name=name) for name in ("reward", "judge", "ppo")}
     found = {name: Estimate(rows=800, updates=1, memory=size, seconds=1.0) for name, size in sizes.items()}
@@ -79,11 +89,11 @@ def test_stages_side_by_side_need_the_sum_of_their_memory(monkeypatch: pytest.Mo
     assert estimates.side_by_side(names[:3], 1, found) == ["ppo"]
     assert estimates.side_by_side(names, 2, found) == ["ppo", "ppo"]
     free(2 * sizes["ppo"].total - 1, monkeypatch)
-    estimates.require_memory(found, GPT2, TABLES, 1, at_once=["ppo"])
+    estimates.require_memory(found, GPT2, TABLES, 1, 1, at_once=["ppo"])
     with pytest.raises(
         UserError, match=r"^ppo and ppo side by side need about .*; build one after the other: launch.threads=null"
     ):
-        estimates.require_memory(found, GPT2, TABLES, 1, at_once=["ppo", "ppo"])
+        estimates.require_memory(found, GPT2, TABLES, 1, 1, at_once=["ppo", "ppo"])
 
 
 def test_a_sharded_run_is_asked_for_nothing_that_sharding_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

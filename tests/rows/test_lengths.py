@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_rlhf.config import compose
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import loading
 from gpt2_rlhf.rows import lengths, tables
 from gpt2_rlhf.rows.transcripts import pair
@@ -51,3 +52,11 @@ def test_rows_of_a_file_are_counted(tmp_path: Path) -> None:
     found, _ = lengths.expected(data, TOKENIZER)
     assert found["test"].rows == 4  # a tenth is held out
     assert found["reward"].rows == round(0.4 * 36)
+
+
+def test_a_file_without_a_usable_row_is_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": question, "chosen": "Yes.", "rejected": "Yes."} for question in pairs.questions(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = dataclasses.replace(SETTINGS.data, path=str(tmp_path / "pairs.jsonl"), name="")
+    with pytest.raises(UserError, match=r"pairs\.jsonl: none of 3 rows can be used; `make data` says why"):
+        lengths.expected(data, TOKENIZER)

@@ -85,6 +85,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     # as many answers to a prompt are held in memory
     ("a whole number from 1 to 1024", lambda count: 1 <= count <= 1024, ("evaluate.best_of", "chat.best_of")),
     ("a year such as 2026", lambda year: 1000 <= year <= 9999, ("card.year",)),
+    ("a name, or null for no citation", lambda author: author.strip() != "", ("card.author",)),
+    ("a license from the Hub's list, such as mit", lambda license: license.strip() != "", ("card.license",)),
     (
         "0 to train all weights, or a LoRA rank such as 8",
         lambda rank: rank >= 0,

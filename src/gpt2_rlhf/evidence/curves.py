@@ -32,9 +32,7 @@ def write(stage_directory: Path) -> Path:
     """Draw the PPO run in this stage's directory as ppo.png there, and return the file's path."""
     records, history = logged(stage_directory), heldout(stage_directory)
     path = stage_directory / FILE
-    with replacing(path, "wb") as file:
-        figure = of_policy(merged(records, history), metrics.PANELS, _WIDTH_IN, _ROW_HEIGHT_IN, _COLUMNS)
-        figure.savefig(file, dpi=_DPI, format="png")
+    save(of_policy(merged(records, history), metrics.PANELS, _WIDTH_IN, _ROW_HEIGHT_IN, _COLUMNS), path, _DPI)
     return path
 
 
@@ -64,6 +62,15 @@ def panels(
     figure = Figure(figsize=(width_in, rows * row_height_in), layout="constrained")
     FigureCanvasAgg(figure)  # not pyplot, which keeps figures in memory and needs a display
     return figure, list(figure.subplots(rows, columns, squeeze=False, height_ratios=heights).flat)
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure of `panels` as PNG, `dpi` pixels an inch."""
+    figure.set_dpi(dpi)
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    with replacing(path, "wb") as file:
+        canvas.print_png(file)  # the same bytes as figure.savefig, which draws twice
 
 
 def of_policy(

@@ -22,7 +22,6 @@ from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
 from gpt2_rlhf.evidence.measured import Measured, summary
 from gpt2_rlhf.evidence.tables import text
-from gpt2_rlhf.store.files import replacing
 
 Sample = Mapping[str, Any]  # a line of samples.jsonl
 Estimates = Sequence[Mapping[str, float]]  # mean, low, high and n each
@@ -46,8 +45,7 @@ class Picture:
 
     def save(self, directory: Path) -> bytes:
         """Write it as PNG, and return the bytes."""
-        with replacing(directory / self.file, "wb") as file:
-            self.figure.savefig(file, dpi=_DPI, format="png")
+        curves.save(self.figure, directory / self.file, _DPI)
         return (directory / self.file).read_bytes()
 
 

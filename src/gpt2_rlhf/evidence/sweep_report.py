@@ -295,5 +295,4 @@ def _draw(file: Path, figures: Sequence[Mapping[str, Any] | None], shown: Sequen
         axes.set_xticks(range(1, len(figures) + 1))
         axes.grid(alpha=0.3)
     panels[-1].set_xlabel("point", fontsize=9)
-    with replacing(file, "wb") as opened:
-        figure.savefig(opened, dpi=150, format="png")
+    curves.save(figure, file, dpi=150)

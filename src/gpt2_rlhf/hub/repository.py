@@ -4,6 +4,7 @@ Each step can be repeated: what is on the Hub already stays as it is.
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoFile
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
@@ -121,6 +122,21 @@ def look(api: HfApi, target: Target) -> Found | None:
     title = card.last_commit.title
     by_us = title.startswith(_TITLE)
     return Found(info.sha, files, None if by_us else f"{card.last_commit.oid[:12]} ({title})", card.blob_id)
+
+
+def check_license(api: HfApi, license_id: str) -> None:
+    """Have the Hub check the license, since it refuses the push of a card that names one it does not know.
+
+    Raises:
+        UserError: it does not know this one.
+    """
+    try:
+        ModelCard(f"---\nlicense: {json.dumps(license_id)}\n---\n").validate()
+    except ValueError as error:
+        raise UserError(
+            f"card.license: {license_id!r}, which the Hub refuses; expected one of "
+            "https://huggingface.co/docs/hub/repositories-licenses"
+        ) from error
 
 
 def push(api: HfApi, target: Target, folder: Path, paths: Sequence[str], run: str) -> Pushed:

@@ -79,6 +79,11 @@ def size(asked: int) -> int:
     return _number("WORLD_SIZE", asked, least=1)
 
 
+def on_this_machine(processes: int) -> int:
+    """Return how many of the processes that train are on this machine."""
+    return min(processes, _number("LOCAL_WORLD_SIZE", processes, least=1))
+
+
 def _number(name: str, default: int, least: int) -> int:
     """Return the number that a launcher has set in the environment.
 

@@ -1,6 +1,5 @@
 """What each stage will take, before it starts: updates, memory and time; what does not fit in memory is refused."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -57,10 +56,12 @@ def require_memory(
     settings: Settings,
     tables: Mapping[str, Lengths],
     processes: int,
+    here: int,
     at_once: Sequence[str] = (),
 ) -> None:
     """Refuse stages that need more memory than the device has free; with force=true, print why and go on.
 
+    here: how many of the processes are on this machine.
     at_once: the stages that run side by side when most memory is needed, one with several seeds as often.
 
     Raises:
@@ -70,7 +71,6 @@ def require_memory(
     free, on_gpu = free_bytes()
     if free is None:
         return
-    here = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
     sharing = 1 if on_gpu else here  # each process has a GPU of its own
 
     def require(what: str, names: Sequence[str], remedies: Callable[[], str]) -> None:
@@ -83,7 +83,7 @@ def require_memory(
         print(line, flush=True)
 
     for name in found:
-        require(f"{name} needs", [name], partial(_remedies, name, settings, tables, processes, on_gpu, free))
+        require(f"{name} needs", [name], partial(_remedies, name, settings, tables, (processes, here), on_gpu, free))
     if len(at_once) > 1:
         together = f"{' and '.join(at_once)} side by side need"
         require(together, at_once, lambda: "build one after the other: launch.threads=null")
@@ -137,14 +137,18 @@ def device() -> str:
 
 
 def _remedies(
-    name: str, settings: Settings, tables: Mapping[str, Lengths], processes: int, on_gpu: bool, free: int
+    name: str, settings: Settings, tables: Mapping[str, Lengths], processes: tuple[int, int], on_gpu: bool, free: int
 ) -> str:
-    """Return the changes of settings that lower the figure most, as overrides, each with the figure it gives."""
+    """Return the changes of settings that lower the figure most, as overrides, each with the figure it gives.
+
+    processes: all, and those on this machine.
+    """
     model = shape.of(settings.model)
 
     def needed(changed: Settings) -> float:
-        count = changed.launch.processes if settings.launch.processes > 1 else processes
-        return memory.peak(name, changed, model, tables, count, on_gpu).total * (1 if on_gpu else count)
+        asked = changed.launch.processes
+        every, here = (asked, asked) if settings.launch.processes > 1 else processes
+        return memory.peak(name, changed, model, tables, every, on_gpu).total * (1 if on_gpu else here)
 
     found = []
     for changes in _changes(name, settings, on_gpu):

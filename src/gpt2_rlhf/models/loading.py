@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from gpt2_rlhf.config.errors import UserError, one_line
@@ -29,6 +30,8 @@ from gpt2_rlhf.config.settings import Model, Peft
 from gpt2_rlhf.models import model_checks, model_files, tokens
 
 _LINEAR = (torch.nn.Linear, Conv1D)
+
+get_checkpoint_conversion_mapping("gpt2")  # the first call takes 0.2 s, which each forked stage would spend on its own
 
 
 def load_base_tokenizer(model: Model, template: str | None) -> PreTrainedTokenizerBase:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import mean, pstdev
@@ -12,11 +12,13 @@ from statistics import mean, pstdev
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import TABLES, Data
 from gpt2_rlhf.models import tokens
 from gpt2_rlhf.models.memory import Lengths
 from gpt2_rlhf.rows import sources
 from gpt2_rlhf.rows.cleaning import HELD_OUT_SHARE
+from gpt2_rlhf.rows.sources import RawRow
 from gpt2_rlhf.rows.transcripts import Unusable, pair
 
 _READ = 300  # rows of a table, or of the source
@@ -39,9 +41,15 @@ def expected(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, 
     """Return what the tables will be like, by the source's first rows, and about how many seconds making them takes.
 
     Nothing is downloaded for it: of rows that are not here, lengths follow from the limits, and the seconds are None.
+
+    Raises:
+        UserError: all rows were read, and none can be used.
     """
     started = time.perf_counter()
-    texts = list(_first_rows(data, tokenizer)) if sources.is_here(data) else []
+    first = list(_first_rows(data)) if sources.is_here(data) else []
+    texts = list(_usable(first, tokenizer))
+    if 0 < len(first) < _READ and not texts:
+        raise UserError(f"data: {sources.describe(data)}: none of {len(first)} rows can be used; `make data` says why")
     if texts:
         whole = _lengths(0, texts, tokenizer, data.max_prompt_tokens)
     else:
@@ -61,10 +69,14 @@ def expected(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, 
     return _divided(data, whole, train, test), seconds * rows if texts else None
 
 
-def _first_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> Iterator[Texts]:
-    """Yield the usable ones of the first rows, with their prompts not yet cut."""
+def _first_rows(data: Data) -> Iterator[RawRow]:
     few = dataclasses.replace(data, train_pairs=_READ, test_pairs=1) if sources.is_embedded(data) else data
-    for raw in islice(sources.read(few), _READ):
+    return islice(sources.read(few), _READ)
+
+
+def _usable(rows: Iterable[RawRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[Texts]:
+    """Yield the texts of rows that can be used, with their prompts not yet cut."""
+    for raw in rows:
         with contextlib.suppress(Unusable):
             row = pair(raw.values, raw.subset, raw.name)
             if tokens.refusal(tokenizer, row.prompt) is None:
