@@ -23,14 +23,14 @@ def test_the_eta_is_what_is_left_at_the_pace_so_far(now: list[float], told: list
     line = ProgressLine("train rows", 400)
     now[0] += 30  # 100 rows took it, 300 are left
     line.add(100)
-    assert told == [Doing("train rows 100/400", 90.0)]
+    assert told == [Doing("train rows 100/400", 90.0, is_part=True)]
 
 
 def test_without_a_total_there_is_no_eta(now: list[float], told: list[Doing]) -> None:
     line = ProgressLine("rows read")
     now[0] += 30
     line.add(7)
-    assert told == [Doing("rows read 7", None)]
+    assert told == [Doing("rows read 7", None, is_part=True)]
 
 
 def test_work_is_told_at_most_five_times_a_second_and_its_end_always(now: list[float], told: list[Doing]) -> None:
@@ -70,5 +70,5 @@ def test_batches_are_passed_on_in_order_and_counted_when_they_are_done(now: list
         passed.append(batch)
         now[0] += 30
     assert passed == [[3, 1], [2], [0]]
-    steps = [("answers of sft 1/3", 60.0), ("answers of sft 2/3", 30.0), ("answers of sft 3/3", 0.0), ("", None)]
-    assert told == [Doing(*step) for step in steps]
+    steps = [("answers of sft 1/3", 60.0), ("answers of sft 2/3", 30.0), ("answers of sft 3/3", 0.0)]
+    assert told == [*(Doing(*step, is_part=True) for step in steps), Doing("")]

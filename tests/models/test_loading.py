@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Model, Peft
-from gpt2_rlhf.models import loading
+from gpt2_rlhf.models import loading, tokens
 from helpers import families
 from helpers.tiny import tiny_policy, tiny_reward, tiny_tokenizer
 
@@ -144,3 +144,23 @@ def test_weights_that_lack_a_tensor_or_do_not_fit_the_config_are_refused(tmp_pat
     with pytest.raises(UserError, match=r"model: cannot be loaded \(.*\); save or download") as caught:
         loading.load_policy(str(folder))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("load", [loading.load_policy, lambda path: loading.load_reward(path, 0)])
+def test_a_config_that_counts_fewer_layers_than_the_weights_have_is_refused(load: Any, tmp_path: Path) -> None:
+    loading.save(tiny_policy(TOKENIZER), TOKENIZER, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"n_layer": config["n_layer"] - 1}))
+    with pytest.raises(UserError, match=r"its weights have transformer\.h\..*, a layer that its config does not count"):
+        load(str(tmp_path))
+
+
+def test_a_config_with_a_value_that_no_model_can_have_is_refused(tmp_path: Path) -> None:
+    loading.save(tiny_policy(TOKENIZER), TOKENIZER, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"activation_function": "none"}))
+    with pytest.raises(UserError, match=r"cannot be loaded \(KeyError: 'none'\); save or download"):
+        loading.load_policy(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attn_pdrop": "a tenth"}))
+    with pytest.raises(UserError, match=r"its tokenizer or config cannot be loaded \(.*attn_pdrop"):
+        tokens.load_published(str(tmp_path))

@@ -103,7 +103,10 @@ class Display:
         self._drawn = []
 
     def _overall_line(self, now: float) -> str:
-        running = {place: (now - one.started, one.eta_s(now)) for place, one in self._running.items()}
+        running = {
+            place: (now - one.started, None if one.doing.is_part else one.eta_s(now))
+            for place, one in self._running.items()
+        }
         return self._overall(running, self._took) if self._overall is not None and running else ""
 
     def _draw(self, lines: list[str]) -> None:

@@ -22,11 +22,15 @@ _TOLD_EVERY_S = 0.2
 
 @dataclass(frozen=True)
 class Doing:
-    """How far a task is, the seconds that it still takes if they are known, and its newest figures."""
+    """How far a task is, the seconds that it still takes if they are known, and its newest figures.
+
+    is_part: whether step and seconds are those of a part, such as a held-out measurement, after which others follow.
+    """
 
     step: str
     eta_s: float | None = None
     figures: Sequence[str] = ()
+    is_part: bool = False
 
 
 class _Connected:
@@ -83,7 +87,7 @@ class ProgressLine:
         if self._total is not None:
             step += f"/{self._total}"
             eta_s = (now - self._started) / self._done * (self._total - self._done)
-        if not tell(Doing(step, eta_s)) and now - self._printed >= LINE_EVERY_S:
+        if not tell(Doing(step, eta_s, is_part=True)) and now - self._printed >= LINE_EVERY_S:
             print(f"  {step}", flush=True)
             self._printed = now
 

@@ -5,6 +5,8 @@ a model's repository is never run.
 """
 
 import copy
+import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,9 @@ from gpt2_rlhf.config.settings import Model, Peft
 from gpt2_rlhf.models import model_checks, model_files, tokens
 
 _LINEAR = (torch.nn.Linear, Conv1D)
+_NUMBER = re.compile(r"\d+")
 
-get_checkpoint_conversion_mapping("gpt2")  # the first call takes 0.2 s, which each forked stage would spend on its own
+get_checkpoint_conversion_mapping("gpt2")  # the first call takes 0.1 s, which each forked stage would spend on its own
 
 
 def load_base_tokenizer(model: Model, template: str | None) -> PreTrainedTokenizerBase:
@@ -54,7 +57,7 @@ def load_policy(path: str) -> PreTrainedModel:
     """Load a causal language model in float32 from a folder.
 
     Raises:
-        UserError: its weights do not fit its config, or lack a tensor.
+        UserError: its weights do not fit its config, lack a tensor, or have more layers.
     """
     return _loaded(AutoModelForCausalLM, path, lacking=set())
 
@@ -76,11 +79,24 @@ def _loaded(kind: Any, path: str, lacking: set[str], **config: int) -> PreTraine
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **config}
     try:
         model, found = kind.from_pretrained(path, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be loaded ({one_line(error)}); save or download the model again") from error
+    except Exception as error:  # of any type: a config may hold any value
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{path}: cannot be loaded ({reason}); save or download the model again") from error
     if lost := found["missing_keys"] - lacking:  # transformers would draw them at random
         raise UserError(f"{path}: its weights have no {min(lost)}; save or download the model again")
+    if unread := _of_further_layers(model, found["unexpected_keys"]):  # transformers would leave them out
+        raise UserError(
+            f"{path}: its weights have {min(unread)}, a layer that its config does not count; save or download the "
+            "model again"
+        )
     return model
+
+
+def _of_further_layers(model: PreTrainedModel, unread: Iterable[str]) -> list[str]:
+    """Return the names of weights that differ from names of the model in the number of the layer only."""
+    names = {_NUMBER.sub("#", name) for name in model.state_dict()}
+    forms = {name: _NUMBER.sub("#", name) for name in unread if _NUMBER.search(name)}
+    return [name for name, form in forms.items() if any(own.endswith(form) for own in names)]
 
 
 def on_device(model: PreTrainedModel) -> PreTrainedModel:

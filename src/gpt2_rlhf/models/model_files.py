@@ -15,6 +15,10 @@ from gpt2_rlhf.config.settings import Model
 from gpt2_rlhf.models import padding, templates
 from gpt2_rlhf.store.files import sha256
 
+_SIZES = (
+    "vocab_size", "n_positions", "max_position_embeddings", "n_layer", "num_hidden_layers", "n_head",
+    "num_attention_heads", "n_embd", "hidden_size",
+)  # fmt: skip
 _SMALL_BYTES = 20_000_000  # hashed in a fraction of a second, each time
 EMBEDDED_DIR = Path(embedded.__file__).parent / "model"
 
@@ -52,7 +56,7 @@ def check(model: Model, template: str | None = None) -> dict[str, Any]:
     find(model.name, "generation_config.json", model)
     if not isinstance(config.get("model_type"), str | None):
         raise UserError(f"model.name: {config_file}: model_type is {config['model_type']!r}; expected a name")
-    for name in ("vocab_size", "n_positions", "max_position_embeddings"):
+    for name in _SIZES:
         if name in config and (type(config[name]) is not int or config[name] < 1):
             raise UserError(f"model.name: {config_file}: {name} is {config[name]!r}; expected a whole number above 0")
     if pad_token_id >= config.get("vocab_size", pad_token_id + 1):

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 from tokenizers import Encoding, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.errors import UserError, one_line
 from gpt2_rlhf.models import padding, templates
 from gpt2_rlhf.models.templates import ASSISTANT, HUMAN, TRANSCRIPT, Refused
 
@@ -40,9 +40,9 @@ def load_tokenizer(path: str, template: str | None) -> PreTrainedTokenizerBase:
     then renders.
 
     Raises:
-        UserError: the tokenizer has no EOS token, or a chat template that cannot be used.
+        UserError: the tokenizer cannot be read, has no EOS token, or has a chat template that cannot be used.
     """
-    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    tokenizer = _read(path)
     tokenizer.backend_tokenizer.no_truncation()  # tokenizer.json may have both; `_encoded` does not switch them off
     tokenizer.backend_tokenizer.no_padding()
     if template is not None:
@@ -63,11 +63,26 @@ def load_tokenizer(path: str, template: str | None) -> PreTrainedTokenizerBase:
 
 def load_published(path: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer that was saved with a model, for prompts in its chat template if there is a usable one."""
-    own = AutoTokenizer.from_pretrained(path).chat_template
+    own = _read(path).chat_template
     if own is not None and not str(own).endswith(TRANSCRIPT):
         with contextlib.suppress(UserError):  # the template of somebody else's model
             return load_tokenizer(path, "chat")
     return load_tokenizer(path, None)
+
+
+def _read(path: str) -> Any:
+    """Load the tokenizer as it was saved, which also reads the config of its model.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # of any type: a config may hold any value
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(
+            f"{path}: its tokenizer or config cannot be loaded ({reason}); save or download the model again"
+        ) from error
 
 
 def _add_nothing_after(tokenizer: Any) -> str:
