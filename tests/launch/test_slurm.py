@@ -33,7 +33,7 @@ def score(prompts, answers):
     time.sleep(float(os.environ.get("SLOW_S", "0")))
     return [-len(answer) / 100 for answer in answers]
 '''
-OWN = ("ppo.reward.function=slow_reward:score", "ppo.args.total_episodes=320", "ppo.args.eval_steps=10")
+OWN = ("ppo.reward.function=slow_reward:score", "ppo.args.total_episodes=208", "ppo.args.eval_steps=7")
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +222,7 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
 ) -> None:
     copy_stages(straight, tmp_path, "data", "sft", "reward", "judge")
     here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "launch.slurm.signal_delay_s=5")
-    started = start({**environment, "SLOW_S": "8"}, *here)
+    started = start({**environment, "SLOW_S": "10"}, *here)
     wait_for(lambda: checkpoints(tmp_path))
     job = job_ids(tmp_path)["ppo"]
     clock = {**environment, "SLURM_TIME_FORMAT": "%s"}

@@ -1,6 +1,7 @@
 import dataclasses
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def test_one_file_is_an_unsplit_set(two_subsets: Path) -> None:
         ("missing.jsonl", r"data\.path=.*missing\.jsonl: does not exist .*; expected a data file or a folder"),
         ("pairs.txt", r"data\.path=.*pairs\.txt: unknown ending; expected one of \.jsonl"),
         ("empty", r"data\.path=.*empty has no data files"),
+        ("pipe", r"data\.path=.*pipe: is neither a file nor a folder; expected a data file or a folder of them"),
         ("columns.csv", r"columns\.csv: has the columns text; expected chosen and rejected"),
         ("caf\udce9.jsonl", r"the name '.*caf\\udce9\.jsonl' is not UTF-8; rename it"),
         ("latin", r"the name 'caf\\udce9\.jsonl' is not UTF-8; rename it"),
@@ -91,6 +93,7 @@ def test_one_file_is_an_unsplit_set(two_subsets: Path) -> None:
 )
 def test_a_path_that_cannot_be_used_is_refused_before_reading(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "latin").mkdir()
     (tmp_path / "latin" / "caf\udce9.jsonl").touch()
     (tmp_path / "pairs.txt").write_text("x")

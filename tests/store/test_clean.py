@@ -1,6 +1,7 @@
 import io
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,7 @@ def test_clean_deletes_what_killed_runs_left_and_nothing_of_finished_ones(
     clean.clean(str(tmp_path))
     capsys.readouterr()
     clean.clean(str(tmp_path))
-    clean.clean(str(tmp_path / "nothing"))
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "nothing to delete\n"
 
 
 def test_no_run_can_start_to_build_a_stage_that_clean_is_deleting(
@@ -131,3 +131,11 @@ def test_clean_all_asks_and_without_an_answer_deletes_nothing(tmp_path: Path, mo
     answer(monkeypatch, "yes\n")
     clean.clean_all(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("command", [clean.clean, clean.prune, clean.clean_all])
+def test_it_is_said_that_there_is_nothing_to_delete(
+    command: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(str(tmp_path / "outputs"))
+    assert capsys.readouterr().out == "nothing to delete\n"

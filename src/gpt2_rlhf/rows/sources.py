@@ -142,6 +142,8 @@ def _local(data: Data) -> tuple[Path, list[File], list[str]]:
                     f"data.subsets: {data.path} is one file and has no subset folders; set data.subsets=null"
                 )
             return path.parent, [File(path.name, title, "unsplit")], []
+        if not path.is_dir():
+            raise UserError(f"{where}: is neither a file nor a folder; expected a data file or a folder of them")
         found = [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(depth) if file.is_file()]
         for file in found:
             _check_utf8(file.name, where)

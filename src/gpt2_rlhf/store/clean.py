@@ -12,18 +12,22 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.store import locks
 from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, is_done
 
+_NOTHING = "nothing to delete"
+
 
 def clean(output_dir: str) -> None:
     """Delete unfinished stages that no run is building, damaged ones that were set aside, and what killed runs left."""
-    root = Path(output_dir)
+    root, deleted = Path(output_dir), 0
     for stage in map(_stage, sorted({path.with_suffix("") for path in root.glob("stages/*-*")})):  # or lock files alone
         if locks.is_held(stage):
             print(f"left {stage.directory}: a run is building it")
             continue
         with locks.held([stage]):  # no run may start to build what is deleted here
             is_kept = fault(stage) != NOT_BUILT and not stage.name.startswith("damaged")
-            delete(leftovers([stage.directory]) if is_kept else [stage.directory])
-    delete([*leftovers(root.glob("runs/*")), *_half_written(root.glob(".*.part"))])
+            deleted += delete(leftovers([stage.directory]) if is_kept else [stage.directory])
+    deleted += delete([*leftovers(root.glob("runs/*")), *_half_written(root.glob(".*.part"))])
+    if not deleted:
+        print(_NOTHING)
 
 
 def prune(output_dir: str) -> None:
@@ -78,7 +82,7 @@ def _ask_and_delete(paths: Sequence[Path], root: Path) -> None:
         if locks.is_held(stage):
             raise UserError(f"{stage.directory}: a run is building it, and may need what would be deleted; wait for it")
     if not paths:
-        print("nothing to delete")
+        print(_NOTHING)
         return
     for path in paths:
         print(f"{_bytes(path) / 1e6:>12,.1f} MB  {path}")
@@ -98,11 +102,13 @@ def _bytes(path: Path) -> int:
     return sum(file.lstat().st_size for file in [path, *path.rglob("*")] if not file.is_symlink())
 
 
-def delete(paths: Iterable[Path]) -> None:
-    """Delete files and folders, and print each."""
-    for path in filter(os.path.lexists, paths):
+def delete(paths: Iterable[Path]) -> int:
+    """Delete files and folders, print each, and return how many they are."""
+    existing = list(filter(os.path.lexists, paths))
+    for path in existing:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
         print(f"deleted {path}")
+    return len(existing)
