@@ -165,6 +165,15 @@ def test_cores_are_divided_by_the_processes_of_this_node_not_of_all(
     assert world.places(1, None, 1)[0].threads == expected
 
 
+@pytest.mark.parametrize(("on_this_node", "expected"), [(None, 4), ("2", 2), ("8", 4)])
+def test_processes_on_this_machine_are_those_of_the_launcher_here_or_else_all(
+    monkeypatch: pytest.MonkeyPatch, on_this_node: str | None, expected: int
+) -> None:
+    if on_this_node is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", on_this_node)
+    assert world.on_this_machine(4) == expected
+
+
 @pytest.mark.parametrize(("local_size", "expected"), [("2", " in process 2 of 2"), ("1", " in process 2 of 2 on n2")])
 def test_a_message_names_the_node_if_there_are_several(
     launcher: list[Any], monkeypatch: pytest.MonkeyPatch, local_size: str, expected: str
