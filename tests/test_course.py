@@ -38,7 +38,7 @@ def test_each_training_command_is_named_with_its_run() -> None:
 
 
 # also of a command that sets more rows
-FEW_STEPS = ("sft.args.max_steps=18", "reward.args.max_steps=14", "ppo.args.total_episodes=32")
+FEW_STEPS = ("sft.args.max_steps=6", "reward.args.max_steps=6", "ppo.args.total_episodes=32")
 
 
 @pytest.mark.slow

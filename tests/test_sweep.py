@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def start(output_dir: Path, *arguments: str, verb: str = "sweep") -> Command:
     small = [one for one in SMALL if not one.startswith("data.shares")]
-    return commands.start(verb, f"output_dir={output_dir}", *small, *arguments)
+    return commands.start(verb, f"output_dir={output_dir}", *small, "ppo.args.total_episodes=32", *arguments)
 
 
 def trained(output_dir: Path, stage: str) -> dict[str, float]:

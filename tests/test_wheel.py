@@ -93,7 +93,8 @@ def test_the_console_script_prints_settings_and_help(installed: Path, tmp_path: 
 
 
 def test_a_small_pipeline_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    run(tmp_path, sys.executable, "-m", "gpt2_rlhf", "pipeline", *SMALL, PYTHONPATH=str(installed))
+    few_steps = ("sft.args.max_steps=2", "reward.args.max_steps=2", "ppo.args.total_episodes=16")
+    run(tmp_path, sys.executable, "-m", "gpt2_rlhf", "pipeline", *SMALL, *few_steps, PYTHONPATH=str(installed))
     newest = tmp_path / "outputs" / "latest"
     assert (newest / "model" / "model.safetensors").is_file()
     assert (newest / "model" / "README.md").is_file()

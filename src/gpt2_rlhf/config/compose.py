@@ -32,11 +32,16 @@ CONF_DIR = Path(__file__).parent / "conf"
 
 @dataclass(frozen=True)
 class Composed:
-    """The configuration of one command: checked settings, the overrides as typed, every value that is set as YAML."""
+    """The configuration of one command: checked settings, the overrides as typed, every value that is set."""
 
     settings: Settings
     overrides: tuple[str, ...]  # ordered by key
-    yaml: str
+    values: Mapping[str, Any]
+
+    @property
+    def yaml(self) -> str:
+        """The values as YAML, which takes a third as long as composing them."""
+        return OmegaConf.to_yaml(self.values)
 
 
 def load(overrides: Sequence[str]) -> Composed:
@@ -53,7 +58,7 @@ def load(overrides: Sequence[str]) -> Composed:
     for stage in trl_fields.STAGES:
         trl_arguments.check(stage, values[stage].get("args", {}))
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0])
-    return Composed(_build(Settings, values), tuple(ordered), OmegaConf.to_yaml(values))
+    return Composed(_build(Settings, values), tuple(ordered), values)
 
 
 def read(yaml: str, now: Settings) -> Settings:
