@@ -45,10 +45,19 @@ def model_dir(tmp_path: Path) -> Path:
     return finished_run.write(tmp_path / "outputs")
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run with seed=3, with small texts as weights; tests get a copy."""
+    folder = tmp_path_factory.mktemp("written")
+    finished_run.write_evaluated(folder, ["seed=3", "card.author=Lovelace"])
+    return folder
+
+
 @pytest.fixture
-def evaluated(tmp_path: Path) -> Path:
-    """outputs/latest of a run with seed=3, with small texts as weights."""
-    return finished_run.write_evaluated(tmp_path / "outputs", ["seed=3", "card.author=Lovelace"])
+def evaluated(written: Path, tmp_path: Path) -> Path:
+    """outputs/latest of the run."""
+    shutil.copytree(written, tmp_path / "outputs", symlinks=True)
+    return tmp_path / "outputs" / "latest"
 
 
 @pytest.fixture
