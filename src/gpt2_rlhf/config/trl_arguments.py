@@ -115,11 +115,11 @@ def check(stage: str, args: Mapping[str, Any]) -> None:
             raise UserError(f"{key}: cannot be set here: {REFUSED[name]}")
         if stage == "ppo" and name not in PPO_USES:
             raise UserError(f"{key}: PPO does nothing with it; leave it out")
-        if name == "loss_type" and stage in ("sft", "dpo"):  # of which TRL lists no choices, and fails after it loaded
+        if name == "loss_type" and stage in ("sft", "dpo"):  # TRL lists no choices, and refuses others once it trains
             choices = trl_fields.loss_types(stage)
-        for one in (value if isinstance(value, list) else [value]) if choices is not None and value is not None else ():
-            if one not in choices:
-                raise UserError(f"{key}: {one!r} is not a value TRL knows; {did_you_mean(str(one), choices)}")
+        given = [] if value is None else value if isinstance(value, list) else [value]
+        if choices is not None and (wrong := [one for one in given if one not in choices]):
+            raise UserError(f"{key}: {wrong[0]!r} is not a value TRL knows; {did_you_mean(str(wrong[0]), choices)}")
         for stages, argument, pattern, reason in _REFUSED_VALUES:
             if fnmatch(name, argument) and fnmatch(stage, stages) and fnmatch(str(value), pattern):
                 raise UserError(f"{key}: {value}: {reason}")

@@ -60,15 +60,11 @@ def model_types(head: str) -> frozenset[str]:
 @cache
 def loss_types(stage: str) -> tuple[str, ...]:
     """Return the losses that the trainer of `stage`, sft or dpo, compares its argument loss_type with."""
-    compared = (
-        (ast.unparse(one.left), one.comparators[0])
-        for one in ast.walk(_tree(_package_dir("trl") / f"trainer/{stage}_trainer.py"))
-        if isinstance(one, ast.Compare) and isinstance(one.ops[0], ast.Eq)
-    )
-    found = (
-        str(value.value) for name, value in compared if name.endswith("loss_type") and isinstance(value, ast.Constant)
-    )
-    return tuple(dict.fromkeys(found))
+    found = dict[str, None]()
+    for node in ast.walk(_tree(_package_dir("trl") / f"trainer/{stage}_trainer.py")):
+        if isinstance(node, ast.Compare) and ast.unparse(node.left).endswith("loss_type"):
+            found |= {str(value.value): None for value in node.comparators if isinstance(value, ast.Constant)}
+    return tuple(found)
 
 
 def _field(annotation: ast.expr) -> TrlField:

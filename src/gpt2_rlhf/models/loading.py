@@ -79,6 +79,8 @@ def _loaded(kind: Any, path: str, lacking: set[str], **config: int) -> PreTraine
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **config}
     try:
         model, found = kind.from_pretrained(path, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # of any type: a config may hold any value
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{path}: cannot be loaded ({reason}); save or download the model again") from error
