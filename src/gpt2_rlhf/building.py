@@ -280,7 +280,7 @@ def _run(
             show_found(by_directory[task.directory])
         return goes_on(code)
 
-    def overall(running: Mapping[Path, tuple[float, float | None]], took: Mapping[Path, float]) -> str:
+    def overall(running: Mapping[Path, whole_run.Running], took: Mapping[Path, float]) -> str:
         numbers = [str(place) for place, stage in enumerate(every, start=1) if stage.directory in running]
         left_s = whole_run.left_s(stages, expected, running, took, count)
         left = "" if left_s is None else f", about {whole_run.in_words(left_s)} left"

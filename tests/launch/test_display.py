@@ -107,15 +107,15 @@ def test_the_eta_of_a_part_is_shown_but_is_not_that_of_the_task(
     now: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Terminal(monkeypatch)
-    display = Display(lambda running, took: str(dict(running)[SFT]))
+    display = Display(lambda running, took: f"{running[SFT].elapsed_s:g} s, in all {running[SFT].whole_s}")
     display.start(SFT, "sft")
     now[0] += 5
     display.receive(SFT, Doing("held-out loss 1/4", 15.0, is_part=True))
     display.refresh()
-    assert terminal.screen() == ["(5.0, None)", "  sft held-out loss 1/4  eta 15 s"]
+    assert terminal.screen() == ["5 s, in all None", "  sft held-out loss 1/4  eta 15 s"]
     display.receive(SFT, Doing("1/40", 200.0))
     display.refresh()
-    assert terminal.screen() == ["(5.0, 200.0)", "  sft 1/40  eta 3 min"]
+    assert terminal.screen() == ["5 s, in all 205.0", "  sft 1/40  eta 3 min"]
 
 
 def test_a_log_gets_a_line_on_each_task_every_ten_seconds_and_figures_once(

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_rlhf.launch import whole_run
+from gpt2_rlhf.launch.whole_run import Running
 from gpt2_rlhf.store.stage import Stage
 
 SECONDS = {"sft": 10.0, "reward": 40.0, "judge": 30.0, "ppo": 75.0, "evaluate": 20.0}
@@ -32,12 +33,19 @@ def test_stages_end_one_after_the_other_or_side_by_side_where_they_do_not_need_e
 def test_what_has_no_eta_is_expected_to_be_as_much_slower_as_what_was_built_and_what_runs(tmp_path: Path) -> None:
     sft, reward, judge, _, _ = run = stages(tmp_path)
     expected = expected_of(run)
-    assert whole_run.left_s(run, expected, {sft.directory: (4.0, None)}, {}, at_once=2) == 145 - 4
+    assert whole_run.left_s(run, expected, {sft.directory: Running(4.0, None)}, {}, at_once=2) == 145 - 4
     took = {sft.directory: 25.0}
     # 30 s so far and 45 s to go make 75 s in place of 40, and 25 s in place of 10: all twice as slow
-    running = {reward.directory: (30.0, 45.0), judge.directory: (30.0, None)}
+    running = {reward.directory: Running(30.0, 45.0), judge.directory: Running(30.0, None)}
     assert whole_run.left_s(run, expected, running, took, at_once=2) == 45 + 2 * (75 + 20)
     assert whole_run.left_s(run, expected, {}, dict.fromkeys(expected, 1.0), at_once=2) == 0
+
+
+def test_the_eta_of_a_part_is_the_least_that_a_stage_still_takes_and_says_nothing_of_others(tmp_path: Path) -> None:
+    sft, *_ = run = stages(tmp_path)
+    for elapsed_s, left_s in ((1.0, 9.0), (6.0, 5.0), (50.0, 5.0)):  # of 10 expected
+        running = {sft.directory: Running(elapsed_s, 5.0, is_part=True)}
+        assert whole_run.left_s(run, expected_of(run), running, {}, at_once=2) == left_s + 135
 
 
 def test_nothing_is_said_of_a_run_with_a_stage_of_which_nothing_is_expected(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from gpt2_rlhf.launch import world
 from gpt2_rlhf.launch.progress_line import LINE_EVERY_S, Doing
-from gpt2_rlhf.launch.whole_run import in_words
+from gpt2_rlhf.launch.whole_run import Running, in_words
 
 _OVERALL_EVERY_S = 60.0  # in a log
 
-# elapsed seconds and ETA of the tasks that run, seconds that others took, all by directory -> the line on all of them
-Overall = Callable[[Mapping[Path, tuple[float, float | None]], Mapping[Path, float]], str]
+# the tasks that run, seconds that others took, both by directory -> the line on all of them
+Overall = Callable[[Mapping[Path, Running], Mapping[Path, float]], str]
 
 
 @dataclass
@@ -104,8 +104,7 @@ class Display:
 
     def _overall_line(self, now: float) -> str:
         running = {
-            place: (now - one.started, None if one.doing.is_part else one.eta_s(now))
-            for place, one in self._running.items()
+            place: Running(now - one.started, one.eta_s(now), one.doing.is_part) for place, one in self._running.items()
         }
         return self._overall(running, self._took) if self._overall is not None and running else ""
 

@@ -2,10 +2,29 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_rlhf.store.files import write_json
 from gpt2_rlhf.store.stage import Stage
+
+
+@dataclass(frozen=True)
+class Running:
+    """A stage that runs: seconds since its start, and until its end or, if is_part, until the end of a part of it."""
+
+    elapsed_s: float
+    eta_s: float | None
+    is_part: bool = False
+
+    @property
+    def whole_s(self) -> float | None:
+        """The seconds that the stage takes in all, if they are known."""
+        return None if self.eta_s is None or self.is_part else self.elapsed_s + self.eta_s
+
+    def left_s(self, expected_s: float) -> float:
+        """Return the seconds until its end, where it was expected to take so many in all."""
+        return max(self.eta_s or 0.0, (self.whole_s or expected_s) - self.elapsed_s)
 
 
 def ends(stages: Sequence[Stage], seconds: Mapping[Path, float], at_once: int) -> dict[Path, float]:
@@ -32,24 +51,22 @@ def ends(stages: Sequence[Stage], seconds: Mapping[Path, float], at_once: int) -
 def left_s(
     stages: Sequence[Stage],
     expected: Mapping[Path, float],
-    running: Mapping[Path, tuple[float, float | None]],
+    running: Mapping[Path, Running],
     took: Mapping[Path, float],
     at_once: int,
 ) -> float | None:
     """Return the seconds until the stages are built; None if nothing is expected of one of them.
 
-    running: seconds since the start of each stage that runs, and its ETA if it has one. took: seconds of those that
-    are built. What has no ETA is expected to be as much slower as the others are.
+    took: seconds of those that are built. What has no ETA is expected to be as much slower as the others are.
     """
     undone = [one for one in stages if one.directory not in took]
     if any(one.directory not in expected for one in undone):
         return None
-    known = {place: elapsed_s + eta_s for place, (elapsed_s, eta_s) in running.items() if eta_s is not None}
+    known = {place: whole_s for place, one in running.items() if (whole_s := one.whole_s) is not None}
     known |= {place: seconds for place, seconds in took.items() if place in expected}
     pace = sum(known.values()) / sum(expected[place] for place in known) if known else 1.0
     seconds = {one.directory: pace * expected[one.directory] for one in undone}
-    for place, (elapsed_s, eta_s) in running.items():
-        seconds[place] = max(0.0, seconds[place] - elapsed_s) if eta_s is None else eta_s
+    seconds |= {place: one.left_s(seconds[place]) for place, one in running.items()}
     undone.sort(key=lambda one: one.directory not in running)  # those that run have begun
     return max(ends(undone, seconds, at_once).values(), default=0.0)
 
