@@ -54,7 +54,8 @@ def test_a_killed_sweep_goes_on_shares_stages_and_then_trains_nothing(tmp_path: 
         "kl_coef=0.1 learning_rate=1e+30",
     ]
 
-    assert [one["state"].partition(":")[0] for one in points if "1e+30" in one["label"]] == ["stopped by the guard"] * 2
+    # one of them may be the best: it hands on the SFT model
+    assert all("stopped by the guard" in one["state"] for one in points if "1e+30" in one["label"])
 
     again = start(tmp_path, "--multirun", *ARGUMENTS, verb="pipeline").wait()
     printed = again.stdout

@@ -66,9 +66,7 @@ def check(settings: Settings, patience: Patience = tries.LOOKING) -> None:
     found = targets(settings.publish)
     size_bytes = weights_bytes(model_files.check(settings.model))
     for target in found:
-        _look(target, size_bytes, "about ", patience)
-    if found:
-        tries.run(repository.check_license, settings.card.license, patience=patience)
+        _check(target, settings, size_bytes, "about ", patience)
 
 
 def main(run: Run, patience: Patience = tries.PUBLISHING, checks: Checks = CHECKS) -> None:
@@ -148,7 +146,7 @@ def show(run: Run) -> None:
             print(f"{(folder / path).stat().st_size:>14,}  {path}")
         print(f"\n{cards[name]}")
         if target is not None:
-            found = _look(target, size_bytes, "", tries.LOOKING)
+            found = _check(target, run.settings, size_bytes, "", tries.LOOKING)
             for line in _overwritten(target, found, folder, paths):
                 print(line)
     print("dry run: nothing was pushed")
@@ -166,8 +164,8 @@ def write_cards(run: Run) -> list[Path]:
     return [folder / "README.md" for folder in product.write(run)]
 
 
-def _look(target: Target, size_bytes: int, about: str, patience: Patience) -> Found | None:
-    found = tries.run(repository.look, target, patience=patience)
+def _check(target: Target, settings: Settings, size_bytes: int, about: str, patience: Patience) -> Found | None:
+    found = tries.run(repository.check, target, settings.card.license, patience=patience)
     free_bytes = require_room(size_bytes)
     state = "new" if found is None else f"exists with {len(found.files)} files, which a push replaces"
     print(

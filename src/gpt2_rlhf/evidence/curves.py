@@ -25,6 +25,7 @@ MARKERS = "osD^v"
 Records = Sequence[Mapping[str, Any]]  # what was logged, a step each
 
 _COLUMNS = 2
+_TICKS = 6  # at most, along an axis: enough to read, and most of the time of a picture is spent on their numbers
 _WIDTH_IN, _ROW_HEIGHT_IN, _DPI = 12, 3.4, 100  # 1200 pixels wide
 
 
@@ -61,7 +62,10 @@ def panels(
     """Return an empty figure and its axes, row by row; sizes in inches. heights: of the rows, in any unit."""
     figure = Figure(figsize=(width_in, rows * row_height_in), layout="constrained")
     FigureCanvasAgg(figure)  # not pyplot, which keeps figures in memory and needs a display
-    return figure, list(figure.subplots(rows, columns, squeeze=False, height_ratios=heights).flat)
+    found = list(figure.subplots(rows, columns, squeeze=False, height_ratios=heights).flat)
+    for axes in found:
+        axes.locator_params(nbins=_TICKS)
+    return figure, found
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:

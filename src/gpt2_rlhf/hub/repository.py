@@ -124,12 +124,13 @@ def look(api: HfApi, target: Target) -> Found | None:
     return Found(info.sha, files, None if by_us else f"{card.last_commit.oid[:12]} ({title})", card.blob_id)
 
 
-def check_license(api: HfApi, license_id: str) -> None:
-    """Have the Hub check the license, since it refuses the push of a card that names one it does not know.
+def check(api: HfApi, target: Target, license_id: str) -> Found | None:
+    """Return what `look` returns, after the Hub has checked the license that the card will name.
 
     Raises:
-        UserError: it does not know this one.
+        UserError: as `look`, or the Hub does not know the license, so that it would refuse the card.
     """
+    found = look(api, target)
     try:
         ModelCard(f"---\nlicense: {json.dumps(license_id)}\n---\n").validate()
     except ValueError as error:
@@ -137,6 +138,7 @@ def check_license(api: HfApi, license_id: str) -> None:
             f"card.license: {license_id!r}, which the Hub refuses; expected one of "
             "https://huggingface.co/docs/hub/repositories-licenses"
         ) from error
+    return found
 
 
 def push(api: HfApi, target: Target, folder: Path, paths: Sequence[str], run: str) -> Pushed:
