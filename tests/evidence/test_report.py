@@ -69,8 +69,12 @@ def written(run_dir: Path) -> tuple[Page, dict[str, Any], dict[str, Any], dict[s
 def one_picture(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Draw one empty picture instead of all, which takes seconds; counts how often."""
     drawn: list[int] = []
-    picture = plots.Picture("training.png", "title", "alt", curves.panels(1, 1, 1)[0])
-    monkeypatch.setattr(plots, "pictures", lambda *_: drawn.append(1) or [picture])
+
+    def pictures(*_: object) -> list[plots.Picture]:
+        drawn.append(1)
+        return [plots.Picture("training.png", "title", "alt", curves.panels(1, 1, 1)[0])]
+
+    monkeypatch.setattr(plots, "pictures", pictures)
     return drawn
 
 
