@@ -169,24 +169,12 @@ def test_ctrl_c_during_the_imports_of_a_command_ends_it_without_a_traceback(monk
     assert handlers == [signal.SIG_DFL, signal.default_int_handler]
 
 
-STEPS = ("pipeline", "data", "sft", "reward", "ppo", "rloo", "dpo", "evaluate", "publish", "chat")
-
-
-@pytest.mark.parametrize("name", STEPS)
-def test_a_step_run_as_a_module_is_the_command_of_its_name(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
-    monkeypatch.delitem(sys.modules, f"gpt2_rlhf.{name}", raising=False)  # as in a new process
-    runpy.run_module(f"gpt2_rlhf.{name}", run_name="__main__", alter_sys=True)
-    assert cli.VERBS[name] in capsys.readouterr().out
-
-
 @pytest.mark.slow
-def test_a_step_starts_as_a_module_in_a_process_of_its_own() -> None:
-    command = [sys.executable, "-m", "gpt2_rlhf.publish", "--help"]
+@pytest.mark.parametrize("name", ["pipeline", "sft", "publish"])
+def test_a_step_started_as_a_module_is_the_command_of_its_name(name: str) -> None:
+    command = [sys.executable, "-m", f"gpt2_rlhf.{name}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert cli.VERBS["publish"] in done.stdout
+    assert cli.VERBS[name] in done.stdout
 
 
 @pytest.mark.slow

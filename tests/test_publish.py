@@ -64,9 +64,9 @@ def evaluated(written: Path, tmp_path: Path) -> Path:
 def push(hub: Hub, model_dir: Path, tmp_path: Path) -> Callable[..., None]:
     """Return a function that publishes the run without loading it back, since its weights are random bytes."""
 
-    def run(*overrides: str, checks: publish.Checks = ()) -> None:
+    def run(*overrides: str) -> None:
         planned = finished_run.planned([f"output_dir={tmp_path / 'outputs'}", *overrides])
-        publish.push(planned, HASTE, checks)
+        publish.push(planned, HASTE, [repository.fetch])
 
     return run
 
@@ -74,14 +74,14 @@ def push(hub: Hub, model_dir: Path, tmp_path: Path) -> Callable[..., None]:
 def test_a_push_is_one_commit_of_all_but_hidden_files_in_a_private_repository(
     hub: Hub, push: Callable[..., None], model_dir: Path
 ) -> None:
-    push(f"publish.repo_id={REPO}", checks=[repository.fetch])
-    pushed = hub.repositories[REPO]
-    head, *before = pushed.history()
+    push(f"publish.repo_id={REPO}")
+    repository = hub.repositories[REPO]
+    head, *before = repository.history()
     assert len(before) == 1
-    assert pushed.is_private
+    assert repository.is_private
     assert set(head.files) == PUSHED
     assert head.files["model.safetensors"].content == (model_dir / "model.safetensors").read_bytes()
-    assert pushed.tags == {f"run-{RUN}": head.sha}
+    assert repository.tags == {f"run-{RUN}": head.sha}
 
 
 def test_pushing_again_makes_no_commit(hub: Hub, push: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:

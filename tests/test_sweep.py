@@ -10,15 +10,16 @@ from helpers import commands
 from helpers.commands import Command
 from helpers.small_run import SMALL, copy_stages
 
-NO_JUDGE = "data.shares={sft: 0.24, reward: 0.28, judge: 0, ppo: 0.24}"
+NO_JUDGE = "data.shares={sft: 0.2, reward: 0.6, judge: 0, ppo: 0.2}"
+PAIRS = "data.train_pairs=240"  # with fewer, a point that trains may be no better than one that the guard stopped
 ARGUMENTS = ("sweep.parallel=2", "ppo.args.kl_coef=0.05,0.1", "ppo.args.learning_rate=3e-4,1e30", NO_JUDGE)
 
 pytestmark = pytest.mark.slow
 
 
 def start(output_dir: Path, *arguments: str, verb: str = "sweep") -> Command:
-    small = [one for one in SMALL if not one.startswith("data.shares")]
-    return commands.start(verb, f"output_dir={output_dir}", *small, "ppo.args.total_episodes=32", *arguments)
+    small = [PAIRS, *(one for one in SMALL if not one.startswith(("data.shares", "data.train_pairs")))]
+    return commands.start(verb, f"output_dir={output_dir}", *small, *arguments)
 
 
 def trained(output_dir: Path, stage: str) -> dict[str, float]:
@@ -54,8 +55,7 @@ def test_a_killed_sweep_goes_on_shares_stages_and_then_trains_nothing(tmp_path: 
         "kl_coef=0.1 learning_rate=1e+30",
     ]
 
-    # one of them may be the best: it hands on the SFT model
-    assert all("stopped by the guard" in one["state"] for one in points if "1e+30" in one["label"])
+    assert [one["state"].partition(":")[0] for one in points if "1e+30" in one["label"]] == ["stopped by the guard"] * 2
 
     again = start(tmp_path, "--multirun", *ARGUMENTS, verb="pipeline").wait()
     printed = again.stdout

@@ -16,6 +16,7 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 
@@ -28,6 +29,8 @@ from gpt2_rlhf.launch import sharding
 from gpt2_rlhf.launch.progress import Progress, StopOnSignal
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.stage import TRAINED, Stage, manifest, newest_whole_checkpoint
+
+get_checkpoint_conversion_mapping("gpt2")  # the first call takes 0.1 s, which each forked stage would spend on its own
 
 
 def arguments(stage: Stage, chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,17 +24,14 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
-from gpt2_rlhf.config.errors import UserError, one_line
+from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Model, Peft
 from gpt2_rlhf.models import model_checks, model_files, tokens
 
 _LINEAR = (torch.nn.Linear, Conv1D)
 _NUMBER = re.compile(r"\d+")
-
-get_checkpoint_conversion_mapping("gpt2")  # the first call takes 0.1 s, which each forked stage would spend on its own
 
 
 def load_base_tokenizer(model: Model, template: str | None) -> PreTrainedTokenizerBase:
@@ -77,13 +74,8 @@ def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:
 
 def _loaded(kind: Any, path: str, lacking: set[str], **config: int) -> PreTrainedModel:
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **config}
-    try:
+    with model_files.load_errors(f"{path}:"):
         model, found = kind.from_pretrained(path, **options)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # of any type: a config may hold any value
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{path}: cannot be loaded ({reason}); save or download the model again") from error
     if lost := found["missing_keys"] - lacking:  # transformers would draw them at random
         raise UserError(f"{path}: its weights have no {min(lost)}; save or download the model again")
     if unread := _of_further_layers(model, found["unexpected_keys"]):  # transformers would leave them out

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from gpt2_rlhf import embedded
-from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.errors import UserError, one_line
 from gpt2_rlhf.config.hub_errors import HUB_TIMEOUT_S, hub_errors, is_commit, require_undamaged
 from gpt2_rlhf.config.settings import Model
 from gpt2_rlhf.models import padding, templates
@@ -80,6 +81,18 @@ def _check_random(sizes: Mapping[str, int]) -> None:
         raise UserError(
             f"model.random.n_head: {sizes['n_head']} does not divide n_embd, {sizes['n_embd']}; change either"
         )
+
+
+@contextmanager
+def load_errors(what: str) -> Iterator[None]:
+    """Within the block, raise a UserError in place of what transformers raises for files that it cannot use."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # of any type: a config may hold any value
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{what} cannot be loaded ({reason}); save or download the model again") from error
 
 
 def identity(model: Model, template: str | None) -> str:

@@ -22,8 +22,8 @@ from typing import Any, Literal, TypeVar
 from tokenizers import Encoding, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gpt2_rlhf.config.errors import UserError, one_line
-from gpt2_rlhf.models import padding, templates
+from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.models import model_files, padding, templates
 from gpt2_rlhf.models.templates import ASSISTANT, HUMAN, TRANSCRIPT, Refused
 
 _TEXTS_AT_ONCE = 128
@@ -76,13 +76,8 @@ def _read(path: str) -> Any:
     Raises:
         UserError: one of them cannot be read.
     """
-    try:
+    with model_files.load_errors(f"{path}: its tokenizer or config"):
         return AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # of any type: a config may hold any value
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(
-            f"{path}: its tokenizer or config cannot be loaded ({reason}); save or download the model again"
-        ) from error
 
 
 def _add_nothing_after(tokenizer: Any) -> str:
