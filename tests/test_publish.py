@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
 from gpt2_rlhf import pipeline, publish
 from gpt2_rlhf.config import compose
@@ -315,7 +315,7 @@ def test_a_hub_that_does_not_answer_is_one_line_within_seconds(hub: Hub) -> None
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="the Hub cannot be reached"):
         publish.check(compose.load([f"publish.repo_id={REPO}"]).settings, LOOKING)
 

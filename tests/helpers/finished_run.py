@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from gpt2_rlhf import pipeline
 from gpt2_rlhf.config import compose
@@ -56,7 +57,7 @@ def write_evaluated(output_dir: Path, overrides: list[str]) -> Path:
 
 
 def use_hub(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the environment of later processes: the address of the hub, an empty HF_HOME and the token of `somebody`."""
+    """Have this process and later ones reach the hub with an empty HF_HOME and the token of `somebody`."""
     hub.accounts[TOKEN] = Account("somebody", organisations={"lab": "write", "club": "read"})
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -64,6 +65,17 @@ def use_hub(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(home))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    values = {  # read from the environment when huggingface_hub is imported
+        "HF_HUB_OFFLINE": False,
+        "ENDPOINT": hub.address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_DOWNLOAD_TIMEOUT": 1,
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(constants, name, value)
 
 
 def planned(overrides: list[str]) -> Run:

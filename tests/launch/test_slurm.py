@@ -221,7 +221,7 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
     copy_stages(straight, tmp_path, "data", "sft", "reward", "judge")
-    here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "launch.slurm.signal_delay_s=5")
+    here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "launch.slurm.signal_delay_s=15")
     started = start({**environment, "SLOW_S": "10"}, *here)
     wait_for(lambda: checkpoints(tmp_path))
     job = job_ids(tmp_path)["ppo"]

@@ -3,34 +3,32 @@
 huggingface_hub 2.4.0 retries some calls and not others (the commit), and waits without end for a server that accepts
 the connection and sends nothing. A timeout of its client does not help against a server that sends a byte now and then,
 and its upload threads keep an interrupted process alive. So each try is a child process with two limits: it gives up
-when no byte has moved for `silence_s`, and it is killed after `try_s`. The call and its outcome are pickled; the token
-is no part of them: the child finds it as huggingface_hub does.
+when no byte has moved for `silence_s`, and it is killed after `try_s`. The token is no part of a call or of its
+outcome: the child finds it as huggingface_hub does.
 """
 
 import dataclasses
+import multiprocessing
 import os
-import pickle
-import subprocess
+import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, get_token, is_offline_mode, set_client_factory
+import huggingface_hub
+from huggingface_hub import HfApi, get_token, is_offline_mode
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.hub.faults import Failure, failure
 
 _SLOWEST_BYTES_PER_S = 100_000  # nearly 1 Mbit/s; a try gets the time on top that its files take at this speed
-
-# huggingface_hub reads these when it is imported, so only the child has them: downloads elsewhere keep Xet. Without
-# Xet, files go by LFS over HTTP. Where the answer to a commit is lost, the Xet path commits again blindly and leaves a
-# second, empty commit; LFS raises, and the next try finds all files in place. Warnings name signed upload addresses.
-_ENVIRONMENT = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_VERBOSITY": "error"}
 
 Found = TypeVar("Found")
 
@@ -58,10 +56,9 @@ def run(step: Callable[..., Found], *arguments: Any, patience: Patience, size_by
     Raises:
         UserError: another try cannot help, or the last try failed.
     """
-    call = pickle.dumps((os.getpid(), patience.silence_s, step, arguments))
     limit_s = patience.try_s + size_bytes / _SLOWEST_BYTES_PER_S
     number = 1
-    while isinstance(outcome := _try(call, step.__name__, limit_s), Failure):
+    while isinstance(outcome := _try(step, arguments, patience.silence_s, limit_s), Failure):
         if not outcome.is_passing:
             raise UserError(outcome.cause)
         if number == patience.tries:
@@ -74,32 +71,50 @@ def run(step: Callable[..., Found], *arguments: Any, patience: Patience, size_by
     return outcome
 
 
-def _try(call: bytes, name: str, limit_s: float) -> Any:
-    """Return what the pickled call returns in a child process, or the Failure of it."""
-    command = [sys.executable, "-m", "gpt2_rlhf.hub.tries"]
-    environment = os.environ | _ENVIRONMENT
+def _try(step: Callable[..., Any], arguments: Sequence[Any], silence_s: float, limit_s: float) -> Any:
+    """Return what the step returns in a child process, or the Failure of it."""
+    # on Linux forked, as stages are: a new Python imports for 0.3 s, and for 7 s where the step loads a model
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    answer, to = context.Pipe(duplex=False)
+    child = context.Process(target=_work, args=(os.getpid(), silence_s, step, arguments, to))
+    # Ctrl-C reaches this process alone, which then kills the child
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        # The session of its own keeps Ctrl-C from the child: this process gets it, and `run` then kills the child.
-        child = subprocess.run(
-            command, input=call, stdout=subprocess.PIPE, env=environment, start_new_session=True, timeout=limit_s
-        )
-    except subprocess.TimeoutExpired:
-        return Failure(f"{name} was not done after {limit_s:.0f} s", is_passing=True)
-    if child.returncode < 0:
-        return Failure(f"the process for {name} was killed by signal {-child.returncode}", is_passing=True)
-    if child.returncode > 0:
-        raise UserError(f"{name} crashed; the traceback above is a defect of gpt2-rlhf or huggingface_hub")
-    return pickle.loads(child.stdout)
+        child.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    to.close()
+    try:
+        if not answer.poll(limit_s):
+            return Failure(f"{step.__name__} was not done after {limit_s:.0f} s", is_passing=True)
+        return answer.recv()
+    except EOFError:  # it ended without an answer
+        child.join()
+    finally:
+        child.kill()
+        child.join()
+    code = child.exitcode or 0
+    if code < 0:
+        return Failure(f"the process for {step.__name__} was killed by signal {-code}", is_passing=True)
+    raise UserError(f"{step.__name__} crashed; the traceback above is a defect of gpt2-rlhf or huggingface_hub")
 
 
-def _child() -> None:
-    """Make the call that stdin brings, and write its result or Failure to stdout."""
-    parent, silence_s, step, arguments = pickle.load(sys.stdin.buffer)
+def _work(parent: int, silence_s: float, step: Callable[..., Any], arguments: Sequence[Any], to: Connection) -> None:
+    """Make a call as a child process, and send its result or Failure."""
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
-    set_client_factory(partial(httpx2.Client, follow_redirects=True, timeout=silence_s))  # the default has no timeout
-    with os.fdopen(os.dup(1), "wb") as answer:
-        os.dup2(2, 1)  # what libraries print, in C as well, must not mix with the answer
-        pickle.dump(_outcome(step, arguments), answer)
+    os.dup2(2, 1)  # what libraries print, in C as well, is no output of this program
+    huggingface_hub.logging.set_verbosity_error()  # warnings name signed upload addresses
+    # Without Xet, files go by LFS over HTTP. Where the answer to a commit is lost, the Xet path commits again blindly
+    # and leaves a second, empty commit; LFS raises, and the next try finds all files in place.
+    huggingface_hub.constants.HF_HUB_DISABLE_XET = True
+    # the default client has no timeout
+    huggingface_hub.set_client_factory(partial(httpx2.Client, follow_redirects=True, timeout=silence_s))
+    try:
+        outcome = _outcome(step, arguments)
+    except Exception:  # not by multiprocessing, whose traceback is of its own modules too
+        traceback.print_exc()
+        os._exit(1)
+    to.send(outcome)
 
 
 def _end_with(parent: int) -> None:
@@ -127,7 +142,3 @@ def _checked(token: str | None) -> str:
     if is_offline_mode():
         raise UserError("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so nothing can be published; unset it")
     return token
-
-
-if __name__ == "__main__":
-    _child()
