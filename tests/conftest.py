@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,13 @@ SLOW_FILES = (  # most tests in them start processes, train or run a local Hub; 
     "test_evaluate.py",
     "test_publish.py",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return one worker more than cores, since slow tests wait for processes; fast ones only for their own imports."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return cores if config.getoption("markexpr") == "not slow" else cores + 1
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker

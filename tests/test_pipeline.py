@@ -35,9 +35,9 @@ def pipeline(output_dir: Path, *overrides: str, verb: str = "pipeline") -> subpr
     return commands.run(verb, f"output_dir={output_dir}", *SMALL, *overrides)
 
 
-def new_process(output_dir: Path, *overrides: str, verb: str = "pipeline") -> subprocess.CompletedProcess[str]:
+def new_process(output_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """As `pipeline`, with all imports, for what depends on them."""
-    command = [sys.executable, "-m", f"gpt2_rlhf.{verb}", f"output_dir={output_dir}", *SMALL, *overrides]
+    command = [sys.executable, "-m", "gpt2_rlhf.pipeline", f"output_dir={output_dir}", *SMALL, *overrides]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -188,7 +188,8 @@ def test_both_models_are_published_in_one_commit_each_and_the_snippet_of_the_car
             ("pipeline", "compared by hash and loaded back"),
             ("publish", "which held these files already"),
         ):
-            done = new_process(finished, *repositories, verb=verb)
+            command = (verb, f"output_dir={finished}", *SMALL, *repositories)
+            done = commands.call(finished_run.command, hub.address, tmp_path / "hf", *command)
             assert done.returncode == 0, done.stderr
             assert done.stdout.count(words) == 2, done.stdout
             printed += done.stdout + done.stderr

@@ -10,7 +10,6 @@ import pytest
 from huggingface_hub import SpaceCard
 
 from gpt2_rlhf.models import loading, model_files, tokens
-from gpt2_rlhf.rows import feedback_page
 from helpers import chat_run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,6 +21,8 @@ APP = (SPACE / "app.py").read_text(encoding="utf-8")
 def test_its_app_launches_the_page_of_the_chat_with_the_models_that_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from gpt2_rlhf.rows import feedback_page  # here, since every worker of pytest would wait for Gradio's import
+
     policy, reward = model_files.EMBEDDED_DIR, tmp_path / "reward"
     loading.save(chat_run.reward_model(0), tokens.load_tokenizer(str(policy), None), reward)
     app = tmp_path / "app.py"

@@ -1,7 +1,8 @@
-"""Run commands, and functions of tests, in processes forked from one that has imported TRL, which takes seconds.
+"""Run commands, and functions of tests, in processes forked from one that has done what takes seconds at the start.
 
-The first use in a test process starts that one. Each has its own process group, arguments, folder and environment, as a
-new process has; only variables that libraries read when they are imported do not reach it.
+It has imported TRL and composed the settings once. The first use in a test process starts that one. Each has its own
+process group, arguments, folder and environment, as a new process has; only variables that libraries read when they are
+imported do not reach it.
 """
 
 import atexit
@@ -17,9 +18,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -27,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _IMPORTED = ("cli", "data", "sft", "reward", "ppo", "rloo", "dpo", "evaluate")
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([f"gpt2_rlhf.{name}" for name in _IMPORTED])
+_context.set_forkserver_preload([*(f"gpt2_rlhf.{name}" for name in _IMPORTED), "helpers.composed"])
 _started = list["Command"]()
 
 
@@ -70,12 +73,12 @@ class Command:
 
 def start(*arguments: str | Path) -> Command:
     """Start `python -m gpt2_rlhf` with these arguments in the repository; it prints to one place."""
-    return _start(_command, tuple(map(str, arguments)), to_one_place=True)
+    return _start(run_here, tuple(map(str, arguments)), to_one_place=True)
 
 
 def run(*arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     """Run `python -m gpt2_rlhf` with these arguments in the repository to its end."""
-    return _start(_command, tuple(map(str, arguments)), to_one_place=False).wait(timeout_s)
+    return _start(run_here, tuple(map(str, arguments)), to_one_place=False).wait(timeout_s)
 
 
 def call(
@@ -107,6 +110,8 @@ def _start(target: Callable[..., object], arguments: tuple[Any, ...], to_one_pla
     out, err = folder / "out", folder / ("out" if to_one_place else "err")
     out.touch()
     err.touch()
+    with mock.patch.dict(os.environ, PYTHONPATH=str(REPOSITORY / "tests")):  # where it finds helpers.composed
+        forkserver.ensure_running()
     process = _context.Process(target=_as_new, args=(dict(os.environ), out, err, target, arguments))
     process.start()
     _started.append(Command(process, out, err))
@@ -137,6 +142,7 @@ def _as_new(
     target(*arguments)
 
 
-def _command(*arguments: str) -> None:
+def run_here(*arguments: str) -> None:
+    """Run `python -m gpt2_rlhf` with these arguments as this process."""
     sys.argv = ["gpt2_rlhf", *arguments]
     runpy.run_module("gpt2_rlhf", run_name="__main__", alter_sys=True)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -13,7 +14,7 @@ from gpt2_rlhf.evidence import product, summary
 from gpt2_rlhf.hub.tries import Patience
 from gpt2_rlhf.store import run as runs
 from gpt2_rlhf.store.run import Run
-from helpers import card_run
+from helpers import card_run, commands
 from helpers.local_hub.server import Hub
 from helpers.local_hub.store import Account
 
@@ -65,17 +66,28 @@ def use_hub(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(home))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
-    values = {  # read from the environment when huggingface_hub is imported
+    for name, value in _constants(hub.address, home).items():
+        monkeypatch.setattr(constants, name, value)
+
+
+def _constants(address: str, home: Path) -> dict[str, Any]:
+    """What huggingface_hub makes of this environment when it is imported."""
+    return {
         "HF_HUB_OFFLINE": False,
-        "ENDPOINT": hub.address,
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.address + "/{repo_id}/resolve/{revision}/{filename}",
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HOME": str(home),
         "HF_HUB_CACHE": str(home / "hub"),
         "HF_TOKEN_PATH": str(home / "token"),
         "HF_HUB_DOWNLOAD_TIMEOUT": 1,
     }
-    for name, value in values.items():
-        monkeypatch.setattr(constants, name, value)
+
+
+def command(address: str, home: Path, *arguments: str) -> None:
+    """Run `python -m gpt2_rlhf` with these arguments in this process, forked from one that imported huggingface_hub."""
+    for name, value in _constants(address, home).items():
+        setattr(constants, name, value)
+    commands.run_here(*arguments)
 
 
 def planned(overrides: list[str]) -> Run:

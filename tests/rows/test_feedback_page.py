@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from gpt2_rlhf.config import compose
-from gpt2_rlhf.rows import feedback, feedback_page
+from gpt2_rlhf.rows import feedback
+
+
+@pytest.fixture(scope="module")
+def feedback_page() -> Any:
+    """The module, imported here, since every worker of pytest would wait for Gradio's import."""
+    from gpt2_rlhf.rows import feedback_page as page
+
+    return page
 
 
 def write(folder: Path, *prompts: str) -> None:
@@ -18,7 +26,7 @@ def write(folder: Path, *prompts: str) -> None:
     (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def test_examples_are_the_first_questions_that_stand_alone(tmp_path: Path) -> None:
+def test_examples_are_the_first_questions_that_stand_alone(feedback_page: Any, tmp_path: Path) -> None:
     alone = [f"\n\nHuman: Question {number}?\n\nAssistant:" for number in range(9)]
     later = f"{alone[0]} Yes.{alone[1]}"
     system = f"\n\nSystem: Be kind.{alone[2]}"
@@ -27,7 +35,7 @@ def test_examples_are_the_first_questions_that_stand_alone(tmp_path: Path) -> No
     assert feedback_page._examples(None) == []
 
 
-def test_the_curve_is_in_the_page_itself_and_may_be_missing(tmp_path: Path) -> None:
+def test_the_curve_is_in_the_page_itself_and_may_be_missing(feedback_page: Any, tmp_path: Path) -> None:
     assert feedback_page._curve(None) == feedback_page._curve(tmp_path) == ""
     for path, content in ((tmp_path / "ppo" / "ppo.png", b"all"), (tmp_path / "report" / "training.png", b"one")):
         path.parent.mkdir()
@@ -49,7 +57,7 @@ class Page:
 
 @pytest.mark.parametrize("share", [False, True])
 def test_only_this_machine_reaches_the_page_unless_it_is_shared(
-    share: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    feedback_page: Any, share: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page: Any = Page()
     monkeypatch.setattr(feedback_page, "build", lambda *_: page)
