@@ -73,7 +73,7 @@ test-fast: $(STAMP)  ## run the tests that are not marked slow
 	@$(PYTEST) -m "not slow"
 
 test-cluster: $(STAMP)  ## run the tests of several nodes and of a real Slurm
-	@$(PYTEST) -m cluster
+	@$(PYTEST) --numprocesses 4 --dist loadgroup -m cluster
 
 report-check: $(STAMP)  ## check the report page in a headless Chromium
 	@PYTHONPATH=tests $(BIN)/python -m helpers.browser_check

@@ -39,9 +39,10 @@ AccountingStorageType=accounting_storage/none
 ReturnToService=2
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
+FirstJobId={first_job}
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mb} State=UNKNOWN
 PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
-"""  # cred_expire: a requeued job waits that long
+"""  # cred_expire: a requeued job waits that long; FirstJobId: a job's port follows from its id
 
 
 @contextmanager
@@ -64,6 +65,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             host=host,
             port=port,
             node_port=node_port,
+            first_job=1 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")),
             folder=folder,
             cpus=os.cpu_count(),
             memory_mb=psutil.virtual_memory().total // 2**20 * 9 // 10,
