@@ -77,22 +77,22 @@ def _try(step: Callable[..., Any], arguments: Sequence[Any], silence_s: float, l
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     answer, to = context.Pipe(duplex=False)
     child = context.Process(target=_work, args=(os.getpid(), silence_s, step, arguments, to))
-    # Ctrl-C reaches this process alone, which then kills the child
+    # the child never takes them: Ctrl-C reaches this process alone, which then kills the child
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         child.start()
-    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    to.close()
-    try:
+        to.close()
         if not answer.poll(limit_s):
             return Failure(f"{step.__name__} was not done after {limit_s:.0f} s", is_passing=True)
         return answer.recv()
     except EOFError:  # it ended without an answer
         child.join()
     finally:
-        child.kill()
-        child.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if child.pid is not None:
+            child.kill()
+            child.join()
     code = child.exitcode or 0
     if code < 0:
         return Failure(f"the process for {step.__name__} was killed by signal {-code}", is_passing=True)
