@@ -15,6 +15,7 @@ from gpt2_rlhf.hub.tries import Patience
 from gpt2_rlhf.store import run as runs
 from gpt2_rlhf.store.run import Run
 from helpers import card_run, commands
+from helpers.local_hub import in_process
 from helpers.local_hub.server import Hub
 from helpers.local_hub.store import Account
 
@@ -71,13 +72,9 @@ def use_hub(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _constants(address: str, home: Path) -> dict[str, Any]:
-    """What huggingface_hub makes of this environment when it is imported."""
     return {
-        "HF_HUB_OFFLINE": False,
-        "ENDPOINT": address,
-        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        **in_process.settings(address, home / "hub"),
         "HF_HOME": str(home),
-        "HF_HUB_CACHE": str(home / "hub"),
         "HF_TOKEN_PATH": str(home / "token"),
         "HF_HUB_DOWNLOAD_TIMEOUT": 1,
     }

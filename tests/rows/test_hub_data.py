@@ -14,6 +14,7 @@ from huggingface_hub import constants
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.rows import hub_data, sources
+from helpers.local_hub import in_process
 from helpers.local_hub.store import git_blob
 from helpers.pairs import with_settings
 
@@ -93,10 +94,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     huggingface_hub.close_session()  # a client reads the settings when it is made
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name, value in in_process.settings(endpoint, tmp_path / "cache").items():
+        monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     yield fake
     huggingface_hub.close_session()

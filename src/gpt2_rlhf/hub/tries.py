@@ -73,7 +73,7 @@ def run(step: Callable[..., Found], *arguments: Any, patience: Patience, size_by
 
 def _try(step: Callable[..., Any], arguments: Sequence[Any], silence_s: float, limit_s: float) -> Any:
     """Return what the step returns in a child process, or the Failure of it."""
-    # on Linux forked, as stages are: a new Python imports for 0.3 s, and for 7 s where the step loads a model
+    # on Linux forked, as stages are: a new Python imports for 0.3 s, and for seconds where the step loads a model
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     answer, to = context.Pipe(duplex=False)
     child = context.Process(target=_work, args=(os.getpid(), silence_s, step, arguments, to))

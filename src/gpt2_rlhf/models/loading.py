@@ -74,7 +74,7 @@ def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:
 
 def _loaded(kind: Any, path: str, lacking: set[str], **config: int) -> PreTrainedModel:
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **config}
-    with model_files.load_errors(f"{path}:"):
+    with model_files.load_errors(f"{path}:", of_memory=(MemoryError, torch.OutOfMemoryError)):
         model, found = kind.from_pretrained(path, **options)
     if lost := found["missing_keys"] - lacking:  # transformers would draw them at random
         raise UserError(f"{path}: its weights have no {min(lost)}; save or download the model again")

@@ -84,11 +84,14 @@ def _check_random(sizes: Mapping[str, int]) -> None:
 
 
 @contextmanager
-def load_errors(what: str) -> Iterator[None]:
-    """Within the block, raise a UserError in place of what transformers raises for files that it cannot use."""
+def load_errors(what: str, of_memory: tuple[type[Exception], ...] = (MemoryError,)) -> Iterator[None]:
+    """Within the block, raise a UserError in place of what transformers raises for files that it cannot use.
+
+    of_memory: errors that are not of the files.
+    """
     try:
         yield
-    except MemoryError:
+    except of_memory:
         raise
     except Exception as error:  # of any type: a config may hold any value
         reason = f"{type(error).__name__}: {one_line(error)}"
