@@ -12,7 +12,7 @@ quote = '$(subst ','\'',$(1))'
 OVERRIDES := $(foreach v,$(filter-out $(NOT_OVERRIDES),$(.VARIABLES)),$(if $(findstring command line,$(origin $(v))),$(call quote,$(v)=$(value $(v)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline sweep data sft reward judge ppo rloo dpo evaluate config status show chat card publish clean prune clean-all lint test test-fast test-cluster report-check chat-check bench
+.PHONY: help setup pipeline sweep data sft reward judge ppo rloo dpo evaluate config status show chat card publish clean prune clean-all lint test test-fast test-cluster test-gpu report-check chat-check bench
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -67,10 +67,13 @@ lint: $(STAMP)  ## run ruff and pyright
 	@$(BIN)/pyright
 
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-test: $(STAMP)  ## run all tests but those of test-cluster
-	@$(PYTEST) -m "not cluster"
+test: $(STAMP)  ## run all tests but those of test-cluster and test-gpu
+	@$(PYTEST) -m "not cluster and not gpu"
 test-fast: $(STAMP)  ## run the tests that are not marked slow
 	@$(PYTEST) -m "not slow"
+
+test-gpu: $(STAMP)  ## run the tests of what only a GPU runs
+	@$(PYTEST) --numprocesses 2 -m gpu
 
 test-cluster: $(STAMP)  ## run the tests of several nodes and of a real Slurm
 	@$(PYTEST) --numprocesses 4 --dist loadgroup -m cluster

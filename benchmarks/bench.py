@@ -97,21 +97,14 @@ _OF_MODEL = ("sft-model", "reward-model", "ppo-model")  # the model of --model o
 
 NO_GPU = """## On a GPU
 
-No GPU was measured, for none was at hand. What only a GPU runs has never run: attention of all rows in one call, by
-torch's varlen kernel or padded; sampling that looks for the end of answers every eight tokens;
-`ppo.rollout_cache=compiled` (CUDA graphs); training in bfloat16 by default. The numbers of this code are tested on a
-CPU, with the kernel replaced by what its documentation says. On a GPU the kernel is compared with SDPA before its first
-use, and a line says if it is not used.
-
-To measure PPO, SFT and the reward model on GPT-2 124M, in bfloat16 where the GPU has it:
+[benchmarks_gpu.md](benchmarks_gpu.md) has figures of one H100. To measure PPO, SFT and the reward model on GPT-2
+124M, in bfloat16 where the GPU has it:
 
 ```bash
 python -m benchmarks.bench ppo-gpt2 sft-gpt2 reward-gpt2 --hh FOLDER --updates 7 --write gpu.md
-make pipeline experiment=gpt2_hh_500 ppo.rollout_cache=compiled
 ```
 
-The first writes seconds, tokens a second, MFU and the GPU's memory, with its name and the precision. For the second,
-compare `time/rollout_s` in `outputs/latest/ppo/metrics.jsonl` with that of the same run without the setting.
+It writes seconds, tokens a second, MFU and the GPU's memory, with its name and the precision.
 """
 
 

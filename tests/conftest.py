@@ -49,12 +49,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of SLOW_FILES, which must exist, and of clusters as slow, and put files with slow tests first."""
+    """Mark the tests of SLOW_FILES, which must exist, of clusters and of GPUs as slow; their files go first."""
     missing = [name for name in SLOW_FILES if not (TESTS / name).is_file()]
     if missing:
         raise pytest.UsageError(f"SLOW_FILES in {__file__}: {missing} do not exist; correct the list")
     for item in items:
-        if item.path.relative_to(TESTS).as_posix() in SLOW_FILES or item.get_closest_marker("cluster"):
+        if item.path.relative_to(TESTS).as_posix() in SLOW_FILES or any(
+            map(item.get_closest_marker, ("cluster", "gpu"))
+        ):
             item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
     places = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}

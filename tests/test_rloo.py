@@ -138,7 +138,7 @@ def test_a_run_killed_between_the_steps_of_one_batch_of_answers_ends_as_one_that
 
 def reward_of(tokenizer: PreTrainedTokenizerBase, score: Callable[[Rows], torch.Tensor] | None = None) -> Any:
     padding = tokens.padding_copy(tokenizer, "left")
-    model = tiny_reward(tokenizer)
+    model = loading.on_device(tiny_reward(tokenizer))
     return rloo.reward(score or (lambda rows: forward.answer_scores(model, rows)), Shaping(0.5, 2.0), 3.0, padding)
 
 

@@ -64,7 +64,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     if trained is None:
         return Outcome({}, work.seconds)
     loading.save(trained, tokenizer, stage.model_dir)
-    saved = loading.load_reward(str(stage.model_dir), tokens.pad_id(padding))
+    saved = loading.to_measure(loading.load_reward(str(stage.model_dir), tokens.pad_id(padding)), settings.launch)
     with work.running():
         report = model_reports.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, stage.seed)
     return Outcome(

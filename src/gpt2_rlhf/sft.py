@@ -42,7 +42,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     test_rows = tables.load(prepared, "test", settings.evaluate.pairs)
     tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
     train_rows = tables.token_columns(prepared, "sft", partial(tokens.encode_sft, tokenizer))
-    base = loading.load_base(settings.model, settings.seed)
+    base = loading.to_measure(loading.load_base(settings.model, settings.seed), settings.launch)
     batch_size = settings.evaluate.batch_size
 
     work = Stopwatch()
@@ -66,7 +66,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         return Outcome({}, work.seconds)
     loading.save(trained, tokenizer, stage.model_dir)
     # read back from disk, so that the model that the next stage gets is the one measured
-    saved = loading.load_policy(str(stage.model_dir))
+    saved = loading.to_measure(loading.load_policy(str(stage.model_dir)), settings.launch)
     with work.running():
         after = model_reports.heldout_loss(saved, tokenizer, test_rows, batch_size)
     return Outcome(

@@ -222,7 +222,7 @@ def digest(module: torch.nn.Module) -> str:
     sha = hashlib.sha256()
     for name in sorted(state):
         sha.update(name.encode())
-        sha.update(state[name].contiguous().numpy().tobytes())
+        sha.update(state[name].contiguous().cpu().numpy().tobytes())
     return sha.hexdigest()
 
 

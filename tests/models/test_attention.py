@@ -90,6 +90,10 @@ def test_only_cuda_in_half_precision_without_dropout_attends_by_varlen(dtype: to
     assert on_cuda is (attention._by_varlen if is_half and not dropout else attention._padded)
 
 
+def test_cudnn_which_plans_anew_for_each_shape_is_not_used() -> None:
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def states(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
 

@@ -125,6 +125,7 @@ def test_half_precision_is_assumed_where_the_gpu_has_it_and_nothing_else_is_set(
 
 
 def test_a_limit_of_the_container_counts_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  5000 kB\n")
     monkeypatch.setattr(estimates, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(estimates, "_CGROUP", tmp_path)

@@ -10,9 +10,10 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Model, Peft
-from gpt2_rlhf.models import loading, tokens
+from gpt2_rlhf.models import loading, model_files, tokens
 from helpers import families
 from helpers.tiny import tiny_policy, tiny_reward, tiny_tokenizer
 
@@ -164,3 +165,24 @@ def test_a_config_with_a_value_that_no_model_can_have_is_refused(tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"attn_pdrop": "a tenth"}))
     with pytest.raises(UserError, match=r"its tokenizer or config cannot be loaded \(.*attn_pdrop"):
         tokens.load_published(str(tmp_path))
+
+
+def test_a_model_that_is_sharded_may_not_fit_on_one_accelerator_and_is_not_moved() -> None:
+    model = loading.load_policy(str(model_files.EMBEDDED_DIR))
+    sharded = compose.load(["launch=fsdp", "launch.processes=2"]).settings.launch
+    assert loading.to_measure(model, sharded) is model
+
+
+@pytest.mark.parametrize(("rank", "place"), [(None, 0), ("1", 1), ("3", 1)])
+def test_each_process_has_an_accelerator_of_its_own(
+    rank: str | None, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, places = loading.load_policy(str(model_files.EMBEDDED_DIR)), []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(type(model), "to", lambda self, device: places.append(device) or self)
+    monkeypatch.setenv("LOCAL_RANK", rank or "")
+    if rank is None:
+        monkeypatch.delenv("LOCAL_RANK")
+    assert loading.on_device(model) is model
+    assert places == [torch.device("cuda", place)]

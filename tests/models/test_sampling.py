@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, GPT2LMHeadModel, GPT2Tokenizer
 
 from gpt2_rlhf.config.errors import UserError
@@ -287,3 +288,23 @@ def test_one_streamed_answer_is_that_of_the_evaluation_with_the_same_seed(
     (expected,) = draw(policy, tokenizer, PROMPTS[:1], seed=5)
     *_, answers = sampling.stream(policy, tokenizer, PROMPTS[0], draws(1, new_tokens=12), 1.0)
     assert answers == [expected]
+
+
+class Converted(TorchDispatchMode):
+    """Counts within the block how often each matrix of weights is converted to another type."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.counts = {weight.data_ptr(): 0 for weight in model.parameters() if weight.dim() == 2}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten._to_copy and args[0].data_ptr() in self.counts:
+            self.counts[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_under_autocast_weights_are_converted_once_and_not_for_each_token(policy, tokenizer):
+    with torch.autocast("cpu", torch.bfloat16), Converted(policy) as converted:
+        ids, _ = sampled(policy, tokenizer)
+    assert min(map(len, ids)) > 1
+    assert set(converted.counts.values()) == {0, 1}  # embeddings alone are looked up as they are

@@ -5,6 +5,7 @@ a model's repository is never run.
 """
 
 import copy
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import Model, Peft
+from gpt2_rlhf.config.settings import Launch, Model, Peft
 from gpt2_rlhf.models import model_checks, model_files, tokens
 
 _LINEAR = (torch.nn.Linear, Conv1D)
@@ -94,9 +95,18 @@ def _of_further_layers(model: PreTrainedModel, unread: Iterable[str]) -> list[st
 
 
 def on_device(model: PreTrainedModel) -> PreTrainedModel:
-    """Move a model to the accelerator, if there is one, and return it."""
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return model.to(device)  # type: ignore[arg-type]  # transformers wraps `to`, and the type of `self` is lost
+    """Move a model to the accelerator of this process, if there is one, and return it."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return model
+    # as Accelerate chooses, which may not have started yet
+    place = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
+    return model.to(place)  # type: ignore[arg-type]  # transformers wraps `to`, and the type of `self` is lost
+
+
+def to_measure(model: PreTrainedModel, launch: Launch) -> PreTrainedModel:
+    """Return a model that a training stage loaded, on the accelerator if it fits there: one to shard may not."""
+    return model if launch.sharded else on_device(model)
 
 
 def check_lora(model: Model, peft: Peft, key: str, kind: Any = AutoModelForCausalLM) -> None:

@@ -15,7 +15,8 @@ from gpt2_rlhf.config.settings import Peft, Settings
 from gpt2_rlhf.models.shape import LOGITS_AT_ONCE, Shape
 
 _NUMBER = 4  # bytes of a float32
-_PROCESS = 490 * 2**20  # Python, torch, TRL and their kernels in a process that has trained; CUDA's context is as large
+_PROCESS = 490 * 2**20  # Python, torch, TRL and their kernels in a process that has trained
+_CONTEXT = 800 * 2**20  # on a GPU: CUDA's context, kernels and the workspace of cuBLAS, on an H100
 _SFT_CHUNK = 256  # answer tokens of which TRL holds the logits at once
 _HALF = 0.6  # of the activations under autocast, which keeps residuals and norms in float32
 
@@ -60,7 +61,8 @@ def peak(
         phases = {"ppo": _ppo, "rloo": _rloo}[name](settings, shape, tables["ppo"], processes, on_gpu)
     else:
         phases = _supervised(name, settings, shape, tables, processes, on_gpu)
-    return max(phases, key=lambda phase: phase.total)
+    most = max(phases, key=lambda phase: phase.total)
+    return dataclasses.replace(most, process=_CONTEXT) if on_gpu else most
 
 
 def _supervised(
@@ -96,13 +98,16 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
     ppo, args = settings.ppo, settings.ppo.args
     fitted = ppo_sizes.fit(ppo, rows.rows, processes)
     policy, critic = shape.trained(ppo.peft, shape.weights), shape.reward_weights
-    frozen = (0 if ppo.peft.r > 0 else shape.weights) + critic * (1 + settings.data.has_judge)
+    reference = 0 if ppo.peft.r > 0 else shape.weights
+    frozen = reference + critic * (1 + settings.data.has_judge)
     if settings.launch.sharded and on_gpu:
         frozen /= 2  # they are bf16
     trained = shape.weights + critic
     weights, gradients, optimizer = _kept(settings, ppo.peft, trained, policy, policy + critic, args, processes)
     kept = (weights + frozen, gradients, optimizer)
     sampling_with = kept[0] + (trained if settings.launch.sharded else 0)  # a whole copy
+    sampled_with = _cast(args, on_gpu, shape.weights)
+    read_with = _cast(args, on_gpu, trained + (0 if settings.launch.sharded else reference + critic))
     answer = args["response_length"]
     learning = dataclasses.replace(rows, answer=answer)
     with_logits = max(1, LOGITS_AT_ONCE // (answer * shape.vocabulary))
@@ -115,9 +120,10 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
     ):
         cache = shape.cache_width * (shape.layers + 1) * texts * (rows.longest + answer)
         sampling = 4 * texts * shape.vocabulary
-        yield _memory(sampling_with, 0, optimizer, cache, sampling)
+        yield _memory(sampling_with, 0, optimizer, cache + sampled_with, sampling)
         logits = min(LOGITS_AT_ONCE, 2 * texts * answer * shape.vocabulary)
-        yield _memory(sampling_with, 0, optimizer, _passing(shape) * learning.tokens(texts), 2 * logits)
+        read = _passing(shape) * learning.tokens(texts) + read_with
+        yield _memory(sampling_with, 0, optimizer, read, 2 * logits)
 
 
 def answers_at_once(args: Mapping[str, Any]) -> int:

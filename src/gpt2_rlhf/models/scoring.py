@@ -23,11 +23,13 @@ Show = Callable[[list[list[int]]], Iterable[list[int]]]  # yields the same batch
 @contextmanager
 def inference(model: torch.nn.Module) -> Iterator[torch.device]:
     """Switch dropout and gradients off inside, and restore the mode after; yield the device of the weights."""
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
+    # in inference mode autocast keeps no converted weights, so each pass would convert all of them again
+    is_cast = torch.is_autocast_enabled(device.type)
     try:
-        with torch.inference_mode():
-            yield next(model.parameters()).device
+        with torch.no_grad() if is_cast else torch.inference_mode():
+            yield device
     finally:
         model.train(was_training)
 

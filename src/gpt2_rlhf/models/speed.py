@@ -6,7 +6,7 @@ timed on fewer rows: its time is proportional to them.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _FLOPS = 1e9  # of one call: some hundredths of a second on a core
+_FLOPS_OF_ACCELERATORS = 2e11  # a smaller call would be over before the next one is launched
 _NUMBERS = 40_000_000  # in a matrix or a layer that is timed
 _LONG_ENOUGH_S = 0.02
 _CALLS = 150  # that transformers makes in a layer for a token beyond those here: they cost most in very small models
@@ -47,12 +48,12 @@ class Machine:
 
     def learn(self, rows: int, columns: int) -> float:
         """Time passes with gradients over texts of `columns` tokens, each attending to itself."""
-        part = _part(rows, 6 * columns * self.weights)
+        part = self._part(rows, 6 * columns * self.weights)
         return self._seconds(lambda: self._pass(part, columns).sum().backward(), "learn", part, columns) * rows / part
 
     def read(self, rows: int, columns: int) -> float:
         """Time a pass without gradients."""
-        part = _part(rows, 2 * columns * self.weights)
+        part = self._part(rows, 2 * columns * self.weights)
         with torch.no_grad():
             return self._seconds(lambda: self._pass(part, columns), "read", part, columns) * rows / part
 
@@ -61,13 +62,13 @@ class Machine:
         token, one = self._numbers(rows, 1, self._width), self._numbers(1)
         keys = self._numbers(rows, self._heads, past, self._width // self._heads)
         with torch.no_grad():
-            calls = _CALLS * self._seconds(lambda: one + 1, "launch")
+            calls = self._seconds(lambda: [one + 1 for _ in range(_CALLS)], "launch")  # a GPU need not end each first
             return calls + self._seconds(lambda: self._one_layer(token, keys), "generate", rows, past)
 
     def logits(self, tokens: int, vocabulary: int, draws: bool) -> float:
         """Time logits and softmax at some tokens; draws: and the choice of a token from each."""
         rows = min(vocabulary, _NUMBERS // self._width)
-        part = _part(tokens, 2 * self._width * rows)
+        part = self._part(tokens, 2 * self._width * rows)
         head, states = self._numbers(rows, self._width), self._numbers(part, self._width)
 
         def choose() -> None:
@@ -95,14 +96,20 @@ class Machine:
     def _pass(self, rows: int, columns: int) -> Tensor:
         return self._one_layer(self._numbers(1, rows * columns, self._width).requires_grad_(), None, [columns] * rows)
 
-    def _one_layer(self, states: Tensor, keys: Tensor | None, row_tokens: list[int] | None = None) -> Tensor:
+    def _one_layer(self, states: Tensor, keys: Tensor | None, row_tokens: Sequence[int] = ()) -> Tensor:
         rows, columns, width = states.shape
         qkv = F.linear(F.layer_norm(states, (width,)), self._layer["qkv"])
         query, key, value = (part.view(rows, columns, self._heads, -1).transpose(1, 2) for part in qkv.chunk(3, -1))
         if keys is not None:
             attended = F.scaled_dot_product_attention(query, torch.cat([keys, key], 2), torch.cat([keys, value], 2))
+        elif self.device.type != "cpu":  # attention.py makes one call for all texts there
+            query, key, value = (
+                part[0].unflatten(1, (-1, row_tokens[0])).transpose(0, 1) for part in (query, key, value)
+            )
+            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            attended = attended.transpose(0, 1).flatten(1, 2)[None]
         else:
-            texts = zip(*(part.split(row_tokens, 2) for part in (query, key, value)), strict=True)
+            texts = zip(*(part.split(list(row_tokens), 2) for part in (query, key, value)), strict=True)
             attended = torch.cat([F.scaled_dot_product_attention(*text, is_causal=True) for text in texts], 2)
         states = states + F.linear(attended.transpose(1, 2).reshape(states.shape), self._layer["out"])
         inner = F.gelu(F.linear(F.layer_norm(states, (width,)), self._layer["up"]), approximate="tanh")
@@ -126,11 +133,11 @@ class Machine:
         """Return a clock that stands while another program has the core, since a short timing may meet such a pause."""
         return time.thread_time() if self.device.type == "cpu" else time.perf_counter()
 
+    def _part(self, rows: int, flops_a_row: float) -> int:
+        flops = _FLOPS if self.device.type == "cpu" else _FLOPS_OF_ACCELERATORS
+        return max(1, min(rows, int(flops / flops_a_row)))
+
     def _done(self, work: Callable[[], object]) -> None:
         work()
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
-
-
-def _part(rows: int, flops_a_row: float) -> int:
-    return max(1, min(rows, int(_FLOPS / flops_a_row)))
