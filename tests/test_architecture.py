@@ -1,6 +1,7 @@
 """The import rule of docs/architecture.md: imports go to lower floors or stay in the room, and form no circle."""
 
 import ast
+import functools
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -27,6 +28,11 @@ ON_ONE_FLOOR = {
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
+@functools.cache
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def imports(package: Path) -> dict[str, set[str]]:
     """The modules of the package that each of its modules imports, also inside functions, by dotted name."""
     modules = {
@@ -35,7 +41,7 @@ def imports(package: Path) -> dict[str, set[str]]:
     }
     found: dict[str, set[str]] = {name: set() for name in modules}
     for module, path in modules.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_parsed(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):

@@ -57,7 +57,7 @@ def test_an_unknown_command_is_one_line_that_names_the_commands(typed: str, caps
 
 def test_config_prints_every_value_that_is_set(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "config", "seed=7")
-    assert text == compose.load(["seed=7"]).yaml
+    assert text == compose.yaml(compose.load(["seed=7"]).values)
     assert "seed: 7\n" in text
 
 
@@ -193,7 +193,7 @@ def test_a_pipeline_that_publishes_composes_once_writes_its_products_once_and_le
         stage.checkpoints_dir.mkdir()  # as after a kill just after the manifest
 
     def plan(composed: compose.Composed, last: str) -> Run:
-        return Run(composed.settings, composed.overrides, composed.yaml, (stages,), 1)
+        return Run(composed.settings, composed.overrides, composed.values, (stages,), 1)
 
     monkeypatch.setattr(compose, "load", counted("compose", compose.load))
     monkeypatch.setattr(product, "write", counted("product", product.write))

@@ -113,7 +113,7 @@ def _pipeline(overrides: Sequence[str]) -> None:
 
 def _config(overrides: Sequence[str]) -> None:
     composed = compose.load(overrides)
-    print(composed.yaml, end="", flush=True)
+    print(compose.yaml(composed.values), end="", flush=True)
     preflight.check(composed.settings)
 
 

@@ -108,7 +108,7 @@ def plan(composed: Composed, last: str = LAST) -> Run:
     )
     processes = world.size(settings.launch.processes)
     by_seed = runs.up_to(plans(settings, inputs, processes), last)
-    return Run(settings, composed.overrides, composed.yaml, by_seed, processes)
+    return Run(settings, composed.overrides, composed.values, by_seed, processes)
 
 
 def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:

@@ -1,5 +1,7 @@
+import functools
 import math
 import statistics
+from typing import Any
 
 import pytest
 
@@ -8,7 +10,10 @@ from gpt2_rlhf.embedded.topics import TOPICS
 from gpt2_rlhf.embedded.utility import best_reachable_accuracy, parts, preference_probability, utility
 from gpt2_rlhf.models import tokens
 
-ROWS = generator.pairs(2_000, seed=5)
+
+@functools.cache  # each worker imports this file, and one runs it
+def two_thousand() -> list[dict[str, Any]]:
+    return generator.pairs(2_000, seed=5)
 
 
 def test_the_same_seed_gives_the_same_rows():
@@ -17,16 +22,16 @@ def test_the_same_seed_gives_the_same_rows():
 
 
 def test_more_rows_begin_with_the_rows_of_fewer():
-    assert ROWS[:30] == generator.pairs(30, seed=5)
+    assert two_thousand()[:30] == generator.pairs(30, seed=5)
 
 
 def test_no_prompt_comes_twice_in_one_call():
-    assert len({row["prompt"] for row in ROWS}) == len(ROWS)
+    assert len({row["prompt"] for row in two_thousand()}) == len(two_thousand())
 
 
 def test_two_seeds_share_at_most_one_prompt_in_fifty():
     other = {row["prompt"] for row in generator.pairs(2_000, seed=6)}
-    assert sum(row["prompt"] in other for row in ROWS) <= len(ROWS) / 50
+    assert sum(row["prompt"] in other for row in two_thousand()) <= len(two_thousand()) / 50
 
 
 def test_there_are_more_than_fifty_thousand_prompts_of_each_subset():
@@ -60,7 +65,7 @@ def test_the_questions_that_people_try_first_are_in_distribution(goal):
 
 
 def test_rows_are_hh_transcripts_with_answers_that_differ():
-    for row in ROWS:
+    for row in two_thousand():
         assert row["prompt"].startswith("\n\nHuman: ")
         assert row["prompt"].endswith("\n\nAssistant:")
         assert row["chosen"] != row["rejected"]
@@ -70,38 +75,38 @@ def test_rows_are_hh_transcripts_with_answers_that_differ():
 
 
 def test_a_quarter_of_the_rows_is_harmless_and_a_fifth_has_an_earlier_turn():
-    harmless = statistics.mean(row["subset"] == "harmless" for row in ROWS)
-    multi_turn = statistics.mean(row["prompt"].count("\n\nHuman:") > 1 for row in ROWS)
+    harmless = statistics.mean(row["subset"] == "harmless" for row in two_thousand())
+    multi_turn = statistics.mean(row["prompt"].count("\n\nHuman:") > 1 for row in two_thousand())
     # within four standard errors of a proportion over 2,000 draws
     assert abs(harmless - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 2_000)
     assert abs(multi_turn - 0.20) < 4 * math.sqrt(0.20 * 0.80 / 2_000)
-    assert {row["subset"] for row in ROWS} == {"helpful", "harmless"}
+    assert {row["subset"] for row in two_thousand()} == {"helpful", "harmless"}
 
 
 def test_the_subset_is_what_the_utility_reads_off_the_prompt():
-    for row in ROWS:
+    for row in two_thousand():
         assert reading.question(row["prompt"]).harmful == (row["subset"] == "harmless")
 
 
 def test_the_label_probability_is_that_of_the_hidden_utilities():
-    for row in ROWS[:300]:
+    for row in two_thousand()[:300]:
         chosen, rejected = (utility(row["prompt"], row[side]) for side in ("chosen", "rejected"))
         assert row["chosen_probability"] == pytest.approx(preference_probability(chosen, rejected))
 
 
 def test_labels_go_against_the_utility_as_often_as_the_probabilities_say():
-    best = best_reachable_accuracy(ROWS)
-    agree = statistics.mean(row["chosen_probability"] > 0.5 for row in ROWS)
-    assert abs(agree - best) < 4 * math.sqrt(best * (1 - best) / len(ROWS))
+    best = best_reachable_accuracy(two_thousand())
+    agree = statistics.mean(row["chosen_probability"] > 0.5 for row in two_thousand())
+    assert abs(agree - best) < 4 * math.sqrt(best * (1 - best) / len(two_thousand()))
 
 
 def test_a_perfect_judge_reaches_between_0_82_and_0_88():
-    assert 0.82 <= best_reachable_accuracy(ROWS) <= 0.88
+    assert 0.82 <= best_reachable_accuracy(two_thousand()) <= 0.88
 
 
 def test_chosen_answers_are_better_on_average_and_leave_room_above():
     for subset in ("helpful", "harmless"):
-        rows = [row for row in ROWS if row["subset"] == subset]
+        rows = [row for row in two_thousand() if row["subset"] == subset]
         chosen = statistics.mean(utility(row["prompt"], row["chosen"]) for row in rows)
         rejected = statistics.mean(utility(row["prompt"], row["rejected"]) for row in rows)
         best = max(utility(row["prompt"], row["chosen"]) for row in rows)
@@ -113,7 +118,7 @@ def test_the_raw_corpus_is_worse_and_less_polite_than_the_chosen_answers():
     first = [text.partition("\n\nAssistant:") for text in generator.raw_corpus(1_000, seed=7)]
     answers = [(before + marker, after.partition("\n\nHuman:")[0]) for before, marker, after in first]
     corpus = [parts(prompt, answer) for prompt, answer in answers]
-    chosen = [parts(row["prompt"], row["chosen"]) for row in ROWS]
+    chosen = [parts(row["prompt"], row["chosen"]) for row in two_thousand()]
     total = [statistics.mean(sum(one.values()) for one in side) for side in (corpus, chosen)]
     courtesy = [statistics.mean(one.get("courtesy", 0.0) for one in side) for side in (corpus, chosen)]
     assert total[0] < total[1] - 1.5
@@ -128,8 +133,8 @@ def test_most_texts_of_the_raw_corpus_go_on_after_an_answer():
 
 def test_prompts_and_answers_are_short_in_the_bundled_tokens():
     tokenizer = tokens.load_tokenizer(str(build.MODEL_DIR), None)
-    prompt_tokens = [len(ids) for ids in tokenizer([row["prompt"] for row in ROWS])["input_ids"]]
-    answers = [row[side] for row in ROWS for side in ("chosen", "rejected")]
+    prompt_tokens = [len(ids) for ids in tokenizer([row["prompt"] for row in two_thousand()])["input_ids"]]
+    answers = [row[side] for row in two_thousand() for side in ("chosen", "rejected")]
     answer_tokens = [len(ids) + 1 for ids in tokenizer(answers)["input_ids"]]  # and EOS
     assert statistics.median(prompt_tokens) <= 30
     assert statistics.median(answer_tokens) <= 30

@@ -36,7 +36,7 @@ class RunAt(Run):
 
 def run_of(folder: Path, by_seed: Sequence[Mapping[str, Stage]], overrides: Sequence[str]) -> Run:
     composed = compose.load(overrides)
-    run = RunAt(composed.settings, composed.overrides, composed.yaml, tuple(by_seed), 1)
+    run = RunAt(composed.settings, composed.overrides, composed.values, tuple(by_seed), 1)
     object.__setattr__(run, "folder", folder)
     folder.mkdir(exist_ok=True)
     return run
@@ -203,7 +203,7 @@ def test_the_settings_are_those_of_the_run(stages: dict[str, Stage], tmp_path: P
     write(tmp_path / "run", stages, "ppo.args.kl_coef=0.123")
     written = OmegaConf.load(tmp_path / "run" / "model" / "config.yaml")
     assert written.ppo.args.kl_coef == 0.123
-    assert written == OmegaConf.create(compose.load(["ppo.args.kl_coef=0.123"]).yaml)
+    assert written == compose.load(["ppo.args.kl_coef=0.123"]).values
 
 
 def test_the_manifests_are_those_of_all_stages_and_seeds(tmp_path: Path) -> None:

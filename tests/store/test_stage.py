@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 from pathlib import Path
@@ -18,9 +19,12 @@ def plan(*overrides: str, processes: int = 1) -> dict[str, str]:
     return {name: part.directory.name for name, part in run.plans[0].items()}
 
 
+BEFORE = functools.cache(plan)  # the plan of some overrides, of files that do not change
+
+
 def changed(*overrides: str, processes: int = 1) -> set[str]:
     """The stages whose directory the overrides change."""
-    before, after = plan(), plan(*overrides, processes=processes)
+    before, after = BEFORE(), plan(*overrides, processes=processes)
     return {name for name in before if before[name] != after[name]}
 
 

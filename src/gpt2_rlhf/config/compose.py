@@ -38,11 +38,6 @@ class Composed:
     overrides: tuple[str, ...]  # ordered by key
     values: Mapping[str, Any]
 
-    @property
-    def yaml(self) -> str:
-        """The values as YAML, which takes a third as long as composing them."""
-        return OmegaConf.to_yaml(self.values)
-
 
 def load(overrides: Sequence[str]) -> Composed:
     """Compose conf/ and overrides such as `ppo.args.kl_coef=0.2`, and check the result.
@@ -61,14 +56,25 @@ def load(overrides: Sequence[str]) -> Composed:
     return Composed(_build(Settings, values), tuple(ordered), values)
 
 
-def read(yaml: str, now: Settings) -> Settings:
-    """Return the settings of an earlier `load` from its YAML, but those that no stage reads as they are now.
+def yaml(values: Mapping[str, Any]) -> str:
+    """Return the values of a `load` as YAML, for `read`."""
+    return OmegaConf.to_yaml(values)
+
+
+def read(text: str) -> dict[str, Any]:
+    """Return the values in a text of `yaml`."""
+    values: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return values
+
+
+def settings_of(values: Mapping[str, Any], now: Settings) -> Settings:
+    """Return the settings of the values of an earlier `load`, but those that no stage reads as they are now.
 
     Raises:
-        UserError: it lacks a setting.
+        UserError: a setting is missing.
     """
-    values: Any = OmegaConf.to_container(OmegaConf.create(yaml))
-    return _build(Settings, values | {name: dataclasses.asdict(getattr(now, name)) for name in ("chat", "publish")})
+    as_now = {name: dataclasses.asdict(getattr(now, name)) for name in ("chat", "publish")}
+    return _build(Settings, {**values, **as_now})
 
 
 def groups() -> dict[str, list[str]]:

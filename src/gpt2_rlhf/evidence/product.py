@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from gpt2_rlhf.config import methods
+from gpt2_rlhf.config import compose, methods
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, seeds
 from gpt2_rlhf.models import portable_files
@@ -35,7 +33,7 @@ def write(run: Run) -> list[Path]:
     records, sources = _sources(run)
     manifests = {"command": run.portable_command, "stages": records}
     texts = {
-        "config.yaml": OmegaConf.to_yaml(without_folders(OmegaConf.to_container(OmegaConf.create(run.config_yaml)))),
+        "config.yaml": compose.yaml(without_folders(run.values)),
         "manifest.json": json.dumps(manifests, indent=2, ensure_ascii=False) + "\n",
     }
     temperature = records["evaluate"]["metrics"]["temperature"]

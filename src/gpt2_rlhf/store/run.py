@@ -27,12 +27,12 @@ class Run:
     """The settings of a run and its stages by name, for each seed of the policy; the first seed's policy is handed on.
 
     overrides: as typed, ordered by key, so that a run is described alike in whatever order they were typed.
-    config_yaml: every value that is set.
+    values: every one that is set.
     """
 
     settings: Settings
     overrides: tuple[str, ...]
-    config_yaml: str
+    values: Mapping[str, Any]
     plans: tuple[Mapping[str, Stage], ...]
     processes: int  # how many train
 
@@ -93,11 +93,11 @@ def read(directory: Path, now: Settings) -> Run:
     """
     try:
         command = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["command"]
-        config_yaml = (directory / "config.yaml").read_text(encoding="utf-8")
+        values = compose.read((directory / "config.yaml").read_text(encoding="utf-8"))
         found = {one.name: _read_stage(one) for one in directory.iterdir() if one.name.partition("-")[0] in _STAGES}
         first = {name: found[name] for name in _STAGES if name in found or name not in _OPTIONAL}
         processes = found[methods.of(first)].inputs["processes"]
-        settings = compose.read(config_yaml, now)
+        settings = compose.settings_of(values, now)
         others = [
             first | {name: found[f"{name}-seed{seed}"] for name in _by_seed(settings)}
             for seed in (settings.ppo.seeds or [])[1:]
@@ -109,7 +109,7 @@ def read(directory: Path, now: Settings) -> Run:
         ) from error
     except UserError as error:
         raise UserError(f"{directory}: made by another version; run `make pipeline` again first ({error})") from error
-    return Run(settings, tuple(shlex.split(command)[2:]), config_yaml, (first, *others), processes)
+    return Run(settings, tuple(shlex.split(command)[2:]), values, (first, *others), processes)
 
 
 def _by_seed(settings: Settings) -> tuple[str, str]:
@@ -159,7 +159,7 @@ def link_stages(run: Run) -> None:
         for stage in (plan[name] for name in _by_seed(run.settings) if name in plan):
             _link_stage(run, f"{stage.name}-seed{plan[run.settings.method].seed}", stage)
     with replacing(run.directory / "config.yaml") as file:
-        file.write(run.config_yaml)
+        file.write(compose.yaml(run.values))
 
 
 def make_newest(run: Run) -> None:
