@@ -117,6 +117,16 @@ def test_half_precision_on_a_gpu_keeps_fewer_bytes_and_a_copy_of_the_weights() -
     assert peak("sft", batch, "sft.args.bf16=true").activations == peak("sft", batch).activations  # on a CPU
 
 
+def test_on_a_gpu_rollouts_keep_copies_in_half_precision_of_the_four_models_that_read_them() -> None:
+    many = ("data.shares.judge=0", "evaluate.batch_size=64", "ppo.args.response_length=40")
+    one = "ppo.args.per_device_train_batch_size=1"  # so that learning needs less
+    full, half = (peak("ppo", *many, one, f"ppo.args.bf16={on}", on_gpu=True) for on in ("false", "true"))
+    assert full.gradients == half.gradients == 0
+    found = shape.of(TINY.model)
+    copies_bytes = 2 * (2 * found.weights + 2 * found.reward_weights)  # policy, reference, critic, reward model
+    assert half.activations - full.activations == copies_bytes
+
+
 def test_on_a_gpu_half_precision_is_the_default() -> None:
     for name in ("sft", "reward", "ppo"):
         assert peak(name, on_gpu=True) == peak(name, f"{name}.args.bf16=true", on_gpu=True)
