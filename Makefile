@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || rm -f $(BIN)/python*
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@$(BIN)/python -m compileall -q src
+	@$(BIN)/python -m compileall -q src  # pip compiles all packages but an editable one
 	@touch $@
 
 pipeline: $(STAMP)  ## build what is not done: SFT, reward model, PPO, evaluation

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2_rlhf.models import attention, packing, sampling, tokens
@@ -102,12 +101,6 @@ def test_the_first_gradient_of_ppo_is_that_of_the_cpu(tmp_path: Path) -> None:
     assert logged_here == pytest.approx(logged, rel=1e-3, abs=1e-5)
 
 
-class Interrupt(TrainerCallback):
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 2:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 def test_a_resumed_ppo_run_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path, precision: str) -> None:
     def arguments(name: str) -> Any:
@@ -121,7 +114,7 @@ def test_a_resumed_ppo_run_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path
     again.train()
     assert tiny.trained_digest(again) == tiny.trained_digest(straight)
     with pytest.raises(KeyboardInterrupt):
-        tiny.ours(arguments("stopped"), callbacks=[Interrupt()]).train()
+        tiny.ours(arguments("stopped"), callbacks=[tiny.Interrupt(after=2)]).train()
     resumed = tiny.ours(arguments("stopped"))
     resumed.train(get_last_checkpoint(str(tmp_path / "stopped")))
     assert tiny.trained_digest(resumed) == tiny.trained_digest(straight)

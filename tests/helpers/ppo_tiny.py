@@ -211,6 +211,17 @@ def ours(args: PPOConfig, **parts: Any) -> PPOTrainer:
     return built
 
 
+class Interrupt(TrainerCallback):
+    """Stops a run as the pipeline does on Ctrl-C: after the checkpoint of update `after`."""
+
+    def __init__(self, after: int):
+        self.after = after
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.after:
+            raise KeyboardInterrupt
+
+
 def logged(run: TrlPPOTrainer, name: str) -> list[float]:
     """Return the values of one metric, one for each update."""
     return [entry[name] for entry in run.state.log_history]

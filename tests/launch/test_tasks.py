@@ -100,12 +100,12 @@ def test_a_signal_that_arrives_in_the_callback_of_a_weak_reference_is_not_lost(
         reference = weakref.ref(watched, lambda _: to_this_process(signal.SIGTERM))
         del watched
         assert reference() is None
-        time.sleep(120)
+        time.sleep(20)
 
     started = time.monotonic()
     code, printed = run(action, tmp_path, capfd)
     assert (code, printed) == (143, "\nsft stopped by SIGTERM; run the same command again to go on\n")
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 10
 
 
 def test_a_second_ctrl_c_ends_a_child_that_does_not_stop(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,7 @@ def test_a_process_that_does_not_come_is_not_waited_for_without_end(
     started = time.monotonic()
     with pytest.raises(UserError, match=r"0:00:00\.5.* have passed and another process has not come in process 2 of 2"):
         world.in_own_group("group 0", lambda: None)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 5
 
 
 def test_a_node_with_other_settings_is_refused(launcher: list[Any]) -> None:

@@ -39,20 +39,9 @@ def arguments(directory: Path, **changes: Any) -> Any:
     return tiny.arguments(directory, **{"total_episodes": 20, "save_strategy": "steps", "save_steps": 1, **changes})
 
 
-class Interrupt(TrainerCallback):
-    """Stops a run as the pipeline does on Ctrl-C: after the checkpoint of update `after`."""
-
-    def __init__(self, after: int):
-        self.after = after
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.after:
-            raise KeyboardInterrupt
-
-
 def interrupted(directory: Path, after: int, **parts: Any) -> Path:
     with pytest.raises(KeyboardInterrupt):
-        tiny.ours(arguments(directory), callbacks=[Interrupt(after)], **parts).train()
+        tiny.ours(arguments(directory), callbacks=[tiny.Interrupt(after)], **parts).train()
     return directory / f"checkpoint-{after}"
 
 

@@ -6,7 +6,7 @@ timed on fewer rows: its time is proportional to them.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,9 +94,9 @@ class Machine:
         return torch.full(size, 0.01, device=self.device)
 
     def _pass(self, rows: int, columns: int) -> Tensor:
-        return self._one_layer(self._numbers(1, rows * columns, self._width).requires_grad_(), None, [columns] * rows)
+        return self._one_layer(self._numbers(1, rows * columns, self._width).requires_grad_(), None, columns)
 
-    def _one_layer(self, states: Tensor, keys: Tensor | None, row_tokens: Sequence[int] = ()) -> Tensor:
+    def _one_layer(self, states: Tensor, keys: Tensor | None, text_tokens: int = 1) -> Tensor:
         rows, columns, width = states.shape
         qkv = F.linear(F.layer_norm(states, (width,)), self._layer["qkv"])
         query, key, value = (part.view(rows, columns, self._heads, -1).transpose(1, 2) for part in qkv.chunk(3, -1))
@@ -104,12 +104,12 @@ class Machine:
             attended = F.scaled_dot_product_attention(query, torch.cat([keys, key], 2), torch.cat([keys, value], 2))
         elif self.device.type != "cpu":  # attention.py makes one call for all texts there
             query, key, value = (
-                part[0].unflatten(1, (-1, row_tokens[0])).transpose(0, 1) for part in (query, key, value)
+                part[0].unflatten(1, (-1, text_tokens)).transpose(0, 1) for part in (query, key, value)
             )
             attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
             attended = attended.transpose(0, 1).flatten(1, 2)[None]
         else:
-            texts = zip(*(part.split(list(row_tokens), 2) for part in (query, key, value)), strict=True)
+            texts = zip(*(part.split(text_tokens, 2) for part in (query, key, value)), strict=True)
             attended = torch.cat([F.scaled_dot_product_attention(*text, is_causal=True) for text in texts], 2)
         states = states + F.linear(attended.transpose(1, 2).reshape(states.shape), self._layer["out"])
         inner = F.gelu(F.linear(F.layer_norm(states, (width,)), self._layer["up"]), approximate="tanh")
