@@ -400,8 +400,11 @@ def main(argv: Sequence[str]) -> None:
     results = [compare(name, one, options.updates, options.hh) for name, one in chosen.items()]
     # the page must not name folders of this machine
     given = list(argv)
-    for folder, shown in ((options.hh, "FOLDER"), (options.model, Path(options.model or "").name)):
-        given = [word if folder is None else word.replace(folder, shown) for word in given]
+    for path, shown in (
+        (options.hh, "FOLDER"),
+        *((path, Path(path or "").name) for path in (options.model, options.write)),
+    ):
+        given = [word if path is None else word.replace(str(path), shown) for word in given]
     command = shlex.join(["python", "-m", "benchmarks.bench", *given])
     page = markdown(results, where, command)
     print(page, flush=True)

@@ -1,5 +1,6 @@
 """The benchmark: figures worked out by hand, the trainers of both sides in this process, and once in processes."""
 
+import contextlib
 import io
 import json
 import warnings
@@ -219,25 +220,11 @@ def test_the_worker_names_a_folder_without_rows(tmp_path: Path) -> None:
     assert str(tmp_path) in json.loads(answers.getvalue())["error"]
 
 
-def test_the_page_and_its_json_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(bench, "COMPARISONS", {"tiny": replace(TINY["sft"], prompt_tokens=None, shape=None)})
-    bench.main(["--updates", "2", "--write", str(tmp_path / "docs" / "page.md")])
-    page = (tmp_path / "docs" / "page.md").read_text()
-    assert page in capsys.readouterr().out
-    (comparison,) = json.loads((tmp_path / "docs" / "page.json").read_text())["comparisons"]
-    for side in bench.SIDES:
-        assert len(comparison[side]["wall_s"]) == len(comparison[side]["cpu_s"]) == 2
-        assert comparison[side]["peak_mib"] > 100
-    assert comparison["loss_difference"] < 1e-5
-    assert min(comparison["pair_ratios"]) <= comparison["wall_ratio"] <= max(comparison["pair_ratios"])
-
-
-def test_a_model_of_another_family_is_compared_on_rows_of_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = tmp_path / "rows"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a page and its JSON: SFT of a model of another family, on rows of a folder."""
+    folder = tmp_path_factory.mktemp("bench")
+    rows, model = folder / "rows", folder / "tiny-llama"
     rows.mkdir()
     for name, count in (("train", 30), ("test", 4)):
         pairs = [
@@ -248,15 +235,31 @@ def test_a_model_of_another_family_is_compared_on_rows_of_a_folder(
             for n in range(count)
         ]
         (rows / f"{name}.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
-    model = tmp_path / "tiny-llama"
     tokens.load_tokenizer(str(model_files.EMBEDDED_DIR), None).save_pretrained(model)
     sizes = {**families.FAMILIES["llama"], "vocab_size": 1536, "max_position_embeddings": 1024}
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)).save_pretrained(model)
-    bench.main(["sft-model", "--updates", "1", "--model", str(model), f"--hh={rows}"])
-    page = capsys.readouterr().out
-    assert "`python -m benchmarks.bench sft-model --updates 1 --model tiny-llama --hh=FOLDER`" in page
-    assert str(tmp_path) not in page
-    assert float(next(line for line in page.splitlines() if line.startswith("| sft-model")).split("|")[9]) < 1e-5
+    page = folder / "docs" / "page.md"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        bench.main(["sft-model", "--updates", "2", "--model", str(model), f"--hh={rows}", "--write", str(page)])
+    assert page.read_text() in printed.getvalue()
+    return page
+
+
+def test_the_page_and_its_json_are_written(written: Path) -> None:
+    (comparison,) = json.loads(written.with_suffix(".json").read_text())["comparisons"]
+    for side in bench.SIDES:
+        assert len(comparison[side]["wall_s"]) == len(comparison[side]["cpu_s"]) == 2
+        assert comparison[side]["peak_mib"] > 100
+    assert comparison["loss_difference"] < 1e-5
+    assert min(comparison["pair_ratios"]) <= comparison["wall_ratio"] <= max(comparison["pair_ratios"])
+
+
+def test_the_page_names_its_command_and_no_folder_of_the_machine(written: Path) -> None:
+    page = written.read_text()
+    command = "python -m benchmarks.bench sft-model --updates 2 --model tiny-llama --hh=FOLDER --write page.md"
+    assert f"`{command}`" in page
+    assert str(written.parents[1]) not in page
 
 
 def test_a_side_that_ends_early_gives_an_error_of_one_line() -> None:
