@@ -13,7 +13,7 @@ from types import ModuleType
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Launch, Settings
 from gpt2_rlhf.evidence import terminal
-from gpt2_rlhf.launch import child, imports, slurm, tasks, whole_run, world
+from gpt2_rlhf.launch import child, garbage, slurm, tasks, whole_run, world
 from gpt2_rlhf.launch.build import build as build_stage
 from gpt2_rlhf.launch.tasks import Task
 from gpt2_rlhf.store import digests, locks
@@ -347,5 +347,5 @@ def _are_changed(finished: Sequence[Stage]) -> bool:
 
 def _step(name: str) -> ModuleType:
     """Import the module of a stage, when it is built: torch and TRL take seconds, and each method has its trainer."""
-    with imports.without_collections():
+    with garbage.without_collections():
         return import_module(f"gpt2_rlhf.{'reward' if name == 'judge' else name}")

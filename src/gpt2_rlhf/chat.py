@@ -12,7 +12,7 @@ import sys
 from gpt2_rlhf.config import preflight
 from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.launch import imports
+from gpt2_rlhf.launch import garbage
 from gpt2_rlhf.store import run as runs
 
 
@@ -36,7 +36,7 @@ def run(composed: Composed) -> None:
         found = runs.read(runs.find(settings.output_dir, settings.chat.run), settings)
         title = f"run {found.directory.name}"
     # what is imported below takes seconds, in which the user can type the first question
-    with imports.without_collections():
+    with garbage.without_collections():
         if settings.chat.web:
             print(f"{title}: loading the models", flush=True)
             from gpt2_rlhf.rows import feedback_page as front

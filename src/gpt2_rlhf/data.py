@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.settings import Data, Settings
+from gpt2_rlhf.launch import garbage
 from gpt2_rlhf.models import loading, tokens
 from gpt2_rlhf.rows import row_report, sources, tables
 from gpt2_rlhf.rows.cleaning import Rules, clean
@@ -28,7 +29,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     """
     tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
     raw_rows, not_read = sources.read(settings.data), sources.not_read(settings.data)
-    divided, report = prepare(settings.data, raw_rows, rules(tokenizer), not_read)
+    with garbage.without_collections():
+        divided, report = prepare(settings.data, raw_rows, rules(tokenizer), not_read)
     if tokens.has_chat_template(tokenizer):
         report["answers"] = {"start": tokens.before_answer(tokenizer), "end": tokenizer.eos_token}
     tables.write(stage.directory, divided)
@@ -38,9 +40,10 @@ def run(settings: Settings, stage: Stage) -> Outcome:
 
 def rules(tokenizer: PreTrainedTokenizerBase) -> Rules:
     """Return what this tokenizer says of the texts of a row."""
+    of_words = tokens.word_counter(tokenizer)
     return Rules(
-        partial(tokens.count_prompts, tokenizer),
-        partial(tokens.count_answers, tokenizer),
+        of_words or partial(tokens.count_prompts, tokenizer),
+        of_words or partial(tokens.count_answers, tokenizer),
         tokens.special_tokens(tokenizer),
         partial(tokens.refusal, tokenizer),
     )

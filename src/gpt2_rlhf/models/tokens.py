@@ -23,7 +23,7 @@ from tokenizers import Encoding, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.models import model_files, padding, templates
+from gpt2_rlhf.models import model_files, padding, templates, words
 from gpt2_rlhf.models.templates import ASSISTANT, HUMAN, TRANSCRIPT, Refused
 
 _TEXTS_AT_ONCE = 128
@@ -173,6 +173,12 @@ def count_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) ->
 def count_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> list[int]:
     """Return the number of tokens of each answer, without EOS."""
     return [len(ids) - 1 for ids in _answer_ids(tokenizer, [{"answer": answer} for answer in answers], "answer")]
+
+
+def word_counter(tokenizer: PreTrainedTokenizerBase) -> words.Count | None:
+    """Return what counts as `count_prompts` and `count_answers` do, faster for many texts; None if nothing does."""
+    backend: Any = tokenizer
+    return None if has_chat_template(tokenizer) else words.counter(backend.backend_tokenizer)
 
 
 def before_answer(tokenizer: PreTrainedTokenizerBase) -> str:

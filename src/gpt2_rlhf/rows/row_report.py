@@ -143,7 +143,7 @@ def _side(side: Side) -> dict[str, Any]:
 
 def _shared_end(kept: Sequence[Measured]) -> dict[str, Any] | None:
     """Return the word that most prompts end with, and how many do, if it looks like a marker of a turn."""
-    ends = Counter(measured.pair.prompt.removesuffix(ASSISTANT).split()[-1] for measured in kept)
+    ends = Counter(measured.pair.prompt.removesuffix(ASSISTANT).rsplit(None, 1)[-1] for measured in kept)
     word, prompts = ends.most_common(1)[0]
     return {"word": word, "prompts": prompts} if set(word) & set(":<>[]|#") and prompts > len(kept) / 2 else None
 
