@@ -6,12 +6,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from filelock import FileLock
@@ -21,11 +21,11 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.launch import slurm
 from gpt2_rlhf.launch.slurm import State
 from gpt2_rlhf.launch.tasks import Task
+from helpers import commands
 from helpers import slurm as real
+from helpers.commands import Command
 from helpers.small_run import SMALL, copy_stages
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-STARTED: list[subprocess.Popen[str]] = []
 STAGES = ("sft", "reward", "judge", "ppo")
 # as many updates as SLOW_S makes last longer than Slurm takes to warn a job; a function of one's own can sleep
 SLOW_REWARD = '''import os, time
@@ -100,30 +100,30 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     with real.cluster(folder / "cluster") as found:
         paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         yield {**found, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        for one in STARTED:
-            one.kill()  # where a test failed; otherwise it has ended
-            one.wait()
 
 
 def command(verb: str, output_dir: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "gpt2_rlhf", verb, f"output_dir={output_dir}", *SMALL, *OWN, *overrides]
+    return [verb, f"output_dir={output_dir}", *SMALL, *OWN, *overrides]
 
 
 def run(environment: Mapping[str, str], *arguments: str) -> str:
-    done = subprocess.run(
-        arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    return ended(start(environment, *arguments), timeout_s=500)
+
+
+def start(environment: Mapping[str, str], *arguments: str) -> Command:
+    with mock.patch.dict(os.environ, environment):
+        return commands.start(*arguments)
+
+
+def ended(command: Command, code: int = 0, timeout_s: float = 120) -> str:
+    """What a command has printed once it has ended with this code."""
+    done = command.wait(timeout_s)
+    assert done.returncode == code, done.stdout
     return done.stdout
 
 
-def start(environment: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
-    STARTED.append(
-        subprocess.Popen(
-            arguments, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-    )
-    return STARTED[-1]
+def of_slurm(environment: Mapping[str, str], *arguments: str) -> str:
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def wait_for(condition: Any, seconds: float = 300) -> Any:
@@ -195,21 +195,19 @@ def test_jobs_left_cancelled_and_requeued_end_with_the_weights_of_a_run_on_this_
     ids = job_ids(tmp_path)
     assert re.search(r"\| ppo-\w+ +\| queued +\| job \d+ pending", run(environment, *command("status", *sum_up(here))))
     wait_for(lambda: list(tmp_path.glob("stages/data-*/manifest.json")))
-    first.send_signal(signal.SIGINT)
-    printed = first.communicate(timeout=60)[0]
-    assert first.returncode == 130, printed
+    os.kill(first.pid, signal.SIGINT)
+    printed = ended(first, 130)
     assert re.search(r"the jobs go on: `make status` .* `scancel [\d ]+` cancels them\n", printed)
 
     second = start(environment, *here)  # waits for the jobs of the first
     wait_for(lambda: checkpoints(tmp_path))
     assert job_ids(tmp_path) == ids
-    run(environment, "scontrol", "requeue", ids["ppo"])
-    wait_for(lambda: "Requeue" in run(environment, "scontrol", "show", "job", ids["ppo"]))
-    wait_for(lambda: "RUNNING" in run(environment, "squeue", "--noheader", "--jobs", ids["ppo"], "--format=%T"))
+    of_slurm(environment, "scontrol", "requeue", ids["ppo"])
+    wait_for(lambda: "Requeue" in of_slurm(environment, "scontrol", "show", "job", ids["ppo"]))
+    wait_for(lambda: "RUNNING" in of_slurm(environment, "squeue", "--noheader", "--jobs", ids["ppo"], "--format=%T"))
     time.sleep(3)
-    run(environment, "scancel", ids["ppo"])
-    printed = second.communicate(timeout=120)[0]
-    assert second.returncode == 1
+    of_slurm(environment, "scancel", ids["ppo"])
+    printed = ended(second, 1)
     assert re.search(rf"error: ppo: job {ids['ppo']} cancelled.* \(log: .*_log\.out\)\n", printed), printed
 
     run(environment, *here)
@@ -220,7 +218,7 @@ def test_jobs_left_cancelled_and_requeued_end_with_the_weights_of_a_run_on_this_
 
 def sum_up(here: list[str]) -> tuple[Any, ...]:
     """The output folder and the overrides of a command, for another verb."""
-    return Path(here[4].partition("=")[2]), *here[5 + len(SMALL) + len(OWN) :]
+    return Path(here[1].partition("=")[2]), *here[2 + len(SMALL) + len(OWN) :]
 
 
 @pytest.mark.cluster
@@ -234,15 +232,16 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     wait_for(lambda: checkpoints(tmp_path))
     job = job_ids(tmp_path)["ppo"]
     # Slurm looks at its jobs every 30 s: it warns this one 20 to 50 s before its end, which is 10 to 40 s from now
-    run(environment, "scontrol", "update", f"JobId={job}", "EndTime=now+60")
-    wait_for(lambda: "Restarts=1" in run(environment, "scontrol", "show", "job", job))
-    run(environment, "scontrol", "update", f"JobId={job}", "TimeLimit=60")  # a busy machine may take long to start it
-    printed = started.communicate(timeout=400)[0]
-    assert started.returncode == 0, printed
+    of_slurm(environment, "scontrol", "update", f"JobId={job}", "EndTime=now+60")
+    wait_for(lambda: "Restarts=1" in of_slurm(environment, "scontrol", "show", "job", job))
+    of_slurm(
+        environment, "scontrol", "update", f"JobId={job}", "TimeLimit=60"
+    )  # a busy machine may take long to start it
+    ended(started, timeout_s=400)
     (log,) = tmp_path.glob("jobs/ppo-*/*_0_log.out")
     assert "ppo stopped by SIGUSR2 after writing checkpoint-" in log.read_text()
     assert "ppo goes on from step " in log.read_text()
-    assert "Restarts=1" in run(environment, "scontrol", "show", "job", job)
+    assert "Restarts=1" in of_slurm(environment, "scontrol", "show", "job", job)
     assert weights(tmp_path) == weights(straight)
 
 
@@ -274,9 +273,7 @@ def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
 ) -> None:
     copy_stages(straight, tmp_path, "data", "sft")
     here = command("ppo", tmp_path, "launch=slurm", "launch.processes=2", "reward.args.optim=adamw_bnb_8bit")
-    failed = start(environment, *here)
-    printed = failed.communicate(timeout=200)[0]
-    assert failed.returncode == 1
+    printed = ended(start(environment, *here), 1, timeout_s=200)
     assert re.search(r"error: reward: job \d+ failed: reward\.args\.optim: adamw_bnb_8bit: .* \(log: .*\)\n", printed)
     assert re.search(r"error: ppo: job \d+ cancelled: a stage that it needs failed.*\n", printed)
     assert printed.count("Traceback") == 0
@@ -286,6 +283,5 @@ def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
 @pytest.mark.xdist_group("jobs")
 def test_what_slurm_itself_refuses_is_one_line(environment: Mapping[str, str], tmp_path: Path) -> None:
     here = command("data", tmp_path, "launch=slurm", "launch.slurm.partition=none")
-    done = subprocess.run(here, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 2
-    assert re.fullmatch(r"error: launch\.slurm: Slurm refuses the job of data: .*Invalid partition.*\n", done.stderr)
+    printed = ended(start(environment, *here), 2)
+    assert re.search(r"^error: launch\.slurm: Slurm refuses the job of data: .*Invalid partition.*\n\Z", printed, re.M)
