@@ -77,7 +77,7 @@ test-gpu: $(STAMP)  ## run the tests of what only a GPU runs
 	@$(PYTEST) --numprocesses 2 -m gpu tests/test_gpu.py
 
 test-cluster: $(STAMP)  ## run the tests of several nodes and of a real Slurm
-	@$(PYTEST) --numprocesses 4 --dist loadgroup -m cluster tests/launch/test_slurm.py tests/launch/test_nodes.py
+	@$(PYTEST) --numprocesses 3 --dist loadgroup -m cluster tests/launch/test_nodes.py tests/launch/test_slurm.py
 
 report-check: $(STAMP)  ## check the report page in a headless Chromium
 	@PYTHONPATH=tests $(BIN)/python -m helpers.browser_check

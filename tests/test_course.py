@@ -38,7 +38,13 @@ def test_each_training_command_is_named_with_its_run() -> None:
 
 
 # also of a command that sets more rows
-FEW_STEPS = ("sft.args.max_steps=6", "reward.args.max_steps=6", "ppo.args.total_episodes=32")
+FEW_STEPS = (
+    "sft.args.max_steps=6",
+    "reward.args.max_steps=6",
+    "ppo.args.total_episodes=32",
+    "ppo.heldout.prompts=8",
+    "evaluate.prompts=8",
+)
 
 
 @pytest.mark.slow

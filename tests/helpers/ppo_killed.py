@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from helpers import commands
 from helpers import ppo_tiny as tiny
 
-UPDATES = 14
+UPDATES = 10
 KINDS = {"full": 5, "lora": 5, "two processes": 5, "two processes with shares": 2}  # and how often each is killed
 
 

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PPO = ("ppo.args.total_episodes=96", "ppo.args.save_steps=1")  # 3 updates of 2 x 16 episodes
 ENDS_WITHIN_S = 60
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("nodes")]
+pytestmark = pytest.mark.cluster
 
 
 @dataclass

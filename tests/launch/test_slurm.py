@@ -185,7 +185,6 @@ def test_a_job_that_runs_shows_the_newest_line_of_its_log_every_ten_seconds(
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("requeue")
 def test_jobs_left_cancelled_and_requeued_end_with_the_weights_of_a_run_on_this_machine(
     environment: Mapping[str, str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -222,7 +221,6 @@ def sum_up(here: list[str]) -> tuple[Any, ...]:
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("time limit")
 def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
@@ -246,7 +244,6 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("jobs")
 def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
@@ -267,7 +264,6 @@ def test_a_sweep_of_two_points_is_jobs_up_to_the_evaluation_and_one_table(
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("jobs")
 def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
     environment: Mapping[str, str], straight: Path, tmp_path: Path
 ) -> None:
@@ -280,7 +276,6 @@ def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("jobs")
 def test_what_slurm_itself_refuses_is_one_line(environment: Mapping[str, str], tmp_path: Path) -> None:
     here = command("data", tmp_path, "launch=slurm", "launch.slurm.partition=none")
     printed = ended(start(environment, *here), 2)
