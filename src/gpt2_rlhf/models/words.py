@@ -1,4 +1,4 @@
-"""Count the tokens of many texts word by word, each distinct word once: ten times as fast as text by text.
+"""Count the tokens of many texts word by word, each distinct word once, which is several times as fast.
 
 A tokenizer spends most of its time on finding the words in a text. Byte-level ones, such as GPT-2's, start a word at
 each space that a letter follows (the pattern of `ByteLevel` in huggingface/tokenizers). So the tokens of a text are
@@ -13,7 +13,8 @@ from functools import lru_cache
 from tokenizers import Tokenizer
 
 _WORD = re.compile(" (?=[A-Za-z\u00c0-\u04ff])")  # before a Latin, Greek or Cyrillic letter: no digit or white space
-_KNOWN = 2**19  # words, about those of all of Anthropic/hh-rlhf
+_KNOWN = 2**19  # words that are remembered, in about 80 MB
+_KNOWN_STARTS = 2**10  # those of transcripts are nearly all the same
 _LONG = 20  # characters; a text whose parts are longer on average is counted as a whole, since they do not recur
 
 Count = Callable[[Sequence[str]], list[int]]
@@ -27,7 +28,7 @@ def counter(backend: Tokenizer) -> Count | None:
     if not _are_words_apart(backend):
         return None
 
-    @lru_cache(_KNOWN)
+    @lru_cache(_KNOWN_STARTS)
     def of_start(text: str) -> int:
         return len(backend.encode(text, add_special_tokens=False))
 
