@@ -77,7 +77,7 @@ test-gpu: $(STAMP)  ## run the tests of what only a GPU runs
 	@$(PYTEST) --numprocesses 2 -m gpu tests/test_gpu.py
 
 test-cluster: $(STAMP)  ## run the tests of several nodes and of a real Slurm
-	@# four workers would get two tests each but for one, and xdist begins a last test only when no more can come
+	@# with four workers one would get a single test, which xdist begins only when no more tests can come
 	@$(PYTEST) --numprocesses 3 --dist loadgroup -m cluster tests/launch/test_nodes.py tests/launch/test_slurm.py
 
 report-check: $(STAMP)  ## check the report page in a headless Chromium
