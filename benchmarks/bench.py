@@ -400,11 +400,9 @@ def main(argv: Sequence[str]) -> None:
     results = [compare(name, one, options.updates, options.hh) for name, one in chosen.items()]
     # the page must not name folders of this machine
     given = list(argv)
-    for path, shown in (
-        (options.hh, "FOLDER"),
-        *((path, Path(path or "").name) for path in (options.model, options.write)),
-    ):
-        given = [word if path is None else word.replace(str(path), shown) for word in given]
+    for path in filter(None, (options.hh, options.model, options.write)):
+        shown = "FOLDER" if path == options.hh else Path(path).name
+        given = [word.replace(str(path), shown) for word in given]
     command = shlex.join(["python", "-m", "benchmarks.bench", *given])
     page = markdown(results, where, command)
     print(page, flush=True)

@@ -262,6 +262,11 @@ def test_the_page_names_its_command_and_no_folder_of_the_machine(written: Path) 
     assert str(written.parents[1]) not in page
 
 
+def test_the_page_has_the_row_of_a_model_of_another_family_on_rows_of_a_folder(written: Path) -> None:
+    row = next(line for line in written.read_text().splitlines() if line.startswith("| sft-model"))
+    assert float(row.split("|")[9]) < 1e-5
+
+
 def test_a_side_that_ends_early_gives_an_error_of_one_line() -> None:
     broken = replace(TINY["sft"], args={"no_such_argument": 1})
     with pytest.raises(UserError, match="the process of stock in tiny ended with code 1"):

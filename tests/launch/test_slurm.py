@@ -107,7 +107,7 @@ def command(verb: str, output_dir: Path, *overrides: str) -> list[str]:
 
 
 def run(environment: Mapping[str, str], *arguments: str) -> str:
-    return ended(start(environment, *arguments), timeout_s=500)
+    return ended(start(environment, *arguments), 0, timeout_s=500)
 
 
 def start(environment: Mapping[str, str], *arguments: str) -> Command:
@@ -115,7 +115,7 @@ def start(environment: Mapping[str, str], *arguments: str) -> Command:
         return commands.start(*arguments)
 
 
-def ended(command: Command, code: int = 0, timeout_s: float = 120) -> str:
+def ended(command: Command, code: int, timeout_s: float) -> str:
     """What a command has printed once it has ended with this code."""
     done = command.wait(timeout_s)
     assert done.returncode == code, done.stdout
@@ -123,7 +123,9 @@ def ended(command: Command, code: int = 0, timeout_s: float = 120) -> str:
 
 
 def of_slurm(environment: Mapping[str, str], *arguments: str) -> str:
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def wait_for(condition: Any, seconds: float = 300) -> Any:
@@ -195,7 +197,7 @@ def test_jobs_left_cancelled_and_requeued_end_with_the_weights_of_a_run_on_this_
     assert re.search(r"\| ppo-\w+ +\| queued +\| job \d+ pending", run(environment, *command("status", *sum_up(here))))
     wait_for(lambda: list(tmp_path.glob("stages/data-*/manifest.json")))
     os.kill(first.pid, signal.SIGINT)
-    printed = ended(first, 130)
+    printed = ended(first, 130, timeout_s=60)
     assert re.search(r"the jobs go on: `make status` .* `scancel [\d ]+` cancels them\n", printed)
 
     second = start(environment, *here)  # waits for the jobs of the first
@@ -206,7 +208,7 @@ def test_jobs_left_cancelled_and_requeued_end_with_the_weights_of_a_run_on_this_
     wait_for(lambda: "RUNNING" in of_slurm(environment, "squeue", "--noheader", "--jobs", ids["ppo"], "--format=%T"))
     time.sleep(3)
     of_slurm(environment, "scancel", ids["ppo"])
-    printed = ended(second, 1)
+    printed = ended(second, 1, timeout_s=120)
     assert re.search(rf"error: ppo: job {ids['ppo']} cancelled.* \(log: .*_log\.out\)\n", printed), printed
 
     run(environment, *here)
@@ -232,10 +234,9 @@ def test_a_job_over_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     # Slurm looks at its jobs every 30 s: it warns this one 20 to 50 s before its end, which is 10 to 40 s from now
     of_slurm(environment, "scontrol", "update", f"JobId={job}", "EndTime=now+60")
     wait_for(lambda: "Restarts=1" in of_slurm(environment, "scontrol", "show", "job", job))
-    of_slurm(
-        environment, "scontrol", "update", f"JobId={job}", "TimeLimit=60"
-    )  # a busy machine may take long to start it
-    ended(started, timeout_s=400)
+    # a busy machine may take long to start it
+    of_slurm(environment, "scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    ended(started, 0, timeout_s=400)
     (log,) = tmp_path.glob("jobs/ppo-*/*_0_log.out")
     assert "ppo stopped by SIGUSR2 after writing checkpoint-" in log.read_text()
     assert "ppo goes on from step " in log.read_text()
@@ -278,5 +279,7 @@ def test_a_stage_that_fails_is_one_line_with_its_job_its_log_and_its_error(
 @pytest.mark.cluster
 def test_what_slurm_itself_refuses_is_one_line(environment: Mapping[str, str], tmp_path: Path) -> None:
     here = command("data", tmp_path, "launch=slurm", "launch.slurm.partition=none")
-    printed = ended(start(environment, *here), 2)
-    assert re.search(r"^error: launch\.slurm: Slurm refuses the job of data: .*Invalid partition.*\n\Z", printed, re.M)
+    with mock.patch.dict(os.environ, environment):
+        done = commands.run(*here, timeout_s=100)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: launch\.slurm: Slurm refuses the job of data: .*Invalid partition.*\n", done.stderr)

@@ -111,18 +111,14 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
     yield from enumerate(rows, 1)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):  # json would keep the last one
-        raise ValueError("an object has a key twice")
-    return values
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # json.loads would make one for each row
-
-
 def _loads(text: bytes) -> Any:
-    return _DECODER.decode(text.decode(json.detect_encoding(text), "surrogatepass"))
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):  # json would keep the last one
+            raise ValueError("an object has a key twice")
+        return values
+
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
