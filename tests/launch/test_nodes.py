@@ -37,6 +37,14 @@ class Node:
             process.send_signal(signal.SIGKILL)
         self.run.wait()
 
+    def printed(self) -> list[str]:
+        """The lines of the process; torchrun logs with the file that says so.
+
+        For example it says that the barrier at its exit failed, if the first node's torchrun ended just before.
+        """
+        lines = self.log.read_text().splitlines()
+        return [line for line in lines if not re.match(r"[IWE]\d{4} .*/torch/distributed/elastic/\S+:\d+\] ", line)]
+
     def errors(self) -> list[str]:
         """The lines of ours; torchrun adds a report of its own."""
         return [line for line in self.log.read_text().splitlines() if line.startswith("error: ")]
@@ -95,7 +103,7 @@ def test_two_nodes_train_to_the_weights_of_two_processes_also_after_one_was_kill
     again = start(nodes_folder, "ppo", *static())
     assert [node.run.wait(300) for node in again] == [0, 0], again[0].log.read_text() + again[1].log.read_text()
     assert "ppo goes on from step " in again[0].log.read_text()
-    assert again[1].log.read_text() == ""  # the first process alone prints
+    assert again[1].printed() == []  # the first process alone prints
     for stage in (nodes_folder / "outputs/stages").iterdir():
         assert not list(stage.glob("*-2.log")), "the second process logged what the first one did not"
 

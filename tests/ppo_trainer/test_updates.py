@@ -1,11 +1,14 @@
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, TaskType
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt2_rlhf.models import scoring
+from gpt2_rlhf.models import scoring, threads
+from gpt2_rlhf.ppo_trainer import forward
 from helpers import ppo_tiny as tiny
 from helpers import ppo_two_processes
 
@@ -33,6 +36,47 @@ def test_an_sgd_step_is_the_same_over_one_and_over_two_processes(tmp_path: Path)
             assert ranks[rank][str(rows)] == pytest.approx(metrics, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("adapter", [False, True], ids=["", "adapter"])
+def test_models_that_compute_at_the_same_time_end_with_the_weights_of_models_that_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: bool
+) -> None:
+    names: list[str] = []
+
+    def named(*models: Any) -> Any:
+        names.append(threading.current_thread().name)
+        return answer_values(*models)
+
+    answer_values = forward.answer_values
+    monkeypatch.setattr(forward, "answer_values", named)
+
+    def weights() -> str:
+        names.clear()
+        peft = LoraConfig(r=2, fan_in_fan_out=True, task_type=TaskType.CAUSAL_LM) if adapter else None
+        run = tiny.ours(tiny.arguments(tmp_path), model=tiny.often_stopping_policy(), peft_config=peft)
+        run.train()
+        return tiny.trained_digest(run)
+
+    found = weights()
+    assert len(set(names)) > 1
+    monkeypatch.setattr(threads, "apart", lambda *_: False)
+    assert weights() == found
+    assert set(names) == {threading.current_thread().name}
+
+
+def test_a_critic_that_shares_the_config_of_the_policy_takes_turns_with_it(tmp_path: Path) -> None:
+    expected: Any = tiny.ours(tiny.arguments(tmp_path), value_model=tiny.scorer(2))
+    expected.train()
+    policy = tiny.policy()
+    for name in ("num_labels", "pad_token_id"):
+        setattr(policy.config, name, getattr(tiny.scorer(2).config, name))
+    critic = type(tiny.scorer(2))(policy.config)
+    critic.load_state_dict(tiny.scorer(2).state_dict())
+    run: Any = tiny.ours(tiny.arguments(tmp_path), model=policy, value_model=critic)
+    assert (expected.model.in_threads, run.model.in_threads) == (True, False)
+    run.train()
+    assert tiny.trained_digest(run) == tiny.trained_digest(expected)
+
+
 class MostLogits(TorchDispatchMode):
     """Keeps the largest number of tokens of which the logits, or as many other numbers, are held in one tensor."""
 
@@ -53,6 +97,7 @@ class MostLogits(TorchDispatchMode):
 def test_logits_are_held_for_a_bounded_number_of_tokens_with_the_same_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(threads, "apart", lambda *_: False)  # MostLogits sees one thread only
     policy = tiny.policy()
     vocabulary, width = policy.lm_head.weight.shape
     with MostLogits(vocabulary, width) as most:

@@ -8,13 +8,14 @@ over them gives log-probability, entropy and gradient. The numbers are the same 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from gpt2_rlhf.models import packing, scoring
+from gpt2_rlhf.models import packing, scoring, threads
 
 # Large enough that exp() of it is 0 beside any real logit, finite so that 0 x logit in the entropy is 0 and not NaN.
 _NEVER = -1e4
@@ -66,21 +67,27 @@ def padded(
 
 
 class PolicyAndValue(nn.Module):
-    """Policy and value model as one module, as DDP requires, with a forward pass over the answers only."""
+    """Policy and value model as one module, as DDP requires, with a forward pass over the answers only.
+
+    in_threads: compute the two at the same time (models.threads), where they have nothing in common.
+    """
 
     is_gradient_checkpointing = False  # TRL's generate_completions reads it
 
-    def __init__(self, policy: Any, value_model: Any) -> None:
+    def __init__(self, policy: Any, value_model: Any, in_threads: bool = False) -> None:
         super().__init__()
         self.policy = policy
         self.value_model = value_model
+        self.in_threads = in_threads and threads.apart(policy, value_model)
         self.config = policy.config  # trackers log it
         self._no_split_modules = {*policy._no_split_modules, *value_model._no_split_modules}  # FSDP shards by these
 
     def forward(self, rows: Rows, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probabilities and entropies in nats, and values; each (rows, answer)."""
-        logprobs, entropies = answer_logprobs(self.policy, rows, temperature)
-        return logprobs, entropies, answer_values(self.value_model, rows).clone()  # FSDP warns of views
+        of_policy = partial(answer_logprobs, self.policy, rows, temperature)
+        of_value_model = partial(answer_values, self.value_model, rows)
+        (logprobs, entropies), values = threads.both(of_policy, of_value_model, self.in_threads)
+        return logprobs, entropies, values.clone()  # FSDP warns of views
 
 
 def language_model(model: nn.Module) -> Any:

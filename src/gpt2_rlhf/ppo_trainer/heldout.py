@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_rlhf.evidence.answers import finite_scores, refuse_not_finite, scored_sequences, utilities
 from gpt2_rlhf.evidence.measured import Measured
-from gpt2_rlhf.models import scoring, tokens
+from gpt2_rlhf.models import scoring, threads, tokens
 from gpt2_rlhf.models.sampling import Answer, encode_prompts, sample
 from gpt2_rlhf.ppo_trainer import reward_scores
 from gpt2_rlhf.ppo_trainer.reward_scores import ScoreFunction
@@ -67,6 +67,7 @@ def measure(
     """Sample one answer per prompt and measure it; no global random state is read or changed.
 
     reference: the SFT model; None means the policy with its LoRA adapter switched off. `tokenizer` is the saved one.
+    `reward` and `judge` use other models, since they may run at the same time as these two.
 
     Raises:
         UserError: a reward or utility is not finite, or an answer does not fit the model.
@@ -82,11 +83,15 @@ def measure(
     )
     sampled_ids = [answer.sampled_ids(tokens.eos_id(tokenizer)) for answer in answers]
     prompt_ids = encode_prompts(tokenizer, prompts)
-    kl = scoring.kl_by_row(policy, reference, prompt_ids, sampled_ids, temperature, batch_size)
+    (rewards, judge_rewards), kl = threads.both(
+        lambda: (reward(prompts, answers), None if judge is None else judge(prompts, answers)),
+        lambda: scoring.kl_by_row(policy, reference, prompt_ids, sampled_ids, temperature, batch_size),
+        in_threads=True,
+    )
     measured = Measured(
         update=update,
-        rewards=reward(prompts, answers),
-        judge_rewards=None if judge is None else judge(prompts, answers),
+        rewards=rewards,
+        judge_rewards=judge_rewards,
         utilities=None if utility is None else utilities(utility, prompts, answers),
         kl_nats=kl.exact,
         kl_k1=kl.k1,

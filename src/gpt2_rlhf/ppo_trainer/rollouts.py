@@ -7,6 +7,7 @@ of all rollouts in memory through the update. Here sampling is plain, at PPO's t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from trl.experimental.ppo import PPOConfig
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.models import threads
 from gpt2_rlhf.models.sampling import sample_ids
 from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
@@ -40,6 +42,7 @@ class Models:
     eos_token_id: int
     pad_token_id: int
     cache: str | None = None  # one of sampling.CACHES
+    in_threads: bool = False  # score with the reference and with the other models at the same time (models.threads)
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,13 @@ def roll_out(
         if accelerator.mixed_precision != "no":
             # sampling token by token rounds differently: the ratio would not be 1 before the first step
             logprobs = in_parts(policy_logprobs, with_logits)
-        return Rollout(
-            rows=rows,
-            ended=(rows.answers == models.eos_token_id).any(1),
-            logprobs=logprobs,
-            ref_logprobs=in_parts(reference_logprobs, with_logits),
-            values=in_parts(lambda part: forward.answer_values(models.value_model, part)),
-            scores=in_parts(models.score),
+        (values, scores), ref_logprobs = threads.both(
+            lambda: (in_parts(partial(forward.answer_values, models.value_model)), in_parts(models.score)),
+            lambda: in_parts(reference_logprobs, with_logits),
+            models.in_threads,
         )
+        ended = (rows.answers == models.eos_token_id).any(1)
+        return Rollout(rows, ended, logprobs, ref_logprobs, values, scores)
 
 
 def check(rollout: Rollout, accelerator: Accelerator, update: int) -> tuple[float, int, int]:

@@ -32,7 +32,7 @@ from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import PpoKl
 from gpt2_rlhf.launch import sharding
-from gpt2_rlhf.models import packing, tokens
+from gpt2_rlhf.models import packing, threads, tokens
 from gpt2_rlhf.ppo_trainer import checkpoints, checks, forward, gates, losses, reward_scores, rollouts, updates
 from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Clock, Means, explained_variance
 from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
@@ -141,10 +141,13 @@ class PPOTrainer(TrlPPOTrainer):
     def _rollout_models(
         self, tokenizer: PreTrainedTokenizerBase, score_function: ScoreFunction | None, cache: str | None
     ) -> rollouts.Models:
+        reference = self.policy_model if self.ref_model is None else self.ref_model
         if score_function is None:
             score = partial(forward.answer_scores, self.reward_model)
+            in_threads = threads.apart(reference, self.value_model, self.reward_model)
         else:
             score = reward_scores.by_function(score_function, tokenizer)
+            in_threads = threads.apart(reference, self.value_model)
         return rollouts.Models(
             policy=self.policy_model,
             reference=self.ref_model,
@@ -153,6 +156,7 @@ class PPOTrainer(TrlPPOTrainer):
             eos_token_id=tokens.eos_id(tokenizer),
             pad_token_id=tokens.pad_id(tokenizer),
             cache=cache,
+            in_threads=in_threads,
         )
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
@@ -161,7 +165,9 @@ class PPOTrainer(TrlPPOTrainer):
         TRL's constructor calls this between building its wrapper and preparing it. With warm-up, the first and the
         last update have a learning rate above 0.
         """
-        self.model = forward.PolicyAndValue(self.policy_model, self.value_model)
+        # DDP and FSDP exchange gradients in one backward pass of both
+        in_threads = self.accelerator.num_processes == 1 and not self.args.fsdp
+        self.model = forward.PolicyAndValue(self.policy_model, self.value_model, in_threads)
         _prepare(self.model)
         self._whole: Any = None
         if self.args.fsdp:

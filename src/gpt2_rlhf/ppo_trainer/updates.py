@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from trl.experimental.ppo import PPOConfig
 
+from gpt2_rlhf.models import threads
 from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
 from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Means
@@ -79,7 +80,8 @@ def learn(
     shuffled = np.concatenate([order.permutation(rows) for _ in range(args.num_ppo_epochs)])
     minibatches = torch.from_numpy(shuffled).to(device).split(rows // args.num_mini_batches)
     per_row = torch.stack([batch.is_token.sum(1), batch.has_value.sum(1)], 1)
-    with_logits = forward.rows_at_once(accelerator.unwrap_model(model).policy, args.response_length)
+    parts = accelerator.unwrap_model(model)
+    with_logits = forward.rows_at_once(parts.policy, args.response_length)
     norms = []
     for minibatch in minibatches:
         token_count, value_count = per_row[minibatch].sum(0)
@@ -91,8 +93,13 @@ def learn(
             is_averaged = microbatch is microbatches[-1] or accelerator.is_fsdp2
             with nullcontext() if is_averaged else accelerator.no_sync(model):
                 policy_loss, value_loss = _summed_losses(model, batch[microbatch], accelerator, args, means)
-                loss = policy_loss / token_count + args.vf_coef * value_loss / value_count
-                accelerator.backward(loss * accelerator.num_processes)
+                policy_loss = policy_loss / token_count * accelerator.num_processes
+                value_loss = args.vf_coef * value_loss / value_count * accelerator.num_processes
+                if parts.in_threads:
+                    backward = accelerator.backward
+                    threads.both(partial(backward, policy_loss), partial(backward, value_loss), in_threads=True)
+                else:
+                    accelerator.backward(policy_loss + value_loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
         assert norm is not None
         norms.append(float(norm))
