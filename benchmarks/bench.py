@@ -300,7 +300,8 @@ def markdown(results: Sequence[Result], where: dict[str, str | int], command: st
 
 Both sides get the same models, rows and arguments. Each runs in its own process. They take turns, one update each,
 after one to warm up. Seconds are the median of an update. "Faster" is the ratio of the medians, "of each pair" the
-smallest and largest ratio of two neighbouring updates, "CPU time" the ratio of CPU seconds. MiB are the peak of the
+smallest and largest ratio of two neighbouring updates, "CPU time" the ratio of CPU seconds. On a CPU with one thread
+our PPO computes two models at the same time, on two cores: compare its CPU time. MiB are the peak of the
 process. "Losses" is the largest difference between the losses of the sides; in PPO they sample other answers. Tokens
 are those of the rows, without padding. {gpu}
 

@@ -96,6 +96,11 @@ def test_passes_of_ppo() -> None:
     assert seconds("ppo", "generate", *unmeasured, "ppo.args.local_rollout_forward_batch_size=8") == 5 * 2 * 7 * LAYERS
     # the prompts, then reference, critic and reward model, in two parts each
     assert seconds("ppo", "read", *unmeasured, "ppo.args.local_rollout_forward_batch_size=8") == 5 * 2 * 4 * LAYERS
+    threads = "launch.threads=1"  # the critic learns beside the policy, and the reference reads beside two models
+    assert seconds("ppo", "learn", *unmeasured, threads) == 5 * 3 * 4 * LAYERS
+    assert seconds("ppo", "read", *unmeasured, threads) == 5 * 3 * LAYERS
+    two = [seconds("ppo", "learn", *unmeasured, *one, processes=2) for one in ((), (threads,))]
+    assert two[0] == two[1] > 0
     measured = (*chosen, "ppo.args.response_length=7", "ppo.heldout.prompts=8", "ppo.args.eval_steps=2")
     # before the first update, and after 2, 4 and 5
     assert seconds("ppo", "generate", *measured) - seconds("ppo", "generate", *unmeasured) == 4 * 7 * LAYERS

@@ -64,11 +64,14 @@ class Durations:
         answer = min(float(args["response_length"]), rows.answer * 1.5)  # a policy ends later than people do
         texts = sizes.per_device_train_batch_size
         columns = round(rows.prompt + answer)
-        learn = 2 * self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(round(texts * answer))
+        # where policy and critic compute at the same time (models.threads), so do the other models
+        in_threads = self._settings.launch.threads == self._processes == 1 and self.machine.device.type == "cpu"
+        learnt, read, measured = (1, 2, 2) if in_threads else (2, 3, 4)
+        learn = learnt * self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(round(texts * answer))
         steps = args["num_ppo_epochs"] * sizes.num_mini_batches * self._sharing
         update = (
             self._sample(rows, episodes, at_once, args["response_length"])
-            + 3 * self._layers(self.machine.read(at_once, columns)) * episodes / at_once
+            + read * self._layers(self.machine.read(at_once, columns)) * episodes / at_once
             + self._logits(round(episodes * answer))
             + args["num_ppo_epochs"] * learn * episodes / texts
             + steps * self._step(2 * self._shape.weights)
@@ -77,7 +80,7 @@ class Durations:
         found = count * update
         if withheld := sizes.withheld_prompts:
             measure = self._sample(rows, withheld, self._settings.evaluate.batch_size, args["response_length"])
-            measure += 4 * self._read(rows, withheld, with_logits=True)
+            measure += measured * self._read(rows, withheld, with_logits=True)
             found += (1 + -(-count // args["eval_steps"])) * measure
         return found
 

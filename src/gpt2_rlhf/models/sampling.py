@@ -17,7 +17,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.models import tokens
+from gpt2_rlhf.models import roomy_cache, tokens
 from gpt2_rlhf.models.scoring import Show, by_length, inference
 
 CACHES = ("static", "compiled")  # ways to keep keys and values other than the default, which grows with the answers
@@ -186,6 +186,8 @@ def _sample_batch(
             logits_to_keep=1,
         )
         states = output.past_key_values
+        if step == 0 and device.type == "cpu":  # not measured elsewhere
+            roomy_cache.give_room(states, columns)
         if cache == "compiled":
             compute = cast(PreTrainedModel, model).get_compiled_call(None)  # not for prompts, whose lengths vary
         logits = output.logits[:, -1].float() / temperature
