@@ -66,4 +66,5 @@ def test_sampled_tokens_and_log_probabilities_are_equal_to_the_bit_with_and_with
     assert len(given) == 1
     monkeypatch.setattr(roomy_cache, "give_room", lambda *_: None)
     assert sampled() == with_room
-    assert len({len(answer) for answer in with_room[0]}) > 1 or family != "gpt2"
+    if family == "gpt2":
+        assert len({len(answer) for answer in with_room[0]}) > 1  # rows have left the cache
