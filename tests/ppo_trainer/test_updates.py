@@ -66,11 +66,11 @@ def test_models_that_compute_at_the_same_time_end_with_the_weights_of_models_tha
 def test_a_critic_that_shares_the_config_of_the_policy_takes_turns_with_it(tmp_path: Path) -> None:
     expected: Any = tiny.ours(tiny.arguments(tmp_path), value_model=tiny.scorer(2))
     expected.train()
-    policy = tiny.policy()
+    policy, own = tiny.policy(), tiny.scorer(2)
     for name in ("num_labels", "pad_token_id"):
-        setattr(policy.config, name, getattr(tiny.scorer(2).config, name))
-    critic = type(tiny.scorer(2))(policy.config)
-    critic.load_state_dict(tiny.scorer(2).state_dict())
+        setattr(policy.config, name, getattr(own.config, name))
+    critic = type(own)(policy.config)
+    critic.load_state_dict(own.state_dict())
     run: Any = tiny.ours(tiny.arguments(tmp_path), model=policy, value_model=critic)
     assert (expected.model.in_threads, run.model.in_threads) == (True, False)
     run.train()

@@ -98,8 +98,14 @@ def roll_out(
             lambda: in_parts(reference_logprobs, with_logits),
             models.in_threads,
         )
-        ended = (rows.answers == models.eos_token_id).any(1)
-        return Rollout(rows, ended, logprobs, ref_logprobs, values, scores)
+        return Rollout(
+            rows=rows,
+            ended=(rows.answers == models.eos_token_id).any(1),
+            logprobs=logprobs,
+            ref_logprobs=ref_logprobs,
+            values=values,
+            scores=scores,
+        )
 
 
 def check(rollout: Rollout, accelerator: Accelerator, update: int) -> tuple[float, int, int]:
