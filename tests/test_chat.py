@@ -168,7 +168,7 @@ def test_what_is_wrong_with_a_line_is_said_and_the_chat_goes_on(
 def test_a_preference_is_kept_beside_the_runs_and_all_go_on_from_it(
     outputs: Path, settings: Settings, conversation: Conversation
 ) -> None:
-    text = talk(conversation, settings, "How do I rest?", "/better p", "And then?", "/better base")
+    text = talk(conversation, settings, "How do I sleep better?", "/better p", "And then?", "/better base")
     kept = [json.loads(line) for line in (outputs / "preferences.jsonl").read_text().splitlines()]
     assert f"kept in {outputs / 'preferences.jsonl'}: ppo better than " in text
     assert {row["chosen_model"] for row in kept} == {"ppo", "base"}
