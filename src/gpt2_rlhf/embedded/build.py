@@ -5,9 +5,9 @@ good and bad as in the pairs, which teach it the language; then on raw dialogues
 with the next question, so that SFT and PPO can improve on it. The same seed and number of threads give the same files.
 
 The bundled files: seed 20261123. First 150,000 texts once, 9,375 steps, loss 0.64 nats per token at the end; then 6,000
-raw texts, 375 steps, loss 0.725 over the last tenth. Both took 760 s on one thread of a shared AVX2 machine (2026-11-27).
-On 256 held-out prompts at temperature 1, 46.1 % of its samples end within 48 tokens and their mean utility is -1.44; the
-chosen answers have 2.18.
+raw texts, 375 steps, loss 0.725 over the last tenth. Both took 760 s on one thread of a shared AVX2 machine
+(2026-11-27). On 256 held-out prompts at temperature 1, 46.1 % of its samples end within 48 tokens and their mean
+utility is -1.44; the chosen answers have 2.18.
 """
 
 import argparse
