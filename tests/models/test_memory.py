@@ -82,14 +82,6 @@ def test_weights_gradients_and_optimizer_state_of_sft_and_ppo() -> None:
     assert peak("sft", processes=2).gradients == 2 * weights_bytes
 
 
-def test_ppo_needs_more_where_its_models_compute_in_threads_of_their_own() -> None:
-    in_turn, at_once = (peak("ppo", f"launch.threads={threads}") for threads in (2, 1))
-    assert at_once.total == in_turn.total + 100 * 2**20
-    assert peak("ppo", "launch.threads=1", processes=2).process == in_turn.process
-    assert peak("ppo", "launch.threads=1", on_gpu=True).process == peak("ppo", on_gpu=True).process
-    assert peak("sft", "launch.threads=1") == peak("sft", "launch.threads=2")
-
-
 def test_rloo_keeps_reference_and_reward_model_and_dpo_the_reference_alone() -> None:
     weights_bytes, score = 4 * shape.of(TINY.model).weights, 4 * SHAPE["n_embd"]
     rloo = peak("rloo", "method=rloo", "rloo.args.steps_per_generation=1")  # samples what it learns

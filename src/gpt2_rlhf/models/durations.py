@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from gpt2_rlhf.config import methods, ppo_sizes
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.models.memory import Lengths, answers_at_once, computes_in_threads
+from gpt2_rlhf.models.memory import Lengths, answers_at_once
 from gpt2_rlhf.models.shape import Shape
 from gpt2_rlhf.models.speed import Machine
 
@@ -64,7 +64,8 @@ class Durations:
         answer = min(float(args["response_length"]), rows.answer * 1.5)  # a policy ends later than people do
         texts = sizes.per_device_train_batch_size
         columns = round(rows.prompt + answer)
-        in_threads = computes_in_threads(self._settings, self._processes, self.machine.device.type != "cpu")
+        # where policy and critic compute at the same time (models.threads), so do the other models
+        in_threads = self._settings.launch.threads == self._processes == 1 and self.machine.device.type == "cpu"
         learnt, read, measured = (1, 2, 2) if in_threads else (2, 3, 4)
         learn = learnt * self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(round(texts * answer))
         steps = args["num_ppo_epochs"] * sizes.num_mini_batches * self._sharing

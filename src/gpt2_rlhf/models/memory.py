@@ -16,7 +16,7 @@ from gpt2_rlhf.models.shape import LOGITS_AT_ONCE, Shape
 
 _NUMBER = 4  # bytes of a float32
 _PROCESS = 490 * 2**20  # Python, torch, TRL and their kernels in a process that has trained
-_SECOND_THREAD = 100 * 2**20  # that the allocator keeps for the thread in which PPO's second model computes
+_PPO_PROCESS = 580 * 2**20  # one that also samples answers and measures them while it trains
 _CONTEXT = 800 * 2**20  # on a GPU: CUDA's context, kernels and the workspace of cuBLAS, on an H100
 _SFT_CHUNK = 256  # answer tokens of which TRL holds the logits at once
 _HALF = 0.6  # of the activations under autocast, which keeps residuals and norms in float32
@@ -46,7 +46,7 @@ class Memory:
     optimizer: float
     activations: float
     logits: float
-    process: float = _PROCESS
+    process: float = 0  # set by `peak`
 
     @property
     def total(self) -> float:
@@ -63,14 +63,8 @@ def peak(
     else:
         phases = _supervised(name, settings, shape, tables, processes, on_gpu)
     most = max(phases, key=lambda phase: phase.total)
-    if name == "ppo" and computes_in_threads(settings, processes, on_gpu):
-        return dataclasses.replace(most, process=_PROCESS + _SECOND_THREAD)
-    return dataclasses.replace(most, process=_CONTEXT) if on_gpu else most
-
-
-def computes_in_threads(settings: Settings, processes: int, on_gpu: bool) -> bool:
-    """Return whether two of PPO's models compute at the same time, each in a thread (models.threads)."""
-    return settings.launch.threads == processes == 1 and not on_gpu
+    process = _CONTEXT if on_gpu else _PPO_PROCESS if name == "ppo" else _PROCESS
+    return dataclasses.replace(most, process=process)
 
 
 def _supervised(
