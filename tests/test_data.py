@@ -9,7 +9,7 @@ import pytest
 from gpt2_rlhf import data
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Model
-from gpt2_rlhf.models import loading, tokens
+from gpt2_rlhf.models import tokens
 from gpt2_rlhf.rows import row_report, sources
 from gpt2_rlhf.rows.tables import load
 from gpt2_rlhf.store.stage import Stage
@@ -31,7 +31,7 @@ def test_limits_on_pairs_leave_the_report_on_the_source_unchanged(tmp_path: Path
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Any]]:
     """The directory of a data stage that ran, and its metrics."""
     tokenizer = tiny.tiny_tokenizer()
-    monkeypatch.setattr(loading, "load_base_tokenizer", lambda model, template: tokenizer)
+    monkeypatch.setattr(tokens, "load_base_tokenizer", lambda model, template: tokenizer)
     directory = tmp_path / "stage"
     directory.mkdir()
     source = str(write_warts(tmp_path))
@@ -85,7 +85,7 @@ def test_with_a_chat_template_rows_are_counted_and_refused_as_it_renders_them(tm
     rows = [{"prompt": one, "chosen": "Yes.", "rejected": "No."} for one in prompts]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "test.jsonl").write_text(json.dumps({**rows[0], "prompt": "Is it far?"}))
-    tokenizer = loading.load_base_tokenizer(model, "chat")
+    tokenizer = tokens.load_base_tokenizer(model, "chat")
     limit = max(tokens.count_prompts(tokenizer, [f"\n\nHuman: {one}\n\nAssistant:" for one in questions(8)])) + 9
     given = with_settings(path=str(tmp_path), template="chat", max_prompt_tokens=limit, max_answer_tokens=9)
     settings: Any = SimpleNamespace(model=model, data=given)
@@ -115,7 +115,7 @@ def test_a_template_that_refuses_every_row_is_one_line() -> None:
 
 def test_the_known_probability_survives_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny.tiny_tokenizer()
-    monkeypatch.setattr(loading, "load_base_tokenizer", lambda model, template: tokenizer)
+    monkeypatch.setattr(tokens, "load_base_tokenizer", lambda model, template: tokenizer)
     rows = [raw(prompt, "Yes.", "No.", "train", 1, chosen_probability=0.75) for prompt in questions(5)]
     monkeypatch.setattr(sources, "read", lambda _: iter([*rows, *TEST]))
     monkeypatch.setattr(sources, "not_read", lambda _: [])

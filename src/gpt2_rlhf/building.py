@@ -3,6 +3,7 @@
 What is built is under a lock, each stage in processes of its own. A stage that fails has said why.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -86,9 +87,9 @@ def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
         if world.agree(lambda: "locked") and world.rank() > 0:
             lock = locks.lock_path(missing[0])
             _wait_until_seen(lock, lock.exists)
-        built = _build([stage for stage in missing if stage.name == "data"], planned, finished)
+        rest = [stage for stage in missing if stage.name != "data"]
+        built = _build([stage for stage in missing if stage.name == "data"], planned, finished, then=rest)
         if len(built) < len(missing) and not _are_changed(finished):
-            rest = [stage for stage in missing if stage.name != "data"]
             if world.rank() == 0 and (check := _check_task(planned, rest, rest[0].directory)):
                 tasks.run(check)
             built += _build(rest, planned, finished)
@@ -121,7 +122,7 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
         _begin(missing)
         every = [job.stage for job in jobs.values()]
         of_data = [jobs[stage.directory] for stage in missing if stage.name == "data"]
-        codes = _run(of_data, at_once, lambda code: True, every)
+        codes = _run(of_data, at_once, lambda code: True, every, then=missing)
         wanted: set[Path] = set()
         for one in planned:
             rest = [stage for stage in one.stages if stage in missing and stage.name != "data"]
@@ -167,12 +168,12 @@ def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
     Raises:
         UserError: as check_arguments; or a stage needs more memory than there is.
     """
-    from gpt2_rlhf.models import estimates, loading, memory  # as in _step
+    from gpt2_rlhf.models import estimates, memory, tokens  # as in _step
     from gpt2_rlhf.rows import lengths
 
     check_arguments(settings, [stage for stage in stages if stage.name in TRAINED])
     processes = int(next(stage.inputs["processes"] for stage in stages if stage.name in TRAINED))
-    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     tables = lengths.of_tables(stages[0].needs["data"].directory, tokenizer)
     found = estimates.of([stage.name for stage in stages], settings, tables, processes)
     at_once = estimates.side_by_side([stage.name for stage in stages], stages_at_once(settings.launch), found)
@@ -251,24 +252,28 @@ def _check_task(planned: Run, stages: Sequence[Stage], log_dir: Path) -> Task | 
     return Task("check", log_dir, partial(check_before_training, planned.settings, stages))
 
 
-def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
-    """Build stages that need no other unfinished ones; as `build`."""
+def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage], then: Sequence[Stage] = ()) -> list[Stage]:
+    """Build stages that need no other unfinished ones; as `build`. then: as in `_run`."""
     if world.is_started_by_launcher():
         return _build_in_order(stages, planned, finished)
     jobs = [Job(stage, planned.label(stage), planned.settings) for stage in stages]
-    codes = _run(jobs, None, lambda code: code == 0 and not _are_changed(finished), planned.stages)
+    codes = _run(jobs, None, lambda code: code == 0 and not _are_changed(finished), planned.stages, then)
     if (code := next(filter(None, codes.values()), 0)) != 0:
         raise SystemExit(code)
     return [stage for stage in stages if stage.directory in codes]
 
 
 def _run(
-    jobs: Sequence[Job], at_once: int | None, goes_on: Callable[[int], bool], every: Sequence[Stage]
+    jobs: Sequence[Job],
+    at_once: int | None,
+    goes_on: Callable[[int], bool],
+    every: Sequence[Stage],
+    then: Sequence[Stage] = (),
 ) -> dict[Path, int]:
     """Build stages side by side where they do not need each other, and return the exit codes by directory.
 
     goes_on: whether to go on with what does not need a stage that ended with this code. every: all stages, in order,
-    those that are built before or later too.
+    those that are built before or later too. then: those that come next; their modules are imported meanwhile.
     """
     by_directory = {job.stage.directory: job for job in jobs}
     count = at_once or max((stages_at_once(job.settings.launch) for job in jobs), default=1)
@@ -287,7 +292,7 @@ def _run(
         return f"stage{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)} of {len(every)}{left}"
 
     tasks_of = [_task(job, job.settings.launch.processes) for job in jobs]
-    return tasks.run_all(tasks_of, count, on_end=show_end, overall=overall)
+    return tasks.run_all(tasks_of, count, show_end, overall, meanwhile=partial(_import_steps, then))
 
 
 def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
@@ -343,6 +348,12 @@ def _task(job: Job, processes: int) -> Task:
 def _are_changed(finished: Sequence[Stage]) -> bool:
     """Whether a finished stage was built on what an earlier one was before it was built again."""
     return bool(world.agree(lambda: "yes" if any(fault(one) is not None for one in finished) else ""))
+
+
+def _import_steps(stages: Sequence[Stage]) -> None:
+    with contextlib.suppress(Exception):  # which `_step` raises again when it is called for one of them
+        for stage in stages:
+            _step(stage.name)
 
 
 def _step(name: str) -> ModuleType:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.settings import Data, Settings
 from gpt2_rlhf.launch import garbage
-from gpt2_rlhf.models import loading, tokens
+from gpt2_rlhf.models import tokens
 from gpt2_rlhf.rows import row_report, sources, tables
 from gpt2_rlhf.rows.cleaning import Rules, clean
 from gpt2_rlhf.rows.dividing import divide
@@ -27,7 +27,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     Raises:
         UserError: the source cannot be read, or leaves a stage without rows.
     """
-    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     raw_rows, not_read = sources.read(settings.data), sources.not_read(settings.data)
     with garbage.without_collections():
         divided, report = prepare(settings.data, raw_rows, rules(tokenizer), not_read)

@@ -37,7 +37,7 @@ def check(settings: Settings, stage: Stage) -> TrainingArguments:
 def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the `reward` rows, save the policy in `stage.model_dir`, and return what the run took."""
     prepared, sft_dir = stage.needs["data"].directory, str(stage.needs["sft"].model_dir)
-    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     rows = tables.token_columns(prepared, methods.table_of(stage.name), partial(tokens.encode_dpo, tokenizer))
     test_rows = tables.load(prepared, "test", settings.evaluate.pairs)
     policy = loading.load_policy(sft_dir)

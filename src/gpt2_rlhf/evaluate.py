@@ -59,7 +59,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     work = Stopwatch()
     rows = distinct_prompts(tables.load(stage.needs["data"].directory, "test"), settings.evaluate.prompts)
     texts = [*(row["prompt"] for row in rows), *EXAMPLES]
-    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     prompts = EvaluationPrompts(settings.evaluate, tokenizer, texts, rows)
     utility = load_utility(settings.data.utility)
     generations = _generations(settings, stage, prompts, work)

@@ -119,12 +119,12 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
     Raises:
         UserError: a stage does not fit in memory.
     """
-    from gpt2_rlhf.models import estimates, loading  # torch takes a second to import
+    from gpt2_rlhf.models import estimates, tokens  # torch takes a second to import
     from gpt2_rlhf.rows import lengths  # and pyarrow as well
 
     settings, stages, processes = planned.settings, planned.stages, planned.processes
     data = planned.plans[0]["data"]
-    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     tables, data_s = (
         (lengths.of_tables(data.directory, tokenizer), None)
         if fault(data) is None
@@ -181,13 +181,13 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
 
 
 def _show_rows(planned: Run) -> None:
-    from gpt2_rlhf.models import loading  # as in building._step
+    from gpt2_rlhf.models import tokens  # as in building._step
     from gpt2_rlhf.rows import preview, row_report, tables
 
     print(f"{row_report.text(row_report.read(planned.last.directory))}\n")
     rows = {name: tables.load(planned.last.directory, name, preview.ROWS_SHOWN) for name in ("sft", "reward", "ppo")}
     settings = planned.settings
-    print(f"{preview.preview(loading.load_base_tokenizer(settings.model, settings.data.template), rows)}\n")
+    print(f"{preview.preview(tokens.load_base_tokenizer(settings.model, settings.data.template), rows)}\n")
 
 
 def _print_end(planned: Run) -> None:

@@ -65,7 +65,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     forced = gates.pass_or_stop([fault], settings.force)
     prepared, fitted = stage.needs["data"].directory, training.prompt_sizes(settings, stage)
     withheld = tables.load(prepared, "ppo", fitted.withheld_prompts)
-    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     rows = tables.token_columns(prepared, "ppo", partial(tokens.encode_ppo, tokenizer))
     padding = tokens.padding_copy(tokenizer, "left")
     sft_dir, reward_dir = str(stage.needs["sft"].model_dir), str(stage.needs["reward"].model_dir)

@@ -41,7 +41,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the stage's own rows, save the model in `stage.model_dir`, and return its held-out accuracy."""
     prepared = stage.needs["data"].directory
     test_rows = tables.load(prepared, "test", settings.evaluate.pairs)
-    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     train_rows = tables.token_columns(prepared, stage.name, partial(tokens.encode_reward, tokenizer))
     padding = tokens.padding_copy(tokenizer, "right")
     set_seed(stage.seed)  # before the score head is drawn

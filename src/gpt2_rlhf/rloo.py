@@ -60,7 +60,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     ppo, report = settings.ppo, manifest(stage.needs["reward"])["metrics"]
     fault = calibration.reward_model_fault(report) if ppo.reward.function is None else None
     forced = gates.pass_or_stop([fault], settings.force)
-    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     padding = tokens.padding_copy(tokenizer, "left")
     pad_token_id = tokens.pad_id(padding)
     # the reference is loaded by TRL from the same folder

@@ -40,7 +40,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     """Train on the `sft` rows, save the model in `stage.model_dir`, and return the held-out loss before and after."""
     prepared = stage.needs["data"].directory
     test_rows = tables.load(prepared, "test", settings.evaluate.pairs)
-    tokenizer = loading.load_base_tokenizer(settings.model, settings.data.template)
+    tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     train_rows = tables.token_columns(prepared, "sft", partial(tokens.encode_sft, tokenizer))
     base = loading.to_measure(loading.load_base(settings.model, settings.seed), settings.launch)
     batch_size = settings.evaluate.batch_size

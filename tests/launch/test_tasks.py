@@ -219,6 +219,24 @@ def test_tasks_run_side_by_side_and_each_starts_only_after_those_it_needs(tmp_pa
     assert codes == {left: 0, right: 0, end: 0}
 
 
+def test_what_is_to_be_done_meanwhile_is_done_in_this_process_once_all_tasks_have_begun(tmp_path: Path) -> None:
+    found: list[tuple[int, bool]] = []
+    has_ended, is_done = tmp_path / "has ended", tmp_path / "is done"
+
+    def meanwhile() -> None:
+        found.append((os.getpid(), has_ended.exists()))
+        is_done.touch()
+
+    def wait_until_done() -> None:
+        while not is_done.exists():
+            time.sleep(0.01)
+
+    first = Task("first", tmp_path / "first", has_ended.touch)
+    second = Task("second", tmp_path / "second", wait_until_done, needs=frozenset({first.directory}))
+    tasks.run_all([first, second], 1, meanwhile=meanwhile)
+    assert found == [(os.getpid(), True)]
+
+
 def fail(code: int) -> Callable[[], None]:
     def action() -> None:
         raise UserError(f"code {code}")

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Model
-from gpt2_rlhf.models import loading, model_checks, model_files
+from gpt2_rlhf.models import loading, model_checks, model_files, tokens
 from helpers.local_hub import in_process
 from helpers.local_hub.faults import Fault
 from helpers.local_hub.server import Hub
@@ -49,7 +49,7 @@ def test_all_that_the_stages_load_is_there_after_the_check_and_they_make_no_requ
     hub.log.clear()
     model_checks.check(model(repository))
     model_checks.require_whole_weights(model(repository))
-    policy, tokenizer = loading.load_base(model(repository), 0), loading.load_base_tokenizer(model(repository), None)
+    policy, tokenizer = loading.load_base(model(repository), 0), tokens.load_base_tokenizer(model(repository), None)
     assert policy.num_parameters() == loading.load_policy(str(model_files.EMBEDDED_DIR)).num_parameters()
     assert len(tokenizer) == 1536
     assert hub.log == []
@@ -104,7 +104,7 @@ def test_a_tokenizer_of_another_repository_has_a_commit_of_its_own(hub: Hub, rep
     newest = other.commit("main", "tokenizer", files).sha
     mixed = Model(REPO, repository.branches["main"], f"owner/tokens@{newest}", None)
     model_checks.check(mixed)
-    assert len(loading.load_base_tokenizer(mixed, None)) == 1536
+    assert len(tokens.load_base_tokenizer(mixed, None)) == 1536
     with pytest.raises(UserError, match=rf"its newest is model\.tokenizer=owner/tokens@{newest}$"):
         model_checks.check(Model(REPO, repository.branches["main"], "owner/tokens@main", None))
 
@@ -116,7 +116,7 @@ def test_a_model_needs_no_tokenizer_where_another_repository_has_it(hub: Hub, re
     repository.commit("main", "no tokenizer", {}, set(files))
     mixed = Model(REPO, repository.branches["main"], f"owner/tokens@{commit}", None)
     model_checks.check(mixed)
-    assert loading.load_base(mixed, 0).config.vocab_size == len(loading.load_base_tokenizer(mixed, None))
+    assert loading.load_base(mixed, 0).config.vocab_size == len(tokens.load_base_tokenizer(mixed, None))
 
 
 def test_without_a_hub_weights_in_several_files_are_enough(

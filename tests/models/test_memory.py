@@ -14,7 +14,7 @@ from gpt2_rlhf import sft
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.settings import with_value
 from gpt2_rlhf.embedded import generator
-from gpt2_rlhf.models import loading, memory, packing, shape
+from gpt2_rlhf.models import memory, packing, shape, tokens
 from gpt2_rlhf.models.memory import Lengths
 from gpt2_rlhf.rows import lengths, tables
 from gpt2_rlhf.rows.transcripts import pair
@@ -24,13 +24,17 @@ from helpers.overrides import changed
 SHAPE = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
 TINY = with_value(compose.load([]).settings, "model.random", SHAPE)
 ROWS = Lengths(rows=80, prompt=20.0, answer=10.0, longest=50, spread=0.0)
-TABLES: dict[str, Lengths] = dict.fromkeys(("sft", "reward", "judge", "ppo", "test"), ROWS)
+WITHOUT_PROMPTS = Lengths(rows=80, prompt=0.0, answer=30.0, longest=50, spread=0.0)
 
 
-def peak(name: str, *overrides: str, processes: int = 1, on_gpu: bool = False) -> memory.Memory:
+def peak(name: str, *overrides: str, processes: int = 1, on_gpu: bool = False, rows: Lengths = ROWS) -> memory.Memory:
     measuring = ("evaluate.batch_size=1", "ppo.args.local_rollout_forward_batch_size=1")  # less than learning needs
     chosen = changed(TINY, *measuring, *overrides)
-    return memory.peak(name, chosen, shape.of(chosen.model), TABLES, processes, on_gpu)
+    return memory.peak(name, chosen, shape.of(chosen.model), tables_of(rows), processes, on_gpu)
+
+
+def tables_of(rows: Lengths) -> dict[str, Lengths]:
+    return dict.fromkeys(("sft", "reward", "judge", "ppo", "test"), rows)
 
 
 def saved_bytes(config: object, rows: int, columns: int) -> int:
@@ -52,7 +56,7 @@ def saved_bytes(config: object, rows: int, columns: int) -> int:
 
 
 def test_activations_of_gpt2_with_dropout_are_what_torch_keeps() -> None:
-    found = peak("reward", "reward.args.per_device_train_batch_size=4")
+    found = peak("reward", "reward.args.per_device_train_batch_size=4", rows=WITHOUT_PROMPTS)
     measured = saved_bytes(GPT2Config.from_dict(SHAPE), rows=8, columns=30)
     assert found.activations == pytest.approx(measured, rel=0.15)
 
@@ -65,8 +69,16 @@ def test_activations_of_a_gated_model_are_what_torch_keeps(family: str, columns:
     AutoModel.from_config(config).save_pretrained(tmp_path)
     batches = ("reward.args.per_device_train_batch_size=4", "evaluate.batch_size=1")
     chosen = changed(TINY, "model.random=null", f"model.name={tmp_path}", *batches)
-    found = memory.peak("reward", chosen, shape.of(chosen.model), TABLES, 1, on_gpu=False)
+    found = memory.peak("reward", chosen, shape.of(chosen.model), tables_of(WITHOUT_PROMPTS), 1, on_gpu=False)
     assert found.activations == pytest.approx(saved_bytes(config, rows=8, columns=columns), rel=0.15)
+
+
+def test_the_prompt_of_a_pair_counts_once_on_a_cpu() -> None:
+    pairs, batch = 4, "reward.args.per_device_train_batch_size=4"
+    of_prompts, of_answers = (pairs * tokens for tokens in (ROWS.prompt, 2 * ROWS.answer))
+    once = peak("reward", batch).activations
+    without = peak("reward", batch, rows=WITHOUT_PROMPTS).activations
+    assert once == pytest.approx(without * (of_prompts + of_answers) / (2 * pairs * WITHOUT_PROMPTS.answer))
 
 
 def test_weights_gradients_and_optimizer_state_of_sft_and_ppo() -> None:
@@ -147,8 +159,9 @@ def test_checkpointed_activations_are_one_layer_and_the_inputs_of_all() -> None:
     overrides = ("reward.args.per_device_train_batch_size=16",)
     tokens, width = 32 * 30, SHAPE["n_embd"]
     attention = 4 * 3 * SHAPE["n_head"] * 3 * tokens * 30
-    assert peak("reward", *overrides).activations == 4 * 3 * 18 * width * tokens + attention
-    checkpointed = peak("reward", *overrides, "reward.args.activation_checkpointing=true")
+    rows = WITHOUT_PROMPTS
+    assert peak("reward", *overrides, rows=rows).activations == 4 * 3 * 18 * width * tokens + attention
+    checkpointed = peak("reward", *overrides, "reward.args.activation_checkpointing=true", rows=rows)
     assert checkpointed.activations == 4 * (3 + 18) * width * tokens + attention
 
 
@@ -182,7 +195,7 @@ def test_the_peak_of_sft_of_40_million_weights_is_within_a_quarter_of_the_estima
     stage = Stage("sft", tmp_path / "sft", {"seed": 0, "processes": 1}, {"data": data})
     stage.directory.mkdir()
     measured = measured_mib(lambda: sft.run(chosen, stage))
-    found = lengths.of_tables(data.directory, loading.load_base_tokenizer(chosen.model, None))
+    found = lengths.of_tables(data.directory, tokens.load_base_tokenizer(chosen.model, None))
     estimate = memory.peak("sft", chosen, shape.of(chosen.model), found, 1, on_gpu=False)
     assert estimate.total / 2**20 == pytest.approx(measured, rel=0.25)
     assert estimate.total > 1.2 * (490 * 2**20 + estimate.weights)  # what the model needs decides it

@@ -228,6 +228,60 @@ def test_scores_of_every_family_equal_those_of_each_row_alone(family: str) -> No
     torch.testing.assert_close(ours, torch.stack(alone), rtol=0, atol=1e-5)
 
 
+def pairs(pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask of two pairs, first the chosen texts, then the rejected; the pairs share 6 and 3 tokens."""
+    texts = [[*range(10, 16), 1, 2, 3, 4, 5], [20, 21, 22, 1, 2], [*range(10, 16), 9, 8], [20, 21, 22, 9, 8, 7, 6]]
+    rows = [torch.tensor(text) for text in texts]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    return ids, (ids != pad_token_id).long()
+
+
+@pytest.mark.parametrize("family", ["gpt2", *SDPA_FAMILIES])
+def test_pairs_score_as_their_texts_alone_and_their_prompt_is_computed_once(family: str) -> None:
+    model = (without_dropout(tiny_reward(TOKENIZER)) if family == "gpt2" else families.scorer(family)).eval()
+    pad_token_id = model.config.pad_token_id
+    assert pad_token_id is not None
+    ids, mask = pairs(pad_token_id)
+    alone = [
+        model(input_ids=row[kept.bool()][None], use_cache=False).logits[0] for row, kept in zip(ids, mask, strict=True)
+    ]
+    expected = torch.stack(alone)
+    expected_gradients = torch.autograd.grad(expected.square().sum(), [*model.parameters()])
+    passes = embedded_tokens(model)
+    packing.without_padding(model, ids.shape[1])
+    passes.clear()
+    ours = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    assert passes == [11 + 5 + 2 + 4]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    gradients = torch.autograd.grad(ours.square().sum(), [*model.parameters()])
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        scale = other.abs().max().clamp(min=1)
+        torch.testing.assert_close(gradient / scale, other / scale, rtol=0, atol=1e-5)
+
+
+def test_a_text_that_continues_the_other_one_of_its_pair_keeps_its_last_token() -> None:
+    model = without_dropout(tiny_reward(TOKENIZER)).eval()
+    ids, mask = torch.tensor([[10, 11, 12, 13], [10, 11, 12, 250]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    model.config.pad_token_id = 250
+    expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    passes = embedded_tokens(model)
+    packing.without_padding(model, 4)
+    passes.clear()
+    ours = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    assert passes == [4 + 1]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_the_last_feed_forward_layer_of_a_reward_model_computes_a_token_a_row() -> None:
+    model = packed(without_dropout(tiny_reward(TOKENIZER))).eval()
+    ids, mask = padded("right")
+    computed: list[int] = []
+    last: Any = model.base_model.h[-1]  # type: ignore[index]
+    last.mlp.c_fc.register_forward_pre_hook(lambda _layer, inputs: computed.append(inputs[0].shape[1]))
+    model(input_ids=ids, attention_mask=mask, use_cache=False)
+    assert computed == [len(LENGTHS)]
+
+
 def test_a_model_whose_hooks_would_change_its_numbers_stays_padded(capsys: pytest.CaptureFixture[str]) -> None:
     attention._print.cache_clear()
     model = families.policy("llama")
@@ -262,6 +316,10 @@ ROWS = [
     {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello!", "rejected": " What do you want from me?"},
     {"prompt": "\n\nHuman: Why?\n\nAssistant:", "chosen": " I do not know anything about that.", "rejected": " ?"},
 ]
+
+
+def shared_tokens(chosen: list[int], rejected: list[int]) -> int:
+    return next(place for place, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other)
 
 
 class FirstStep(TrainerCallback):
@@ -311,6 +369,8 @@ def first_step(kind: str, directory: Path, own: bool, adapter: bool) -> tuple[fl
         else:
             rows = Dataset.from_list(tokens.encode_reward(TOKENIZER, ROWS))
             row_tokens = sum(len(row) for side in ("chosen_ids", "rejected_ids") for row in rows[side])
+            both = zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)
+            row_tokens -= sum(shared_tokens(chosen, rejected) for chosen, rejected in both)  # which go in once
             trainer = RewardTrainer(model, RewardConfig(**args), train_dataset=rows, processing_class=padding, **common)
         trainer.train()
     assert (passes == [row_tokens]) == own

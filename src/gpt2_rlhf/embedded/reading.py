@@ -73,7 +73,7 @@ def question(prompt: str) -> Question:
     return Question(
         topic=topic,
         subject=own | (lexicon.topic_words()[topic] if topic else frozenset()),
-        aspect=next((a for a in phrases.ASPECTS if any(_holds(tokens, detail) for detail in a.details)), None),
+        aspect=next((aspect for aspect, detail in _details() if f" {detail} " in f" {' '.join(tokens)} "), None),
         harmful=harmful,
         who=frozenset(phrases.PEOPLE) & set(tokens),
         said=tuple(step.meaning for text in answers if (step := read(text, harmful)).kind == "step"),
@@ -87,6 +87,7 @@ def read(text: str, harmful: bool) -> Sentence:
     return Sentence(tuple(tokens), _kind(tokens, harmful), meaning(tokens), lexicon.brokenness(tokens))
 
 
+@lru_cache(maxsize=65_536)
 def aspect_of(tokens: tuple[str, ...]) -> phrases.Aspect | None:
     """Return the circumstance that a step is for, if more than half of its words are those of a known step."""
     spoken = frozenset(tokens) - {"."}
@@ -135,14 +136,15 @@ def _harmful(text: str) -> bool:
     return _harm_pattern().search(" ".join(lexicon.words(text))) is not None
 
 
-def _holds(tokens: list[str], phrase: str) -> bool:
-    return f" {' '.join(lexicon.words(phrase))} " in f" {' '.join(tokens)} "
-
-
 @cache
 def _form_words() -> frozenset[str]:
     forms = [*phrases.QUESTIONS, *phrases.LEAD_INS, *phrases.LEAD_INS_BY_NAME, *phrases.FOLLOW_UPS, *phrases.NAMES]
     return frozenset(word for form in forms for word in lexicon.words(form))
+
+
+@cache
+def _details() -> tuple[tuple[phrases.Aspect, str], ...]:
+    return tuple((aspect, " ".join(lexicon.words(detail))) for aspect in phrases.ASPECTS for detail in aspect.details)
 
 
 @cache

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -58,12 +59,14 @@ def run_all(
     at_once: int,
     on_end: Callable[[Task, int], bool] = lambda task, code: code == 0,
     overall: Overall | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[Path, int]:
     """Run each task when those that it needs have ended well, at most `at_once` side by side, in the given order.
 
     on_end: called with the exit code of each task; returns whether others may go on. If not, no more are started,
         and those that run are asked to stop if this one failed.
     overall: returns the line on all tasks, for `display`.
+    meanwhile: called in a thread of this process once all tasks are started; a later fork could copy its locks.
 
     Returns:
         The exit code of each task that was started.
@@ -73,7 +76,7 @@ def run_all(
     """
     waiting, running, codes = list(tasks), list[_Running](), dict[Path, int]()
     directories = {task.directory for task in tasks}
-    display = Display(overall)
+    display, beside = Display(overall), threading.Thread(target=meanwhile)
     with _signals_passed_to(running, display) as received:
         while True:
             for task in list(waiting) if not received else []:
@@ -87,6 +90,8 @@ def run_all(
                         running[-1].send(signum)
             if not running:
                 break
+            if not waiting and beside.ident is None:
+                beside.start()
             wait([process.sentinel for one in running for process in one.processes if process.is_alive()], _POLL_S)
             ended = [one for one in running if one.has_ended()]
             for one in running:
@@ -102,6 +107,8 @@ def run_all(
                 if code != 0:
                     for other in running:
                         other.send(signal.SIGTERM)
+        if beside.ident is not None:
+            beside.join()
     if received:
         if not any(codes.values()):
             say(f"stopped by {signal.Signals(received[0]).name}; {AGAIN}")

@@ -32,12 +32,18 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 class PackedRows:
     """Where the tokens of a padded batch are in the packed sequence; computed once a pass, before the first layer.
 
-    Shapes: `places` (tokens,), of each token in the flattened batch; `lengths` (rows,), 0 for a row of padding alone.
+    places: of each token in the flattened batch, shape (tokens,). lengths: tokens of each row in the sequence, shape
+        (rows,); 0 for a row of padding alone.
+    read: tokens of the sequence whose last states are read, shape (tokens read,); None for all.
+    shared: how many first tokens each row of the second half has in common with its row of the first half, shape
+        (rows / 2,). They are in the sequence once, in the row of the first half. Only a CPU computes with it.
     """
 
     places: Tensor
     lengths: Tensor
     columns: int  # of the batch, so at least the longest row
+    read: Tensor | None = None
+    shared: Tensor | None = None
 
     @cached_property
     def ends(self) -> Tensor:
@@ -54,6 +60,12 @@ class PackedRows:
     def row_tokens(self) -> list[int]:
         """Return the lengths on the host, for which it waits for the device."""
         return self.lengths.tolist()
+
+    @cached_property
+    def row_shares(self) -> list[int]:
+        """Return how many tokens of each row are in the sequence as those of another row."""
+        half = len(self.lengths) - (0 if self.shared is None else len(self.shared))
+        return [0] * half + ([] if self.shared is None else self.shared.tolist())
 
 
 def packed_rows(is_token: Tensor) -> PackedRows:
@@ -115,11 +127,16 @@ def _row_by_row(
     window: int | None,
     options: dict[str, Any],
 ) -> Tensor:
-    attended = [
-        sdpa_attention_forward(module, q, k, v, _mask(count, window, q.device), **options)[0]
-        for count, q, k, v in zip(rows.row_tokens, *(part.split(rows.row_tokens, 2) for part in states), strict=True)
-        if count  # a row may be padding alone
-    ]
+    queries, keys, values = (part.split(rows.row_tokens, 2) for part in states)
+    half, attended = len(queries) // 2, []
+    for row, (count, shared) in enumerate(zip(rows.row_tokens, rows.row_shares, strict=True)):
+        if count == 0:
+            continue  # a row may be padding alone
+        q, k, v = queries[row], keys[row], values[row]
+        if shared:
+            k, v = (torch.cat([part[row - half][:, :, :shared], part[row]], 2) for part in (keys, values))
+        mask = _mask(shared + count, window, q.device, queries=count)
+        attended.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
     return torch.cat(attended, 1)
 
 
@@ -231,11 +248,16 @@ def dtype_of(states: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
-def _mask(row_tokens: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the mask of a row's tokens that attend to the last `window` tokens only; None if it hides nothing."""
-    if window is None or row_tokens <= window:
+def _mask(row_tokens: int, window: int | None, device: torch.device, queries: int | None = None) -> Tensor | None:
+    """Return which tokens of a row the last `queries` ones (None: all) attend to: themselves and those before.
+
+    window: the last so many of them only. None: attention that is causal from the first token needs no mask.
+    """
+    queries = row_tokens if queries is None else queries
+    if queries == row_tokens and (window is None or row_tokens <= window):
         return None
-    return torch.ones(1, 1, row_tokens, row_tokens, dtype=torch.bool, device=device).tril().triu(1 - window)
+    mask = torch.ones(1, 1, queries, row_tokens, dtype=torch.bool, device=device).tril(row_tokens - queries)
+    return mask if window is None else mask.triu(row_tokens - queries + 1 - window)
 
 
 def say_once(line: str) -> None:

@@ -63,7 +63,7 @@ def _of_run(settings: Settings) -> Models:
     template = found.settings.data.template
     if model_files.identity(base, template) != stages["sft"].inputs["model"]:
         raise UserError(f"model.name: {base.name} has changed since the run; build it again: {found.command}")
-    tokenizer = loading.load_base_tokenizer(base, template)
+    tokenizer = tokens.load_base_tokenizer(base, template)
     loaded = {"base": loading.on_device(loading.load_base(base, found.settings.seed))}
     loaded |= {name: _load(name, stages[name].model_dir, tokenizer) for name in TRAINED if name in stages}
     return _models(loaded, tokenizer, settings.chat, found.settings.evaluate)

@@ -49,10 +49,12 @@ class Durations:
         answers = round(texts * rows.answer) if name in ("sft", "dpo") else 0
         micro_steps = args["gradient_accumulation_steps"] * self._sharing
         again = 4 / 3 if args.get("activation_checkpointing") else 1
-        learn = again * self._layers(self.machine.learn(texts, _length(rows))) + 3 * self._logits(answers)
+        shares = name in ("reward", "judge") and self._shape.packs and self.machine.device.type == "cpu"
+        columns = _length(rows.with_shared_prompts() if shares else rows)
+        learn = again * self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(answers)
         measured = 2 * self._read(test, test.rows, with_logits=is_sft)  # before and after, or both answers
         if name == "dpo":  # its reference reads each batch, and nothing is measured
-            learn, measured = learn + self._layers(self.machine.read(texts, _length(rows))) + self._logits(answers), 0
+            learn, measured = learn + self._layers(self.machine.read(texts, columns)) + self._logits(answers), 0
         steps = updates(name, self._settings, self._tables, self._processes)
         return steps * (micro_steps * learn + self._step(self._shape.weights)) + measured
 

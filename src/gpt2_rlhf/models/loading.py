@@ -35,17 +35,12 @@ _LINEAR = (torch.nn.Linear, Conv1D)
 _NUMBER = re.compile(r"\d+")
 
 
-def load_base_tokenizer(model: Model, template: str | None) -> PreTrainedTokenizerBase:
-    """Load the base model's tokenizer, as tokens.py describes it. template: data.template, the form of the prompts."""
-    return tokens.load_tokenizer(str(model_files.folder(model_files.tokenizer_place(model), model)), template)
-
-
 def load_base(model: Model, seed: int) -> PreTrainedModel:
     """Load the base policy; with `model.random`, draw random weights of that shape with `seed` instead."""
     if model.random is None:
         model_checks.require_whole_weights(model)  # a flipped bit would give other figures without an error
         return load_policy(str(model_files.folder(model.name, model)))
-    eos_token_id = load_base_tokenizer(model, None).eos_token_id
+    eos_token_id = tokens.load_base_tokenizer(model, None).eos_token_id
     set_seed(seed)
     special = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
     return GPT2LMHeadModel(GPT2Config.from_dict({**model.random, **special}))

@@ -36,6 +36,10 @@ class Lengths:
         """Return the tokens of a batch that few batches exceed."""
         return rows * (self.prompt + self.answer) + 2 * self.spread * rows**0.5
 
+    def with_shared_prompts(self) -> "Lengths":
+        """Return the lengths as a reward model on a CPU computes them: the prompt of a pair once (models.packing)."""
+        return dataclasses.replace(self, prompt=self.prompt / 2)
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -71,6 +75,9 @@ def _supervised(
     name: str, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int, on_gpu: bool
 ) -> Iterator[Memory]:
     is_sft, rows, test = name == "sft", tables[methods.table_of(name)], tables["test"]
+    text = rows.prompt + rows.answer
+    if name in ("reward", "judge") and shape.packs and not on_gpu:
+        rows = rows.with_shared_prompts()
     chosen = settings.trained_by(name)
     whole = shape.weights if name in ("sft", "dpo") else shape.reward_weights
     trained = shape.trained(chosen.peft, whole)
@@ -79,7 +86,7 @@ def _supervised(
     tokens = rows.tokens(texts) if shape.packs else texts * rows.longest
     activations = _saved(shape, chosen.args, on_gpu) * tokens + _cast(chosen.args, on_gpu, whole)
     if shape.has_dropout and not on_gpu:  # three copies of the attention weights
-        activations += 3 * shape.heads * shape.layers * tokens * (rows.prompt + rows.answer)
+        activations += 3 * shape.heads * shape.layers * tokens * text
     logits = 0.0
     if is_sft and chosen.args.get("loss_type") in (None, "chunked_nll"):
         logits = 5 * _SFT_CHUNK * shape.vocabulary

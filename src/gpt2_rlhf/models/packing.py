@@ -12,11 +12,14 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
@@ -44,19 +47,21 @@ def without_padding(model: PreTrainedModel, columns: int) -> None:
     without a cache: the real tokens go through the model as one sequence, and `last_hidden_state` has shape (rows,
     columns, width), 0 at padding. Other calls, such as a step of generation, are unchanged. Positions count from a
     row's first token unless they are given. Weights, their names and the config stay the same; dropout draws other
-    masks.
+    masks. Of a sequence classifier, which reads a row's last token, `last_hidden_state` is right at that token only.
     """
     if "flash" in str(model.config._attn_implementation):
         return  # it removes padding itself
     if _agrees(model, columns, hooked=True):
-        _hook(model.get_decoder())
+        _hook(model)
 
 
-def _hook(backbone: PreTrainedModel) -> Callable[[], None]:
+def _hook(model: PreTrainedModel) -> Callable[[], None]:
     """Install the hooks of `without_padding`, and return how to take them away."""
+    backbone = model.get_decoder()
     handles = [
-        backbone.register_forward_pre_hook(_pack, with_kwargs=True),
+        backbone.register_forward_pre_hook(partial(_pack, reads_last=_is_classifier(model)), with_kwargs=True),
         backbone.register_forward_hook(_unpack, with_kwargs=True),
+        *_compute_what_is_read(backbone),
     ]
     config = backbone.config
     own = copy.copy(config)  # the model's own is saved, and decides which masks are made
@@ -76,8 +81,11 @@ def _hook(backbone: PreTrainedModel) -> Callable[[], None]:
     return undo
 
 
-def _pack(_backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
-    """Return the call without padding, with `packed_rows` for attention and `_unpack`; None leaves it unchanged."""
+def _pack(backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], reads_last: bool) -> Any:
+    """Return the call without padding, with `packed_rows` for attention and `_unpack`; None leaves it unchanged.
+
+    reads_last: only the state of each row's last token is read.
+    """
     named = {**inputs, "input_ids": args[0]} if len(args) == 1 else inputs
     given = {name: value for name, value in named.items() if value is not None}
     others = {name: value for name, value in given.items() if name not in (*_NEEDED, "position_ids")}
@@ -87,11 +95,34 @@ def _pack(_backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -
     if not is_packable or given["attention_mask"].shape != given["input_ids"].shape:
         return None
     ids, is_token = given["input_ids"], given["attention_mask"].bool()
-    rows = attention.packed_rows(is_token)
+    shared = _shared_tokens(ids, is_token) if reads_last and ids.device.type == "cpu" else None
+    rows = attention.packed_rows(is_token if shared is None else _without_shared(is_token, shared))
     if len(rows.places) == ids.numel():
         return None
+    # activation checkpointing computes a layer again in the backward pass, when the rows may be those of another pass
+    reads_some = reads_last and not getattr(backbone, "gradient_checkpointing", False)
+    rows = replace(rows, shared=shared, read=rows.ends[1:].long() - 1 if reads_some else None)
     positions = given.get("position_ids", is_token.cumsum(1) - 1).expand_as(ids)
     return (), {**others, **_packed_inputs(ids, positions, rows)}
+
+
+def _shared_tokens(token_ids: Tensor, is_token: Tensor) -> Tensor | None:
+    """Return how many first tokens each row of the second half has in common with its row of the first half.
+
+    TRL's batches of pairs hold the chosen texts first, then the rejected ones: they share their prompts. The last token
+    of a row does not count, since its state is read. None for an odd number of rows.
+    """
+    if len(token_ids) % 2:
+        return None
+    (ids, others), (in_row, in_other) = token_ids.chunk(2), is_token.chunk(2)
+    same = ((ids == others) & in_row & in_other).cumprod(1).sum(1)
+    return torch.minimum(same, (in_other.sum(1) - 1).clamp(min=0))
+
+
+def _without_shared(is_token: Tensor, shared: Tensor) -> Tensor:
+    columns = torch.arange(is_token.shape[1], device=is_token.device)
+    first, second = is_token.chunk(2)
+    return torch.cat([first, second & (columns >= shared[:, None])])
 
 
 def _packed_inputs(token_ids: Tensor, positions: Tensor, rows: PackedRows) -> dict[str, Any]:
@@ -134,8 +165,9 @@ def _inputs(token_ids: Tensor, is_text: Tensor, is_read: Tensor, packs: bool) ->
     """Return the inputs of a packed or a padded pass, and the places of the tokens to read in it, flattened."""
     if packs:
         rows = attention.packed_rows(is_text)
-        inputs = _packed_inputs(token_ids, is_text.cumsum(1) - 1, rows)
-        return {**inputs, "return_dict": True}, is_read.flatten()[rows.places].nonzero()[:, 0]
+        places = is_read.flatten()[rows.places].nonzero()[:, 0]
+        inputs = _packed_inputs(token_ids, is_text.cumsum(1) - 1, replace(rows, read=places))
+        return {**inputs, "return_dict": True}, places
     # padded on the right: every model counts positions from the first column, and no token attends to padding
     order = is_text.int().argsort(dim=1, descending=True, stable=True)[:, : int(is_text.sum(1).max())]
     mask = is_text.gather(1, order)
@@ -148,50 +180,92 @@ def _logits(model: Any, inputs: dict[str, Any], places: Tensor) -> Tensor:
     head = model.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _head, given: (given[0].flatten(0, 1)[places][None],))
     try:
-        with _packed(model.base_model, inputs, places):
+        with _packed(model.base_model, inputs):
             return model(**inputs).logits[0]
     finally:
         handle.remove()
 
 
 def _states(model: Any, inputs: dict[str, Any], places: Tensor) -> Tensor:
-    with _packed(model.base_model, inputs, places):
+    with _packed(model.base_model, inputs):
         return model.base_model(**inputs).last_hidden_state.flatten(0, 1)[places]
 
 
 @contextmanager
-def _packed(backbone: PreTrainedModel, inputs: dict[str, Any], places: Tensor) -> Iterator[None]:
+def _packed(backbone: PreTrainedModel, inputs: dict[str, Any]) -> Iterator[None]:
     if "packed_rows" not in inputs:
         yield
         return
-    tokens = inputs["input_ids"].shape[1]
-    with attention.rows_apart(backbone), _last_layer_only_at(backbone, places, tokens):
-        yield
+    handles = _compute_what_is_read(backbone)
+    try:
+        with attention.rows_apart(backbone):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _compute_what_is_read(backbone: nn.Module) -> list[RemovableHandle]:
+    """Have GPT-2's last feed-forward layer compute only what is read of a packed pass (`PackedRows.read`)."""
+
+    def read_of(_states: Tensor, options: dict[str, Any]) -> Tensor | None:
+        rows: PackedRows | None = options.get("packed_rows")
+        return None if rows is None else rows.read
+
+    return _compute_only(backbone, read_of)
 
 
 @contextmanager
-def _last_layer_only_at(backbone: nn.Module, places: Tensor, tokens: int) -> Iterator[None]:
-    """Within the block, GPT-2's last feed-forward layer computes only the tokens whose states are read.
+def last_column_alone(model: nn.Module) -> Iterator[None]:
+    """Within the block, GPT-2's last feed-forward layer computes the last column of a batch only, as sampling needs."""
 
-    Shapes: `places` (tokens read,), in inputs of shape (1, tokens).
-    """
-    if not isinstance(backbone, GPT2Model):
-        yield
-        return
-    last: Any = backbone.h[-1]
+    def read_of(states: Tensor, _options: dict[str, Any]) -> Tensor:
+        return torch.arange(states.shape[1] - 1, states.shape[1], device=states.device)
 
-    def spread(_module: nn.Module, _inputs: Any, found: Tensor) -> Tensor:
-        return found.new_zeros(1, tokens, found.shape[-1]).index_copy(1, places, found)
-
-    handles = [
-        last.mlp.register_forward_pre_hook(lambda _module, inputs: (inputs[0][:, places],)),
-        last.mlp.register_forward_hook(spread),
-    ]
+    backbone = next((module for module in model.modules() if isinstance(module, GPT2Model)), model)
+    handles = _compute_only(backbone, read_of)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _compute_only(
+    backbone: nn.Module, read_of: Callable[[Tensor, dict[str, Any]], Tensor | None]
+) -> list[RemovableHandle]:
+    """Have GPT-2's last feed-forward layer compute some columns only; the others stay as attention leaves them.
+
+    read_of: returns these columns, shape (columns read,), or None for all, from the states and the named arguments that
+        the last layer gets.
+    """
+    if not isinstance(backbone, GPT2Model):
+        return []
+    last: Any = backbone.h[-1]
+    read: Tensor | None = None
+    columns = 0
+
+    def begin(_block: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+        nonlocal read, columns
+        read, columns = read_of(inputs[0], options), inputs[0].shape[1]
+
+    def select(_mlp: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        return None if read is None else (inputs[0][:, read],)
+
+    def spread(_mlp: nn.Module, _inputs: Any, found: Tensor) -> Tensor | None:
+        if read is None:
+            return None
+        return found.new_zeros(len(found), columns, found.shape[-1]).index_copy(1, read, found)
+
+    return [
+        last.register_forward_pre_hook(begin, with_kwargs=True),
+        last.mlp.register_forward_pre_hook(select),
+        last.mlp.register_forward_hook(spread),
+    ]
+
+
+def _is_classifier(model: PreTrainedModel) -> bool:
+    return model.get_output_embeddings() is None
 
 
 _COMPARED_TOKENS = 24
@@ -252,13 +326,16 @@ def _fault(model: Any, row_tokens: int, hooked: bool) -> str | None:
     places = torch.arange(row_tokens, device=device)
     token_ids = torch.stack([places * 7919, places * 104729 + 1]) % model.get_input_embeddings().weight.shape[0]
     is_text = torch.stack([places < row_tokens, places < (row_tokens + 1) // 2])
-    is_read = is_text & (is_text.cumsum(1) > is_text.sum(1, keepdim=True) - 8)
+    if _is_classifier(model):
+        token_ids[1, : row_tokens // 4] = token_ids[0, : row_tokens // 4]  # as the two texts of a pair
+    tokens_read = 1 if _is_classifier(model) else 8
+    is_read = is_text & (is_text.cumsum(1) > is_text.sum(1, keepdim=True) - tokens_read)
 
     def numbers(rows: slice, packs: bool) -> Tensor:
         inputs = _inputs(token_ids[rows], is_text[rows], is_read[rows], packs and not hooked)
-        undo = _hook(model.get_decoder()) if packs and hooked else None
+        undo = _hook(model) if packs and hooked else None
         try:
-            if model.get_output_embeddings() is None:
+            if _is_classifier(model):
                 return model.score(_states(model, *inputs)).float()
             return _logits(model, *inputs).float().log_softmax(-1)
         finally:

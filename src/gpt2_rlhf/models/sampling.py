@@ -10,6 +10,7 @@ tokens, and an answer that ended is padded until then; the answers are the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.models import roomy_cache, tokens
+from gpt2_rlhf.models import packing, roomy_cache, tokens
 from gpt2_rlhf.models.scoring import Show, by_length, inference
 
 CACHES = ("static", "compiled")  # ways to keep keys and values other than the default, which grows with the answers
@@ -176,15 +177,16 @@ def _sample_batch(
     tokens_a_check = _tokens_a_check(device)
     compute: Callable[..., Any] = model
     for step in range(new_tokens):
-        output = compute(
-            input_ids=ids,
-            # a static cache needs masks of one shape; causal attention hides the tokens to come
-            attention_mask=mask if cache else mask[:, : longest + step],
-            position_ids=positions,
-            past_key_values=states,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with packing.last_column_alone(model) if step == 0 else nullcontext():
+            output = compute(
+                input_ids=ids,
+                # a static cache needs masks of one shape; causal attention hides the tokens to come
+                attention_mask=mask if cache else mask[:, : longest + step],
+                position_ids=positions,
+                past_key_values=states,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         states = output.past_key_values
         if step == 0 and device.type == "cpu":  # not measured elsewhere
             roomy_cache.give_room(states, columns)

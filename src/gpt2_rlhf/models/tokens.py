@@ -23,6 +23,7 @@ from tokenizers import Encoding, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.settings import Model
 from gpt2_rlhf.models import model_files, padding, templates, words
 from gpt2_rlhf.models.templates import ASSISTANT, HUMAN, TRANSCRIPT, Refused
 
@@ -31,6 +32,11 @@ _TEXTS_AT_ONCE = 128
 T = TypeVar("T")
 Row = Mapping[str, Any]  # with the texts prompt, chosen and rejected
 Columns = dict[str, list[int]]
+
+
+def load_base_tokenizer(model: Model, template: str | None) -> PreTrainedTokenizerBase:
+    """Load the base model's tokenizer as `load_tokenizer` does. template: data.template, the form of the prompts."""
+    return load_tokenizer(str(model_files.folder(model_files.tokenizer_place(model), model)), template)
 
 
 def load_tokenizer(path: str, template: str | None) -> PreTrainedTokenizerBase:

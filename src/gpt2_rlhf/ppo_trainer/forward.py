@@ -123,10 +123,9 @@ def answer_values(value_model: nn.Module, rows: Rows) -> Tensor:
 
 def answer_scores(reward_model: nn.Module, rows: Rows) -> Tensor:
     """Return the reward model's score at the last token of each answer, shape (rows,)."""
-    states = _answer_states(reward_model, rows)
-    last = rows.is_token.sum(1)
-    at_last = states[torch.arange(len(last), device=last.device), last]
-    return language_model(reward_model).score(at_last).squeeze(-1).float()
+    model, last = language_model(reward_model), rows.prompt_tokens - 1 + rows.is_token.sum(1)
+    is_last = torch.zeros_like(rows.is_text).scatter_(1, last[:, None], True)
+    return model.score(packing.states_at(model, rows.token_ids, rows.is_text, is_last)).squeeze(-1).float()
 
 
 def _answer_states(model: nn.Module, rows: Rows) -> Tensor:
