@@ -88,11 +88,11 @@ def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
             lock = locks.lock_path(missing[0])
             _wait_until_seen(lock, lock.exists)
         rest = [stage for stage in missing if stage.name != "data"]
-        built = _build([stage for stage in missing if stage.name == "data"], planned, finished, then=rest)
+        built = _build([stage for stage in missing if stage.name == "data"], planned, finished, _modules(rest))
         if len(built) < len(missing) and not _are_changed(finished):
             if world.rank() == 0 and (check := _check_task(planned, rest, rest[0].directory)):
                 tasks.run(check)
-            built += _build(rest, planned, finished)
+            built += _build(rest, planned, finished, ["gpt2_rlhf.evidence.plots"])
         return built
 
 
@@ -122,7 +122,7 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
         _begin(missing)
         every = [job.stage for job in jobs.values()]
         of_data = [jobs[stage.directory] for stage in missing if stage.name == "data"]
-        codes = _run(of_data, at_once, lambda code: True, every, then=missing)
+        codes = _run(of_data, at_once, lambda code: True, every, _modules(missing))
         wanted: set[Path] = set()
         for one in planned:
             rest = [stage for stage in one.stages if stage in missing and stage.name != "data"]
@@ -252,7 +252,7 @@ def _check_task(planned: Run, stages: Sequence[Stage], log_dir: Path) -> Task | 
     return Task("check", log_dir, partial(check_before_training, planned.settings, stages))
 
 
-def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage], then: Sequence[Stage] = ()) -> list[Stage]:
+def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage], then: Sequence[str]) -> list[Stage]:
     """Build stages that need no other unfinished ones; as `build`. then: as in `_run`."""
     if world.is_started_by_launcher():
         return _build_in_order(stages, planned, finished)
@@ -268,12 +268,12 @@ def _run(
     at_once: int | None,
     goes_on: Callable[[int], bool],
     every: Sequence[Stage],
-    then: Sequence[Stage] = (),
+    then: Sequence[str] = (),
 ) -> dict[Path, int]:
     """Build stages side by side where they do not need each other, and return the exit codes by directory.
 
     goes_on: whether to go on with what does not need a stage that ended with this code. every: all stages, in order,
-    those that are built before or later too. then: those that come next; their modules are imported meanwhile.
+    those that are built before or later too. then: modules that come next, which are imported meanwhile.
     """
     by_directory = {job.stage.directory: job for job in jobs}
     count = at_once or max((stages_at_once(job.settings.launch) for job in jobs), default=1)
@@ -292,7 +292,7 @@ def _run(
         return f"stage{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)} of {len(every)}{left}"
 
     tasks_of = [_task(job, job.settings.launch.processes) for job in jobs]
-    return tasks.run_all(tasks_of, count, show_end, overall, meanwhile=partial(_import_steps, then))
+    return tasks.run_all(tasks_of, count, show_end, overall, meanwhile=partial(_import_all, then))
 
 
 def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
@@ -350,13 +350,21 @@ def _are_changed(finished: Sequence[Stage]) -> bool:
     return bool(world.agree(lambda: "yes" if any(fault(one) is not None for one in finished) else ""))
 
 
-def _import_steps(stages: Sequence[Stage]) -> None:
-    with contextlib.suppress(Exception):  # which `_step` raises again when it is called for one of them
-        for stage in stages:
-            _step(stage.name)
+def _import_all(modules: Sequence[str]) -> None:
+    with contextlib.suppress(Exception), garbage.without_collections():  # it is raised again where it is needed
+        for module in modules:
+            import_module(module)
+
+
+def _modules(stages: Sequence[Stage]) -> list[str]:
+    return [_module(stage.name) for stage in stages]
+
+
+def _module(name: str) -> str:
+    return f"gpt2_rlhf.{'reward' if name == 'judge' else name}"
 
 
 def _step(name: str) -> ModuleType:
     """Import the module of a stage, when it is built: torch and TRL take seconds, and each method has its trainer."""
     with garbage.without_collections():
-        return import_module(f"gpt2_rlhf.{'reward' if name == 'judge' else name}")
+        return import_module(_module(name))

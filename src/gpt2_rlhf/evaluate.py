@@ -11,10 +11,11 @@ import json
 import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from gpt2_rlhf.config.functions import load_utility
 from gpt2_rlhf.config.settings import Settings
@@ -22,8 +23,10 @@ from gpt2_rlhf.evidence import toxicity
 from gpt2_rlhf.evidence.answers import (
     EvaluationPrompts,
     Generations,
+    Readings,
     RewardScores,
     generations_from_json,
+    read_answers,
     sample_and_score,
     score_answers,
     utilities,
@@ -32,7 +35,7 @@ from gpt2_rlhf.evidence.comparison import ALL, BEST_OF_N, best_of, best_of_kl_bo
 from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.evidence.refusals import is_refusal
 from gpt2_rlhf.launch.stopwatch import Stopwatch
-from gpt2_rlhf.models import loading, tokens
+from gpt2_rlhf.models import loading, threads, tokens
 from gpt2_rlhf.models.sampling import Answer
 from gpt2_rlhf.models.scoring import distinct_2
 from gpt2_rlhf.rows import tables
@@ -47,6 +50,7 @@ EXAMPLES = (  # in the samples of every run, so that runs can be compared by eye
     "\n\nHuman: How can I learn machine learning effectively?\n\nAssistant:",
 )
 
+Part = Generations | Readings | RewardScores
 Answers = Mapping[str, Sequence[Answer]]  # by model, then by prompt: the held-out ones, then the examples
 
 
@@ -62,16 +66,19 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     prompts = EvaluationPrompts(settings.evaluate, tokenizer, texts, rows)
     utility = load_utility(settings.data.utility)
-    generations = _generations(settings, stage, prompts, work)
+    with work.running():
+        generations = _generations(settings, stage, prompts)
     answers = {name: generations[name].draws[0] for name in ("base", "sft", settings.method)}
     draws = {f"sft, draw {number}": draw for number, draw in enumerate(generations["sft"].draws, start=1)}
-    scores = {"reward": _scores(stage, "reward", prompts, {**answers, **draws}, work)}
+    with work.running():
+        scores = {"reward": _scores(stage, "reward", prompts, {**answers, **draws})}
     if len(draws) > 1:
         by_draw = np.array([scores["reward"].scores[name] for name in draws])
         answers[BEST_OF_N] = [generations["sft"].draws[draw][place] for place, draw in enumerate(best_of(by_draw))]
         scores["reward"].scores[BEST_OF_N] = by_draw.max(axis=0).tolist()
     if "judge" in stage.needs:
-        scores["judge"] = _scores(stage, "judge", prompts, answers, work)
+        with work.running():
+            scores["judge"] = _scores(stage, "judge", prompts, answers)
     measured = _measured(utility, prompts, answers, generations, scores)
     _write_samples(stage, prompts, answers, measured)
     return Outcome(_metrics(stage, prompts, measured, {**generations, **scores}), work.seconds)
@@ -97,39 +104,46 @@ def prompt_groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return {name: prompts for name, prompts in groups.items() if prompts.any()}
 
 
-def _generations(
-    settings: Settings, stage: Stage, prompts: EvaluationPrompts, work: Stopwatch
-) -> dict[str, Generations]:
-    """Return what base, policy and SFT generated, with one model in memory at a time."""
-    found: dict[str, Generations] = {}
+def _generations(settings: Settings, stage: Stage, prompts: EvaluationPrompts) -> dict[str, Generations]:
+    """Return what base, policy and SFT generated, with one model in memory at a time; two where they run in threads."""
 
-    def generate(name: str) -> Generations:
+    def policy(name: str) -> PreTrainedModel:
         if name == "base":
-            model = loading.load_base(settings.model, settings.seed)
-        else:
-            model = loading.load_policy(str(stage.needs[name].model_dir))
-        draws, others = 1, {}
-        if name == "sft":
-            draws, others = settings.evaluate.best_of or 1, {whose: one.draws[0] for whose, one in found.items()}
-        return sample_and_score(loading.on_device(model), name, prompts, draws, others, work)
+            return loading.on_device(loading.load_base(settings.model, settings.seed))
+        return loading.on_device(loading.load_policy(str(stage.needs[name].model_dir)))
 
-    for name in ("base", settings.method, "sft"):  # SFT last: it also scores the answers of the other two
-        found[name] = generations_from_json(_load_or_compute(stage, name, lambda name=name: generate(name)))
+    def generated(name: str, draws: int = 1) -> Generations:
+        kept = _load_or_compute(stage, name, lambda: sample_and_score(policy(name), name, prompts, draws))
+        return generations_from_json(kept)
+
+    found, sft = threads.both(
+        lambda: {name: generated(name) for name in ("base", settings.method)},
+        lambda: generated("sft", draws=settings.evaluate.best_of or 1),
+        in_threads=True,
+    )
+    others = {name: one.draws[0] for name, one in found.items()}
+    read = Readings(**_load_or_compute(stage, "kl", lambda: read_answers(policy("sft"), "sft", prompts, others)))
+    found["sft"] = replace(
+        sft,
+        logps={**sft.logps, **read.logps},
+        scored_tokens=sft.scored_tokens + read.scored_tokens,
+        seconds=sft.seconds + read.seconds,
+    )
     return found
 
 
-def _scores(stage: Stage, name: str, prompts: EvaluationPrompts, answers: Answers, work: Stopwatch) -> RewardScores:
+def _scores(stage: Stage, name: str, prompts: EvaluationPrompts, answers: Answers) -> RewardScores:
     """Return the scores of the answers by the model of the stage `name` ("reward" or "judge")."""
 
     def compute() -> RewardScores:
         pad_token_id = tokens.pad_id(tokens.padding_copy(prompts.tokenizer, "right"))
         model = loading.load_reward(str(stage.needs[name].model_dir), pad_token_id)
-        return score_answers(loading.on_device(model), name, prompts, answers, work)
+        return score_answers(loading.on_device(model), name, prompts, answers)
 
     return RewardScores(**_load_or_compute(stage, name, compute))
 
 
-def _load_or_compute(stage: Stage, name: str, compute: Callable[[], Generations | RewardScores]) -> dict[str, Any]:
+def _load_or_compute(stage: Stage, name: str, compute: Callable[[], Part]) -> dict[str, Any]:
     """Return one model's results as JSON, from the folder that a killed evaluation left or computed now.
 
     The hash in the directory's name covers all that decides the results, so a folder there holds results for these

@@ -1,4 +1,4 @@
-"""Sample and score answers for the evaluation, one model in memory at a time; what a model gave can be kept as JSON.
+"""Sample and score answers for the evaluation with one model at a time; what a model gave can be kept as JSON.
 
 A policy samples answers and gives log-probabilities of texts: its own and other models' answers (for the KL), and the
 data's chosen answers (for the perplexity). A reward model scores each answer at an EOS after it, sampled or not, since
@@ -45,6 +45,15 @@ class Generations:
 
 
 @dataclass(frozen=True)
+class Readings:
+    """A policy's log-probabilities of other models' first draws, as Generations.logps."""
+
+    logps: dict[str, list[float]]
+    scored_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RewardScores:
     """A reward model's scores by name of the answers, then by prompt."""
 
@@ -53,21 +62,13 @@ class RewardScores:
     seconds: float
 
 
-def sample_and_score(
-    model: PreTrainedModel,
-    name: str,
-    prompts: EvaluationPrompts,
-    draws: int,
-    others: Mapping[str, Sequence[Answer]],
-    work: Stopwatch,
-) -> Generations:
-    """Sample `draws` answers per prompt; score the first draw, the other models' answers and the chosen ones.
+def sample_and_score(model: PreTrainedModel, name: str, prompts: EvaluationPrompts, draws: int) -> Generations:
+    """Sample `draws` answers per prompt, and score the first draw and the chosen answers.
 
     The first draw depends on `evaluate.seed` alone, so more draws do not change it and all models share its random
     numbers.
     """
     settings, tokenizer, count = prompts.settings, prompts.tokenizer, len(prompts.texts)
-    seconds_before, prompt_ids = work.seconds, encode_prompts(tokenizer, prompts.texts)
     chosen = tokens.encode_sft(tokenizer, prompts.rows)
 
     def answers_to(texts: list[str], seed: int) -> list[Answer]:
@@ -82,28 +83,41 @@ def sample_and_score(
             show=shown(f"answers of {name}"),
         )
 
-    reading = shown(f"{name} reads answers")
+    work = Stopwatch()
     with work.running():
         first = answers_to(prompts.texts, settings.seed)
         more = answers_to(prompts.texts * (draws - 1), settings.seed + 1)
-        sampled_ids = {
-            whose: [answer.sampled_ids(tokens.eos_id(tokenizer)) for answer in answers]
-            for whose, answers in {name: first, **others}.items()
-        }
+        nll_nats, chosen_tokens = answer_nll(model, chosen, settings.batch_size, shown(f"{name} reads answers"))
+    own = read_answers(model, name, prompts, {name: first})
+    return Generations(
+        draws=[first, *(more[start : start + count] for start in range(0, len(more), count))],
+        logps=own.logps,
+        chosen_nll_nats=nll_nats.tolist(),
+        chosen_tokens=chosen_tokens.tolist(),
+        generated_tokens=sum(len(answer.ids) + answer.ended for answer in [*first, *more]),
+        scored_tokens=own.scored_tokens + sum(len(row["input_ids"]) for row in chosen),
+        seconds=work.seconds + own.seconds,
+    )
+
+
+def read_answers(
+    model: PreTrainedModel, name: str, prompts: EvaluationPrompts, answers: Mapping[str, Sequence[Answer]]
+) -> Readings:
+    """Return the log-probabilities that policy `name` gives to models' answers to all prompts."""
+    settings, eos, work = prompts.settings, tokens.eos_id(prompts.tokenizer), Stopwatch()
+    prompt_ids = encode_prompts(prompts.tokenizer, prompts.texts)
+    sampled_ids = {whose: [answer.sampled_ids(eos) for answer in given] for whose, given in answers.items()}
+    reading = shown(f"{name} reads answers")
+    with work.running():
         logps = {
             whose: sequence_logprobs(model, prompt_ids, ids, settings.temperature, settings.batch_size, reading)
             for whose, ids in sampled_ids.items()
         }
-        nll_nats, chosen_tokens = answer_nll(model, chosen, settings.batch_size, reading)
     scored = [*prompt_ids * len(sampled_ids), *(row for ids in sampled_ids.values() for row in ids)]
-    return Generations(
-        draws=[first, *(more[start : start + count] for start in range(0, len(more), count))],
-        logps={whose: [float(row.sum()) for row in by_token] for whose, by_token in logps.items()},
-        chosen_nll_nats=nll_nats.tolist(),
-        chosen_tokens=chosen_tokens.tolist(),
-        generated_tokens=sum(len(answer.ids) + answer.ended for answer in [*first, *more]),
-        scored_tokens=sum(map(len, scored)) + sum(len(row["input_ids"]) for row in chosen),
-        seconds=work.seconds - seconds_before,
+    return Readings(
+        {whose: [float(row.sum()) for row in by_token] for whose, by_token in logps.items()},
+        sum(map(len, scored)),
+        work.seconds,
     )
 
 
@@ -112,7 +126,6 @@ def score_answers(
     name: str,
     prompts: EvaluationPrompts,
     answers: Mapping[str, Sequence[Answer]],
-    work: Stopwatch,
 ) -> RewardScores:
     """Score every model's answers with reward model `name` ("reward" or "judge").
 
@@ -121,7 +134,7 @@ def score_answers(
     Raises:
         UserError: a score is not finite.
     """
-    seconds_before = work.seconds
+    work = Stopwatch()
     sequences = {whose: scored_sequences(prompts.tokenizer, prompts.texts, given) for whose, given in answers.items()}
     distinct = list(dict.fromkeys(one for by_prompt in sequences.values() for one in by_prompt))
     with work.running():
@@ -131,7 +144,7 @@ def score_answers(
     return RewardScores(
         scores={whose: [by_sequence[one] for one in by_prompt] for whose, by_prompt in sequences.items()},
         scored_tokens=sum(map(len, distinct)),
-        seconds=work.seconds - seconds_before,
+        seconds=work.seconds,
     )
 
 

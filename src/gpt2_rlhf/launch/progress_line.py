@@ -6,6 +6,7 @@ Work outside of a task, such as reading the rows for a dry run, has no such proc
 import contextlib
 import io
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class _Connected:
     """Where this process sends what it does; None in a process that no task runs in."""
 
     to: Connection | None = None
+    one_at_a_time = threading.Lock()  # computations may run in threads (models.threads)
 
 
 def connect(to: Connection, with_lines: bool) -> None:
@@ -50,7 +52,7 @@ def tell(doing: Doing) -> bool:
     """Send what this process does; return whether another process shows it."""
     if _Connected.to is None:
         return False
-    with contextlib.suppress(OSError):  # the other has ended, and so will this one
+    with contextlib.suppress(OSError), _Connected.one_at_a_time:  # the other has ended, and so will this one
         _Connected.to.send(doing)
     return True
 
@@ -64,7 +66,8 @@ class _Lines(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            self._to.send((self._name, line))
+            with _Connected.one_at_a_time:
+                self._to.send((self._name, line))
         return len(text)
 
 

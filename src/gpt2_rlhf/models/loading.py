@@ -7,6 +7,7 @@ a model's repository is never run.
 import copy
 import os
 import re
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Launch, Model, Peft
 from gpt2_rlhf.models import model_checks, model_files, tokens
 
+_ONE_AT_A_TIME = threading.Lock()  # transformers switches the tying of weights off for all models while it loads one
 _LINEAR = (torch.nn.Linear, Conv1D)
 _NUMBER = re.compile(r"\d+")
 
@@ -70,7 +72,7 @@ def load_reward(path: str, pad_token_id: int) -> PreTrainedModel:
 
 def _loaded(kind: Any, path: str, lacking: set[str], **config: int) -> PreTrainedModel:
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **config}
-    with model_files.load_errors(f"{path}:", of_memory=(MemoryError, torch.OutOfMemoryError)):
+    with _ONE_AT_A_TIME, model_files.load_errors(f"{path}:", of_memory=(MemoryError, torch.OutOfMemoryError)):
         model, found = kind.from_pretrained(path, **options)
     if lost := found["missing_keys"] - lacking:  # transformers would draw them at random
         raise UserError(f"{path}: its weights have no {min(lost)}; save or download the model again")
