@@ -65,7 +65,9 @@ class Turns(TrainerCallback):
     def count(self, backbone: torch.nn.Module, counts_flops: bool) -> None:
         """Count the tokens of a model that reads each row once an update, and the FLOPs of the first update."""
         backbone.register_forward_pre_hook(
-            lambda _backbone, _args, given: self._tokens.append(given["attention_mask"].sum()), with_kwargs=True
+            lambda _backbone, _args, given: self._tokens.append(given["attention_mask"].sum()),
+            with_kwargs=True,
+            prepend=True,  # before ours, which leave out what the two texts of a pair share
         )
         self._flops = FlopCounterMode(display=False) if counts_flops else None
 

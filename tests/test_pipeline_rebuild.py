@@ -22,6 +22,7 @@ def in_this_process(
     at_once: int,
     on_end: Callable[[Task, int], bool] = lambda task, code: True,
     overall: object = None,
+    meanwhile: object = None,
 ) -> dict[Path, int]:
     """Run tasks one after the other, as tasks.run_all does in processes."""
     codes: dict[Path, int] = {}

@@ -12,7 +12,7 @@ from gpt2_rlhf.config.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = (5e-5, 1e-5, 1e-5)  # learning rates of SFT, reward model and PPO on the owner's card
-TOY = (1e-3, 1e-3, 3e-4)
+TOY = (1e-3, 1e-3, 5e-4)
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 COMMANDS = [
     line

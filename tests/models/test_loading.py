@@ -1,5 +1,6 @@
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,20 @@ def test_a_config_that_counts_fewer_layers_than_the_weights_have_is_refused(load
     (tmp_path / "config.json").write_text(json.dumps(config | {"n_layer": config["n_layer"] - 1}))
     with pytest.raises(UserError, match=r"its weights have transformer\.h\..*, a layer that its config does not count"):
         load(str(tmp_path))
+
+
+def test_models_that_are_loaded_at_the_same_time_are_those_loaded_alone(tmp_path: Path) -> None:
+    tiny_policy(TOKENIZER).save_pretrained(tmp_path)
+    sizes = {"vocab_size": 1536, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    random = replace(compose.load([]).settings.model, random=sizes)
+    loads = [lambda: loading.load_policy(str(tmp_path)), lambda: loading.load_base(random, 3)]
+    expected = [load().state_dict() for load in loads]
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(load) for load in loads * 8]
+    for place, model in enumerate(found):
+        weights = model.result().state_dict()
+        assert weights.keys() == expected[place % 2].keys()
+        assert all(torch.equal(weight, expected[place % 2][name]) for name, weight in weights.items())
 
 
 def test_a_config_with_a_value_that_no_model_can_have_is_refused(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class _Connected:
     """Where this process sends what it does; None in a process that no task runs in."""
 
     to: Connection | None = None
-    one_at_a_time = threading.Lock()  # computations may run in threads (models.threads)
+    one_at_a_time = threading.RLock()  # computations may run in threads (models.threads); a signal's handler may print
 
 
 def connect(to: Connection, with_lines: bool) -> None:

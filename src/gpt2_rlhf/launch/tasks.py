@@ -66,7 +66,8 @@ def run_all(
     on_end: called with the exit code of each task; returns whether others may go on. If not, no more are started,
         and those that run are asked to stop if this one failed.
     overall: returns the line on all tasks, for `display`.
-    meanwhile: called in a thread of this process once all tasks are started; a later fork could copy its locks.
+    meanwhile: called in a thread of this process once all tasks are started, since a process that is forked from one
+        with several threads may get a lock that nobody opens.
 
     Returns:
         The exit code of each task that was started.

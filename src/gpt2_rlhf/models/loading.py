@@ -32,7 +32,8 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Launch, Model, Peft
 from gpt2_rlhf.models import model_checks, model_files, tokens
 
-_ONE_AT_A_TIME = threading.Lock()  # transformers switches the tying of weights off for all models while it loads one
+# While transformers loads a model, it ties no weights of any other, and random weights use the global generator
+_ONE_AT_A_TIME = threading.Lock()
 _LINEAR = (torch.nn.Linear, Conv1D)
 _NUMBER = re.compile(r"\d+")
 
@@ -43,9 +44,10 @@ def load_base(model: Model, seed: int) -> PreTrainedModel:
         model_checks.require_whole_weights(model)  # a flipped bit would give other figures without an error
         return load_policy(str(model_files.folder(model.name, model)))
     eos_token_id = tokens.load_base_tokenizer(model, None).eos_token_id
-    set_seed(seed)
     special = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
-    return GPT2LMHeadModel(GPT2Config.from_dict({**model.random, **special}))
+    with _ONE_AT_A_TIME:
+        set_seed(seed)
+        return GPT2LMHeadModel(GPT2Config.from_dict({**model.random, **special}))
 
 
 def load_policy(path: str) -> PreTrainedModel:
