@@ -157,7 +157,7 @@ def test_both_sides_count_the_same_tokens_and_ours_the_flops_of_a_token(kind: st
     assert [update["tokens"] for update in ours] == [update["tokens"] for update in stock]
     width, vocabulary = SHAPE["n_embd"], SHAPE["vocab_size"]
     layers = 6 * 12 * width**2  # forward and backward pass through the weights of one layer
-    # of two texts, our reward model on a CPU computes the prompt once, and the feed-forward part, 8 of 12, at the end only
+    # ours computes the prompt of a pair once on a CPU, and the feed-forward part (8 of 12) at the last token only
     assert end["flops_per_token"] > (0.9 if kind == "sft" else 0.9 * 4 / 12 * 0.8) * layers
     # TRL computes the logits of SFT in chunks, and again in the backward pass
     assert end["flops_per_token"] < 1.5 * layers + (12 * width * vocabulary if kind == "sft" else 0)
