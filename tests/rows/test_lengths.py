@@ -6,13 +6,13 @@ import pytest
 
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.models import tokens
+from gpt2_rlhf.models.tokens import load_base_tokenizer
 from gpt2_rlhf.rows import lengths, tables
 from gpt2_rlhf.rows.transcripts import pair
 from helpers import pairs
 
 SETTINGS = compose.load(["data.train_pairs=1000", "data.test_pairs=50"]).settings
-TOKENIZER = tokens.load_base_tokenizer(SETTINGS.model, None)
+TOKENIZER = load_base_tokenizer(SETTINGS.model, None)
 
 
 def tokens(text: str) -> int:
