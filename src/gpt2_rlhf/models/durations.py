@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from gpt2_rlhf.config import methods, ppo_sizes
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.models.memory import Lengths, answers_at_once
+from gpt2_rlhf.models.memory import Lengths, answers_at_once, as_computed
 from gpt2_rlhf.models.shape import Shape
 from gpt2_rlhf.models.speed import Machine
 
@@ -49,8 +49,7 @@ class Durations:
         answers = round(texts * rows.answer) if name in ("sft", "dpo") else 0
         micro_steps = args["gradient_accumulation_steps"] * self._sharing
         again = 4 / 3 if args.get("activation_checkpointing") else 1
-        shares = name in ("reward", "judge") and self._shape.packs and self.machine.device.type == "cpu"
-        columns = _length(rows.with_shared_prompts() if shares else rows)
+        columns = _length(as_computed(name, rows, self._shape, self.machine.device.type != "cpu"))
         learn = again * self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(answers)
         measured = 2 * self._read(test, test.rows, with_logits=is_sft)  # before and after, or both answers
         if name == "dpo":  # its reference reads each batch, and nothing is measured

@@ -36,10 +36,6 @@ class Lengths:
         """Return the tokens of a batch that few batches exceed."""
         return rows * (self.prompt + self.answer) + 2 * self.spread * rows**0.5
 
-    def with_shared_prompts(self) -> "Lengths":
-        """Return the lengths as a reward model on a CPU computes them: the prompt of a pair once (models.packing)."""
-        return dataclasses.replace(self, prompt=self.prompt / 2)
-
 
 @dataclass(frozen=True)
 class Memory:
@@ -71,13 +67,17 @@ def peak(
     return dataclasses.replace(most, process=process)
 
 
+def as_computed(name: str, rows: Lengths, shape: Shape, on_gpu: bool) -> Lengths:
+    """Return the lengths that a stage computes: a reward model on a CPU a pair's prompt once (models.packing)."""
+    shares = name in ("reward", "judge") and shape.packs and not on_gpu
+    return dataclasses.replace(rows, prompt=rows.prompt / 2) if shares else rows
+
+
 def _supervised(
     name: str, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int, on_gpu: bool
 ) -> Iterator[Memory]:
     is_sft, rows, test = name == "sft", tables[methods.table_of(name)], tables["test"]
-    text = rows.prompt + rows.answer
-    if name in ("reward", "judge") and shape.packs and not on_gpu:
-        rows = rows.with_shared_prompts()
+    text, rows = rows.prompt + rows.answer, as_computed(name, rows, shape, on_gpu)
     chosen = settings.trained_by(name)
     whole = shape.weights if name in ("sft", "dpo") else shape.reward_weights
     trained = shape.trained(chosen.peft, whole)

@@ -10,8 +10,8 @@ compared once, before the first step, and the rows of a model whose numbers diff
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -178,12 +178,9 @@ def _inputs(token_ids: Tensor, is_text: Tensor, is_read: Tensor, packs: bool) ->
 
 def _logits(model: Any, inputs: dict[str, Any], places: Tensor) -> Tensor:
     head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _head, given: (given[0].flatten(0, 1)[places][None],))
-    try:
-        with _packed(model.base_model, inputs):
-            return model(**inputs).logits[0]
-    finally:
-        handle.remove()
+    at_places = head.register_forward_pre_hook(lambda _head, given: (given[0].flatten(0, 1)[places][None],))
+    with at_places, _packed(model.base_model, inputs):
+        return model(**inputs).logits[0]
 
 
 def _states(model: Any, inputs: dict[str, Any], places: Tensor) -> Tensor:
@@ -196,13 +193,16 @@ def _packed(backbone: PreTrainedModel, inputs: dict[str, Any]) -> Iterator[None]
     if "packed_rows" not in inputs:
         yield
         return
-    handles = _compute_what_is_read(backbone)
-    try:
-        with attention.rows_apart(backbone):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attention.rows_apart(backbone), _removed_after(_compute_what_is_read(backbone)):
+        yield
+
+
+@contextmanager
+def _removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.enter_context(hook)
+        yield
 
 
 def _compute_what_is_read(backbone: nn.Module) -> list[RemovableHandle]:
@@ -223,12 +223,8 @@ def last_column_alone(model: nn.Module) -> Iterator[None]:
         return torch.arange(states.shape[1] - 1, states.shape[1], device=states.device)
 
     backbone = next((module for module in model.modules() if isinstance(module, GPT2Model)), model)
-    handles = _compute_only(backbone, read_of)
-    try:
+    with _removed_after(_compute_only(backbone, read_of)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _compute_only(
