@@ -8,7 +8,7 @@ in their method are shown beside what their training took, and beside best-of-n,
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ _COST = (
     Metric("train_rows", "Pairs learnt from", "count"),
     Metric("work_s", "Training", "seconds"),
 )
-Samples = Mapping[str, Mapping[str, float | None]]  # what the policy's answers have by each measure, by held-out prompt
 _BY = {"judge": metrics.JUDGE_REWARD, "reward": metrics.REWARD, "utility": metrics.UTILITY}
+
+Samples = Mapping[str, Mapping[str, float | None]]  # what the policy's answers have, by key of _BY and held-out prompt
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ class Built:
 
 @dataclass(frozen=True)
 class Best:
-    """Which measure chose the best point, its place, and every other point's difference to it, by place."""
+    """The sentences on the best point, and if one can be named: its measure and place, and the others' differences."""
 
-    by: Metric
-    place: int
-    behind: Mapping[int, dict[str, Any]]  # best minus this, per prompt
+    note: str
+    by: Metric | None = None
+    place: int | None = None
+    behind: Mapping[int, dict[str, Any]] = field(default_factory=dict)  # by place: best minus this, per prompt
 
 
 def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
@@ -60,34 +62,24 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
 
     best_by: "judge", "reward" or "utility"; None chooses one that is comparable between the points.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    figures = [None if one.fault else _figures(one.run) for one in points]
-    best, why = _best(points, best_by)
+    figures = [{} if one.fault else _figures(one.run) for one in points]
+    best = _best(points, best_by)
     rows = [_row(place, one, figures[place], best) for place, one in enumerate(points)]
 
     def known(of_all: Sequence[Metric]) -> list[Metric]:
-        return [one for one in of_all if any(found is not None and found.get(one.key) for found in figures)]
+        return [one for one in of_all if any(found.get(one.key) for found in figures)]
 
     shown, manner = known(_SHOWN), known(_MANNER)
-    if metrics.JUDGE_REWARD in shown and (best is None or best.by != metrics.REWARD):
+    if metrics.JUDGE_REWARD in shown and best.by != metrics.REWARD:
         shown.remove(metrics.REWARD)  # what PPO was trained to raise; it would not fit beside the others
-    columns = {one.key: one.label for one in shown}
-    behind = "behind" if best is not None and best.behind else None
-    if behind and best:
-        columns[behind] = "Best - this"
-
-    def table(columns: Mapping[str, str], shown: Sequence[Metric], behind: str | None = None) -> Table:
-        cells = [_cells(row, found, shown, behind) for row, found in zip(rows, figures, strict=True)]
-        return Table("sweep", "Point", columns, cells)
-
-    printed = [plain(table(columns, shown, behind))] if columns else []
+    printed = [plain(_by_point(figures, shown, best.behind))] if shown or best.behind else []
     if manner:  # a table of their own, since columns more would be too wide
-        printed.append(plain(table({one.key: one.label for one in manner}, manner)))
+        printed.append(plain(_by_point(figures, manner, {})))
     lines = [f"{row['point']}: {row['label']}  {row['state']}".rstrip() for row in rows]
-    parts = ["\n".join(lines), *printed, textwrap.fill(why, WIDTH)]
+    parts = ["\n".join(lines), *printed, textwrap.fill(best.note, WIDTH)]
     if any(len(one.run.plans) > 1 for one in points):
         parts.append("Of a point with several seeds, brackets have the lowest and the highest of their means.")
-    best_of_n = None
+    best_of_n = {}
     if len({one.run.settings.method for one in points}) > 1:
         best_of_n, costs = _best_of_n(points), [None if one.fault else _cost(one.run) for one in points]
         parts.append(plain(_of_methods(points, figures, costs, best_of_n)))
@@ -96,9 +88,9 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     write_json(
         directory / "sweep.json",
         {
-            "best": None if best is None else best.place + 1,
-            "best_by": best and best.by.key,
-            "note": why,
+            "best": None if best.place is None else best.place + 1,
+            "best_by": best.by and best.by.key,
+            "note": best.note,
             "points": rows,
             **({"best_of_n": best_of_n} if best_of_n else {}),
         },
@@ -110,52 +102,55 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     return page
 
 
-def _row(place: int, one: Built, figures: Mapping[str, Any] | None, best: Best | None) -> dict[str, Any]:
+def _row(place: int, one: Built, figures: Mapping[str, Any], best: Best) -> dict[str, Any]:
+    shown = (*(_SHOWN if len(one.run.plans) == 1 else _OF_METHODS), *_MANNER)
     return {
         "point": place + 1,
         "label": one.label,
         "command": one.run.command,
         "run": one.run.name,
         "state": _state(one, place, best),
-        one.run.settings.method: figures
-        and {metric.key: figures.get(metric.key) for metric in (*_shown_of(one.run), *_MANNER)},
-        "best_minus_this": None if best is None else best.behind.get(place),
+        one.run.settings.method: {metric.key: figures.get(metric.key) for metric in shown} if figures else None,
+        "best_minus_this": best.behind.get(place),
     }
 
 
-def _state(one: Built, place: int, best: Best | None) -> str:
+def _state(one: Built, place: int, best: Best) -> str:
     if one.fault is not None:
         return f"failed: {one.fault}"
     policies = [plan[one.run.settings.method] for plan in one.run.plans]
     stopped = {policy.seed: manifest(policy)["metrics"]["stopped"] for policy in policies}
     reasons = [f"{f'seed {seed}: ' if len(stopped) > 1 else ''}{why}" for seed, why in stopped.items() if why]
     state = f"stopped by the guard: {'; '.join(reasons)}" if reasons else ""
-    return f"best{'; ' if state else ''}{state}" if best is not None and place == best.place else state
+    return f"best{'; ' if state else ''}{state}" if place == best.place else state
 
 
-def _cells(
-    row: Mapping[str, Any], figures: Mapping[str, Any] | None, shown: Sequence[Metric], behind: str | None
-) -> Row:
-    values = [None if figures is None else figures.get(one.key) for one in shown]
-    cells = [Cell(text(value, one.unit)) for one, value in zip(shown, values, strict=True)]
-    return Row(str(row["point"]), [*cells, *([Cell(text(row["best_minus_this"]))] if behind else [])])
+def _by_point(figures: Sequence[Mapping[str, Any]], shown: Sequence[Metric], behind: Mapping[int, Any]) -> Table:
+    """Return these metrics of each point, and its difference to the best one if any is known."""
+    columns = {one.key: one.label for one in shown} | ({"behind": "Best - this"} if behind else {})
+    rows = []
+    for place, found in enumerate(figures):
+        cells = [Cell(text(found.get(one.key), one.unit)) for one in shown]
+        rows.append(Row(str(place + 1), [*cells, *([Cell(text(behind.get(place)))] if behind else [])]))
+    return Table("sweep", "Point", columns, rows)
 
 
-def _best(points: Sequence[Built], best_by: str | None) -> tuple[Best | None, str]:
-    """Return the best point and the sentences on it; None and the reason if none can be named."""
+def _best(points: Sequence[Built], best_by: str | None) -> Best:
+    """Return the best point; only the reason if none can be named."""
     places = [place for place, one in enumerate(points) if one.fault is None]
     if len(places) < 2:
-        return None, f"{len(places)} of {len(points)} points have figures; there is nothing to compare."
+        return Best(f"{len(places)} of {len(points)} points have figures; there is nothing to compare.")
     samples = {place: _samples(points[place].run) for place in places}
     by = best_by or _comparable([points[place].run for place in places], list(samples.values()))
     if by is None:
-        return None, (
+        return Best(
             "No point is called the best: the points have different judges and reward models, whose scores do not "
             "compare, and the utility is unknown. Sweep settings of PPO alone, or set sweep.best_by."
         )
-    values: dict[int, dict[str, Any]] = {place: _by_prompt(found, by) for place, found in samples.items()}
+    label = _BY[by].label.lower()
+    values: dict[int, Mapping[str, Any]] = {place: found[by] for place, found in samples.items()}
     if any(None in one.values() for one in values.values()):
-        return None, f"No point is called the best: not every point has a {_BY[by].label.lower()}."
+        return Best(f"No point is called the best: not every point has a {label}.")
     means = {place: float(np.mean(list(one.values()))) for place, one in values.items()}
     place = max(means, key=means.__getitem__)
     level = 1 - 0.05 / (len(places) - 1)
@@ -163,20 +158,19 @@ def _best(points: Sequence[Built], best_by: str | None) -> tuple[Best | None, st
     unclear = [str(other + 1) for other, one in behind.items() if one is None or one["low"] <= 0]
     whether = f"not distinguishable from point {', '.join(unclear)}" if unclear else "above all others"
     note = (
-        f"Best of {len(places)} points by {_BY[by].label.lower()}: point {place + 1}, {whether}. Differences are "
+        f"Best of {len(places)} points by {label}: point {place + 1}, {whether}. Differences are "
         f"paired by prompt; their intervals hold for all comparisons at once (each is of {100 * level:.3g} %). "
         "The best point's own figures are optimistic, since they chose it; its 95 % interval does not say by how "
         "much. Other intervals are 95 %."
     )
-    return Best(_BY[by], place, {other: one for other, one in behind.items() if one is not None}), note
+    return Best(note, _BY[by], place, {other: one for other, one in behind.items() if one is not None})
 
 
 def _comparable(runs: Sequence[Run], samples: Sequence[Samples]) -> str | None:
     """Return by what points can be compared: the judge that all share, or the utility, or the shared reward model."""
-    for by, stage in (("judge", "judge"), ("utility", None), ("reward", "reward")):
-        if any(None in _by_prompt(one, by).values() for one in samples):
-            continue
-        if stage is None or len({run.plans[0][stage].directory for run in runs}) == 1:
+    for by in ("judge", "utility", "reward"):
+        is_known = all(None not in one[by].values() for one in samples)
+        if is_known and (by == "utility" or len({run.plans[0][by].directory for run in runs}) == 1):
             return by
     return None
 
@@ -189,14 +183,13 @@ def _samples(run: Run) -> Samples:
             if line["group"] == "heldout":
                 found.setdefault(line["prompt"], []).append(line["answers"][run.settings.method])
     return {
-        prompt: {one.key: _mean([of[one.key] for of in given]) for one in _BY.values()}
-        for prompt, given in found.items()
+        by: {prompt: _mean([one[metric.key] for one in given]) for prompt, given in found.items()}
+        for by, metric in _BY.items()
     }
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None
+def _mean(values: Sequence[Any]) -> float | None:
+    return None if None in values else float(np.mean(values))
 
 
 def _figures(run: Run) -> dict[str, Any]:
@@ -207,10 +200,6 @@ def _figures(run: Run) -> dict[str, Any]:
     shown = (*_OF_METHODS, *_MANNER)
     spreads = {one.key: seeds.over_seeds([of.get(one.key) for of in found]) for one in shown}
     return {key: one and {**one, "low": one["min"], "high": one["max"]} for key, one in spreads.items()}
-
-
-def _shown_of(run: Run) -> Sequence[Metric]:
-    return _SHOWN if len(run.plans) == 1 else _OF_METHODS
 
 
 def _cost(run: Run) -> dict[str, float]:
@@ -227,44 +216,38 @@ def _cost(run: Run) -> dict[str, float]:
     return {one.key: float(np.mean([took[one.key] for took in found])) for one in _COST}
 
 
-def _best_of_n(points: Sequence[Built]) -> dict[str, Any] | None:
+def _best_of_n(points: Sequence[Built]) -> dict[str, Any]:
     """Return the figures of best-of-n, if all points have the same up to rounding: SFT and reward model decide them."""
     found = [manifest(one.run.last)["metrics"]["models"].get(BEST_OF_N) for one in points if one.fault is None]
     if not found or None in found:
-        return None
+        return {}
     # scores round by the batch that they are in, which also has the answers of the point's own policy
     shown = [[text(one.get(metric.key), metric.unit) for metric in _OF_METHODS] for one in found]
-    return found[0] if all(one == shown[0] for one in shown) else None
+    return found[0] if all(one == shown[0] for one in shown) else {}
 
 
 def _of_methods(
     points: Sequence[Built],
-    figures: Sequence[Mapping[str, Any] | None],
+    figures: Sequence[Mapping[str, Any]],
     costs: Sequence[Mapping[str, float] | None],
-    best_of_n: Mapping[str, Any] | None,
+    best_of_n: Mapping[str, Any],
 ) -> Table:
     """Return each metric of each point, of best-of-n, and of what the training took, one below the other."""
     rows = []
-    named = [(one.label.removeprefix("method="), found) for one, found in zip(points, figures, strict=True)]
-    named = [(methods.LABELS.get(label, label), found) for label, found in named]
+    labels = [one.label.removeprefix("method=") for one in points]
+    labels = [methods.LABELS.get(label, label) for label in labels]
     for metric in _OF_METHODS:
-        for label, found in [*named, ("best of n", best_of_n)]:
-            value = found and found.get(metric.key)
-            if value is not None:
-                sd = value.get("sd")
-                cells = [Cell(text(value, metric.unit)), Cell("-" if sd is None else text(sd, metric.unit))]
-                rows.append(Row(f"{metric.title}: {label}", [*cells, Cell(str(value["n"]) if "sd" in value else "1")]))
+        for label, found in zip([*labels, "best of n"], [*figures, best_of_n], strict=True):
+            if (value := found.get(metric.key)) is not None:
+                seeds_n = str(value["n"]) if "sd" in value else "1"
+                texts = (text(value, metric.unit), text(value.get("sd"), metric.unit), seeds_n)
+                rows.append(Row(f"{metric.title}: {label}", [Cell(one) for one in texts]))
     for metric in _COST:
-        for (label, _), cost in zip(named, costs, strict=True):
+        for label, cost in zip(labels, costs, strict=True):
             if cost is not None:
                 took = cost[metric.key] if metric.unit == "seconds" else round(cost[metric.key])
                 rows.append(Row(f"{metric.title}: {label}", [Cell(text(took, metric.unit)), Cell(""), Cell("")]))
     return Table("methods", "Method", {"mean": "Mean", "sd": "SD over seeds", "seeds": "Seeds"}, rows)
-
-
-def _by_prompt(samples: Samples, by: str) -> dict[str, Any]:
-    """Return what each prompt's answer has by this measure, None if it is not measured."""
-    return {prompt: answer[_BY[by].key] for prompt, answer in samples.items()}
 
 
 def _difference(best: Mapping[str, float], other: Mapping[str, float], level: float) -> dict[str, Any] | None:
@@ -274,18 +257,17 @@ def _difference(best: Mapping[str, float], other: Mapping[str, float], level: fl
     return asdict(bootstrap_mean([best[prompt] - other[prompt] for prompt in shared], level=level))
 
 
-def _draw(file: Path, figures: Sequence[Mapping[str, Any] | None], shown: Sequence[Metric]) -> None:
+def _draw(file: Path, figures: Sequence[Mapping[str, Any]], shown: Sequence[Metric]) -> None:
     """Draw each metric over the points, with 95 % intervals."""
     from gpt2_rlhf.evidence import curves  # here, since every command would wait for the import of matplotlib
 
-    known = [(place, found) for place, found in enumerate(figures) if found is not None]
     figure, panels = curves.panels(5.0, 2.2, len(shown))
     for number, (axes, metric) in enumerate(zip(panels, shown, strict=True)):
-        estimates = [(place, found[metric.key]) for place, found in known if found.get(metric.key) is not None]
+        known = {place: one for place, found in enumerate(figures, start=1) if (one := found.get(metric.key))}
         axes.errorbar(
-            [place + 1 for place, _ in estimates],
-            [one["mean"] for _, one in estimates],
-            yerr=curves.reach([one for _, one in estimates]),
+            list(known),
+            [one["mean"] for one in known.values()],
+            yerr=curves.reach(list(known.values())),
             linestyle="none",
             capsize=3,
             marker=curves.MARKERS[number],
