@@ -72,11 +72,9 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     shown, manner = known(_SHOWN), known(_MANNER)
     if metrics.JUDGE_REWARD in shown and best.by != metrics.REWARD:
         shown.remove(metrics.REWARD)  # what PPO was trained to raise; it would not fit beside the others
-    printed = [plain(_by_point(figures, shown, best.behind))] if shown or best.behind else []
-    if manner:  # a table of their own, since columns more would be too wide
-        printed.append(plain(_by_point(figures, manner, {})))
+    by_point = (_by_point(figures, shown, best.behind), _by_point(figures, manner, {}))  # one would be too wide
     lines = [f"{row['point']}: {row['label']}  {row['state']}".rstrip() for row in rows]
-    parts = ["\n".join(lines), *printed, textwrap.fill(best.note, WIDTH)]
+    parts = ["\n".join(lines), *(plain(one) for one in by_point if one.columns), textwrap.fill(best.note, WIDTH)]
     if any(len(one.run.plans) > 1 for one in points):
         parts.append("Of a point with several seeds, brackets have the lowest and the highest of their means.")
     best_of_n = {}

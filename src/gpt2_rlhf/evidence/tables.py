@@ -31,11 +31,6 @@ class Cell:
     key: str = ""
     value: Any = None
 
-    @property
-    def n(self) -> int | None:
-        """How many values an estimate is over."""
-        return self.value["n"] if isinstance(self.value, Mapping) else None
-
 
 @dataclass(frozen=True)
 class Row:
@@ -48,7 +43,7 @@ class Row:
     @property
     def n(self) -> str:
         """How many values the estimates are over: one number where they agree, "-" where there are none."""
-        counts = ["-" if cell.n is None else str(cell.n) for cell in self.cells]
+        counts = [str(cell.value["n"]) if isinstance(cell.value, Mapping) else "-" for cell in self.cells]
         known = set(counts) - {"-"}
         return ", ".join(counts) if len(known) > 1 else next(iter(known), "-")
 
@@ -162,14 +157,10 @@ def plain(table: Table, with_n: bool = True) -> str:
     for row in rows:
         grid.add_row(*row)
     lines = io.StringIO()
-    plainly: dict[str, Any] = {
-        "force_terminal": False,
-        "color_system": None,
-        "highlight": False,
-        "markup": False,
-        "emoji": False,
-    }
-    Console(file=lines, width=WIDTH, **plainly).print(grid)
+    console = Console(
+        file=lines, width=WIDTH, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False
+    )
+    console.print(grid)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines() if line.strip())
 
 

@@ -48,8 +48,8 @@ def tables(summary: Mapping[str, Any], name: str | None = None) -> str:
     Raises:
         UserError: there is none with this name; the line lists the names.
     """
-    made = {one: [table for table in group if table.rows] for one, group in _by_name(summary).items()}
-    known = {one: group for one, group in made.items() if group}
+    every = _by_name(summary).items()
+    known = {one: shown for one, group in every if (shown := [table for table in group if table.rows])}
     if name is not None and name not in known:
         raise UserError(f"table: there is no {name!r}; {did_you_mean(name, list(known))}")
     of_all = ("models", "paired", "best_of_n")  # their n is in the note; a column more would not fit

@@ -36,14 +36,11 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
 
 def faults(policy: Mapping[str, Any]) -> list[str]:
     """Return a sentence each on a guard that stopped the training and on gates passed by force. policy: its metrics."""
-    stopped = [] if policy["stopped"] is None else [stopped_text(policy)]
-    return stopped + [forced_text(fault) for fault in policy["forced"]]
-
-
-def stopped_text(ppo: Mapping[str, Any]) -> str:
-    """Return why the guard stopped PPO and what was handed on. ppo: metrics of a PPO stage that was stopped."""
-    handed_on = f"policy of update {ppo['kept_update']}" if ppo["kept_update"] else "SFT model"
-    return f"The guard stopped PPO: {ppo['stopped']}. The {handed_on} was handed on."
+    found = []
+    if policy["stopped"] is not None:
+        handed_on = f"policy of update {policy['kept_update']}" if policy["kept_update"] else "SFT model"
+        found.append(f"The guard stopped PPO: {policy['stopped']}. The {handed_on} was handed on.")
+    return found + [forced_text(fault) for fault in policy["forced"]]
 
 
 def failed_seeds(seeds: Mapping[str, Any]) -> str:
@@ -76,21 +73,20 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
     label = methods.LABELS[method]
     if summary[method]["kept_update"] == 0:
         return [f"{label} handed on the SFT model unchanged."]
-    first, second = _claim(evaluation, method, _quality(summary))
-    longer = _longer(evaluation["models"], method)
-    best = _best_of_n(evaluation, _quality(summary) or metrics.REWARD)
+    measure = usable_measures(summary)[0]
+    found = _claim(evaluation, method, measure)
+    longer, best = _longer(evaluation["models"], method), _best_of_n(evaluation, measure)
     answers = f"{label}'s answers"
-    both = [f"{'They' if first.startswith(answers) else answers} are {longer}"] if longer else []
+    both = [f"{'They' if found[0].startswith(answers) else answers} are {longer}"] if longer else []
     if best:
-        both.append(f"the {best.removeprefix('The ')}" if both else best)
-    rest = [f"{'; '.join(both)}."] if both else []
-    return [first, *([second] if second else []), *rest]
+        both.append(f"{'the' if both else 'The'} {best}")
+    return [*found, *([f"{'; '.join(both)}."] if both else [])]
 
 
-def _claim(evaluation: Mapping[str, Any], method: str, quality: Metric | None) -> tuple[str, str | None]:
-    """Return the claim about the answers, and what the reward adds to it."""
+def _claim(evaluation: Mapping[str, Any], method: str, measure: Metric) -> list[str]:
+    """Return the claim about the answers, and what the reward adds to it. measure: the first that is usable."""
     gain, models, n = evaluation["paired"][f"{method}_minus_sft"], evaluation["models"], evaluation["prompts"]
-    label = methods.LABELS[method]
+    label, difference = methods.LABELS[method], f"(difference {text(gain[measure.key], measure.unit)})"
 
     def direction(metric: Metric) -> str | None:
         return "rose" if gain[metric.key]["low"] > 0 else "fell" if gain[metric.key]["high"] < 0 else None
@@ -99,51 +95,28 @@ def _claim(evaluation: Mapping[str, Any], method: str, quality: Metric | None) -
         before, after = (text(float(models[name][metric.key]["mean"]), metric.unit) for name in ("sft", method))
         return f"{_name(metric)} {direction(metric)} from {before} to {after}"
 
-    def difference(metric: Metric) -> str:
-        return f"(difference {text(gain[metric.key], metric.unit)})"
-
-    reward = direction(metrics.REWARD)
-    if quality is None:
-        if reward is None:
-            return (
-                f"No difference between {label} and SFT shows on {n} prompts: reward {difference(metrics.REWARD)}.",
-                None,
-            )
-        claim = f"{label}'s {change(metrics.REWARD)} {difference(metrics.REWARD)}."
+    moved, reward = direction(measure), direction(metrics.REWARD)
+    if moved is None and reward is None:
+        return [f"No difference between {label} and SFT shows on {n} prompts: {_name(measure)} {difference}."]
+    if measure is metrics.REWARD:
         alone = "That alone does not show better answers: the run has neither a utility nor a usable judge."
-        return claim, alone if reward == "rose" else None
-    reward_rose = f"The reward rose from {change(metrics.REWARD).partition(' from ')[2]}: {label}"
-    if direction(quality) == "rose":
-        better = f"{label}'s answers are better: {change(quality)} {difference(quality)}."
-        return better, None if reward == "rose" else "No rise of the reward shows."
-    if direction(quality) == "fell":
-        worse = f"{label}'s answers are worse: {change(quality)} {difference(quality)}."
-        return worse, f"{reward_rose} exploited the reward model." if reward == "rose" else None
-    if reward is None:
-        return (
-            f"No difference between {label} and SFT shows on {n} prompts: {_name(quality)} {difference(quality)}.",
-            None,
-        )
-    claim = f"No change of {_name(quality)} shows on {n} prompts {difference(quality)}."
-    return claim, f"{reward_rose} may have exploited the reward model." if reward == "rose" else (
-        f"The {change(metrics.REWARD)}."
-    )
-
-
-def _quality(summary: Mapping[str, Any]) -> Metric | None:
-    """Return the measure of quality, which the policy was not trained on; None without one."""
-    return first if (first := usable_measures(summary)[0]) is not metrics.REWARD else None
+        return [f"{label}'s {change(measure)} {difference}.", *([alone] if reward == "rose" else [])]
+    if moved == "rose":
+        better = f"{label}'s answers are better: {change(measure)} {difference}."
+        return [better] if reward == "rose" else [better, "No rise of the reward shows."]
+    of_reward = f"The {change(metrics.REWARD)}"
+    if moved == "fell":
+        worse = f"{label}'s answers are worse: {change(measure)} {difference}."
+        return [worse, f"{of_reward}: {label} exploited the reward model."] if reward == "rose" else [worse]
+    may_be = f": {label} may have exploited the reward model" if reward == "rose" else ""
+    return [f"No change of {_name(measure)} shows on {n} prompts {difference}.", f"{of_reward}{may_be}."]
 
 
 def _other_measures(summary: Mapping[str, Any]) -> list[str]:
     """Return the policy against SFT by each usable measure: win rates and differences."""
-    evaluation, usable = summary["evaluation"], usable_measures(summary)
-    method = methods.of(summary)
-    gain, rates, label = (
-        evaluation["paired"][f"{method}_minus_sft"],
-        evaluation["models"][method],
-        methods.LABELS[method],
-    )
+    method, evaluation, usable = methods.of(summary), summary["evaluation"], usable_measures(summary)
+    gain, rates = evaluation["paired"][f"{method}_minus_sft"], evaluation["models"][method]
+    label = methods.LABELS[method]
     wins = ", ".join(
         f"{text(rates[won.key], won.unit)} by {won.label.rpartition(' ')[2]}"
         for measure, won in zip(metrics.MEASURES, metrics.WINS_VS_SFT, strict=True)
@@ -162,7 +135,7 @@ def _best_of_n(evaluation: Mapping[str, Any], measure: Metric) -> str | None:
     if best is None or best.get(measure.key) is None:
         return None
     reached = text(float(best[measure.key]["mean"]), measure.unit)
-    return f"The best of {evaluation['best_of']} SFT answers, without training, reaches {_name(measure)} {reached}"
+    return f"best of {evaluation['best_of']} SFT answers, without training, reaches {_name(measure)} {reached}"
 
 
 def _longer(models: Mapping[str, Any], method: str) -> str | None:
