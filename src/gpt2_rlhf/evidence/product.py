@@ -8,12 +8,12 @@ import filecmp
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config import compose, methods
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.evidence import card, seeds
+from gpt2_rlhf.evidence import card, report, seeds
 from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import content_sha256, read_json_lines, unfinished, unused, write_json
@@ -21,7 +21,6 @@ from gpt2_rlhf.store.portable import without_folders
 from gpt2_rlhf.store.run import Run
 
 _WRITTEN = ".written.json"  # size and time of each file of a folder as it was written; hidden, so never pushed
-_REPORT = "report"  # report.DIRECTORY, whose import takes time; its pictures go into `model`
 
 
 def write(run: Run) -> list[Path]:
@@ -39,15 +38,17 @@ def write(run: Run) -> list[Path]:
     temperature = records["evaluate"]["metrics"]["temperature"]
     # not max_new_tokens, which would overrule the max_length that a user gives; transformers 4 sets top_k by itself
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    for folder, name in card.folders(run.settings.method).items():
-        own = {**texts, "README.md": card.render(run.settings, sources, folder)}
-        own |= portable_files.texts(stages[name].model_dir, sampling)
-        files = {PurePosixPath(file.name): file for file in stages[name].model_dir.iterdir()}
-        files = {path: file for path, file in files.items() if path.name not in own}
-        if folder == "model":
-            files |= {PurePosixPath(one["file"]): run.directory / one["file"] for one in sources.pictures}
-        _fill(run.directory / folder, files, own)
-    return [run.directory / folder for folder in card.folders(run.settings.method)]
+    stage_of = card.folders(run.settings.method)
+    folders = [run.directory / name for name in stage_of]
+    for folder in folders:
+        model_dir = stages[stage_of[folder.name]].model_dir
+        own = {**texts, "README.md": card.render(run.settings, sources, folder.name)}
+        own |= portable_files.texts(model_dir, sampling)
+        files = {file.name: file for file in model_dir.iterdir() if file.name not in own}
+        if folder.name == "model":
+            files |= {one["file"]: run.directory / one["file"] for one in sources.pictures}
+        _fill(folder, files, own)
+    return folders
 
 
 def cards(run: Run) -> dict[str, str]:
@@ -62,22 +63,17 @@ def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
     method = run.settings.method
     others = {f"{name}-seed{one[method]['seed']}": one[name] for one in of_seeds[1:] for name in (method, "evaluate")}
     config = run.plans[0][method].model_dir / "config.json"
+    figures = run.directory / report.DIRECTORY / report.FIGURES
     sources = card.CardSources(
         command=run.portable_command,
         records=of_seeds[0],
         seeds=seeds.spread(run.settings.ppo, of_seeds),
         samples=read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl"),
-        pictures=_pictures(run.directory),
+        # reports of earlier versions list none
+        pictures=json.loads(figures.read_text(encoding="utf-8")).get("pictures", []) if figures.exists() else [],
         model_type=json.loads(config.read_text(encoding="utf-8"))["model_type"],
     )
     return {**of_seeds[0], **others}, sources
-
-
-def _pictures(run_dir: Path) -> list[dict[str, str]]:
-    """Return the pictures of the run's report, if it has one: their files in the run's directory, titles and alts."""
-    figures = run_dir / _REPORT / "report.json"
-    # reports of earlier versions list none
-    return json.loads(figures.read_text(encoding="utf-8")).get("pictures", []) if figures.exists() else []
 
 
 def check(folder: Path) -> None:
@@ -87,20 +83,20 @@ def check(folder: Path) -> None:
         UserError: a file is lost or damaged.
     """
     record = folder / "manifest.json"
-    if record.is_file():
-        stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
-        for name, expected in stages[card.folders(methods.of(stages))[folder.name]]["weights_sha256"].items():
-            path = folder / name
-            if not path.is_file() or digests.digest(path) != expected:
-                if path.is_file():
-                    path.touch()  # the next run reads large weights only if they are newer than their manifest
-                raise UserError(f"{path}: not the weights that were trained; the command of the run builds them again")
+    if not record.is_file():
+        return
+    stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
+    for name, expected in stages[card.folders(methods.of(stages))[folder.name]]["weights_sha256"].items():
+        path = folder / name
+        if not path.is_file() or digests.digest(path) != expected:
+            if path.is_file():
+                path.touch()  # the next run reads large weights only if they are newer than their manifest
+            raise UserError(f"{path}: not the weights that were trained; the command of the run builds them again")
 
 
-def _fill(folder: Path, files: Mapping[PurePosixPath, Path], texts: Mapping[str, str]) -> None:
+def _fill(folder: Path, files: Mapping[str, Path], texts: Mapping[str, str]) -> None:
     """Replace a folder by one with these files and texts; what the user changed or added in the old one is kept."""
-    content = [texts, {str(name): _stamp(file) for name, file in files.items()}]
-    digest = content_sha256(content)
+    digest = content_sha256([texts, {name: _stamp(file) for name, file in files.items()}])
     if folder.is_dir() and written(folder) == {"inputs_sha256": digest, "files": _stamps(folder)}:
         return
     part, old = unfinished(folder), unfinished(folder.with_name(f"{folder.name}-old"))
@@ -132,11 +128,9 @@ def _keep_changes(folder: Path, new: Path) -> None:
     """Move what this program has not written out of a folder that is about to be replaced, and print where it is."""
     as_written = written(folder).get("files", {})
     kept = unused(folder.with_name(f"{folder.name}-kept"))
-    changed = [
-        name
-        for name in _names(folder)
-        if as_written.get(name) != _stamp(folder / name) and not _is_same(folder / name, new / name)
-    ]
+    changed = [name for name, stamp in _stamps(folder).items() if as_written.get(name) != stamp]
+    unchanged, _, _ = filecmp.cmpfiles(folder, new, changed, shallow=False)
+    changed = [name for name in changed if name not in unchanged]
     for name in changed:
         place = kept / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -155,17 +149,9 @@ def written(folder: Path) -> dict[str, Any]:
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
-    return {name: _stamp(folder / name) for name in _names(folder)}
-
-
-def _names(folder: Path) -> list[str]:
-    """Return the files and links below a folder, without the record of them."""
-    found = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
-    return [name for name in (path.relative_to(folder).as_posix() for path in found) if name != _WRITTEN]
-
-
-def _is_same(old: Path, new: Path) -> bool:
-    return old.is_file() and new.is_file() and filecmp.cmp(old, new, shallow=False)
+    """Return the size and time of each file and link below a folder, without those of the record itself."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file())
+    return {path.relative_to(folder).as_posix(): _stamp(path) for path in files if path != folder / _WRITTEN}
 
 
 def _stamp(path: Path) -> list[int]:
