@@ -117,6 +117,7 @@ def test_every_figure_on_the_page_is_the_manifests(written):
         assert shown in {" ".join(reading.split()) for reading in readings(value)}, key
         assert figures["figures"][key] == value, key
     assert {key for key, _ in cells} == set(figures["figures"])
+    assert None in figures["figures"].values()  # what is shown as unknown is kept by key, too
 
 
 def test_the_figures_of_the_verdict_are_those_of_the_tables(written):

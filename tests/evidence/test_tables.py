@@ -55,12 +55,6 @@ def test_a_rows_n_is_one_number_where_its_estimates_agree_and_else_a_number_for_
     assert Row("label", [cell(SOURCES, "one/list/0/count", "count")]).n == "-"
 
 
-def test_what_is_shown_is_kept_by_key():
-    row = Row("label", [cell(SOURCES, "one/share"), cell(SOURCES, "one/none")])
-    table = Table("t", "T", {"a": "A", "b": "B"}, [row], "prompts")
-    assert tables.shown_values([table], []) == {"one/share": SHARE, "one/none": None}
-
-
 def test_a_table_of_some_columns_has_no_rows_of_which_they_know_nothing():
     rows = [
         Row("both", [cell(SOURCES, "one/share"), cell(SOURCES, "one/seconds", "seconds")]),

@@ -42,6 +42,28 @@ def folders(method: str) -> dict[str, str]:
     return {"model": method, "sft_model": "sft", "reward_model": "reward"}
 
 
+def templates(folder: Path, is_html: bool) -> Environment:
+    """Return the templates in a folder; a field that is undefined or None is an error, control characters are escaped.
+
+    is_html: escape every text that is not Markup, and leave out the newline at the end.
+    """
+
+    def finalized(value: Any) -> Any:
+        if value is None:
+            raise ValueError("a field of the template has no value")
+        return printable(value, kept=LAYOUT) if type(value) is str else value  # not of Markup, which is finished
+
+    return Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        finalize=finalized,
+        autoescape=is_html,
+        keep_trailing_newline=not is_html,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def render(settings: Settings, sources: CardSources, folder: str = "model") -> str:
     """Return the card of the model in this folder of outputs/latest, as Markdown.
 
@@ -49,22 +71,16 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         UndefinedError, ValueError: a field of the template has no value, or the Hub would read other front matter.
     """
     # not ModelCard.from_template, which leaves out undefined fields without an error
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        finalize=_finalized,
-        autoescape=False,  # Markdown; the texts of models are in fenced blocks
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(TEMPLATES, is_html=False)  # Markdown; the texts of models are in fenced blocks
     environment.filters.update(table=markdown, figure=text)
     modules = (results, lineage, card_training, card_samples, verdict)  # the templates call their functions
     environment.globals.update({module.__name__.rpartition(".")[2]: module for module in modules})
     found = {**summary.findings(sources.records, sources.seeds), "manifests": sources.records}
     method = methods.of(sources.records)
     function = results.reward_function(found)
-    no_judge = "No second reward model (judge) was trained."
+    judge_note = "No second reward model (judge) was trained."
+    if found["judge"]:
+        judge_note = f"The judge is a second reward model that {methods.LABELS[method]} is not trained on."
     stage = folders(method)[folder]
     base = "bundled-gpt2" if settings.model.name == "embedded" else Path(settings.model.name).name
     repo_id = {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
@@ -95,9 +111,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         has_utility=found["evaluation"]["models"][method]["utility"] is not None,
         data=front_matter.data_text(settings.data).replace("<", "&lt;"),
         maximised="that score" if function is None else f"another score (by `{function}`)",
-        judge_note=f"The judge is a second reward model that {methods.LABELS[method]} is not trained on."
-        if found["judge"]
-        else no_judge,
+        judge_note=judge_note,
         place=_place(settings.publish, repo_id, folder),
         own_citation=_citation(settings, title, sources.records["evaluate"]["finished_at"]),
     )
@@ -128,12 +142,6 @@ def project() -> str:
     """Return the name of this software, with a link where its metadata has an address."""
     addresses = metadata("gpt2-rlhf").get_all("Project-URL") or []
     return f"[gpt2-rlhf]({addresses[0].partition(', ')[2]})" if addresses else "gpt2-rlhf"
-
-
-def _finalized(value: Any) -> Any:
-    if value is None:
-        raise ValueError("a field of the card has no value")
-    return printable(value, kept=LAYOUT) if isinstance(value, str) else value
 
 
 def _citation(settings: Settings, title: str, finished_at: str) -> str | None:

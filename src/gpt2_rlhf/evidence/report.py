@@ -12,15 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gpt2_rlhf.config import methods, metrics
-from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.evidence import card_samples, front_matter, lineage, results
+from gpt2_rlhf.evidence import card, card_samples, front_matter, lineage, results
 from gpt2_rlhf.evidence.comparison import judge_fault, usable_measures
-from gpt2_rlhf.evidence.tables import Sources, Table, shown_values
+from gpt2_rlhf.evidence.tables import Sources, Table
 from gpt2_rlhf.evidence.verdict import notes, verdict
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
@@ -91,17 +89,10 @@ def write(
         text = (_TEMPLATES / name).read_text(encoding="utf-8")
         text_sha256 = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         content |= {Path(name).stem: Markup(text), f"{Path(name).stem}_sha256": text_sha256}
-    page_template = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        undefined=StrictUndefined,
-        finalize=lambda value: printable(value, kept=LAYOUT) if type(value) is str else value,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("index.html.j2")
     with replacing(page) as file:
-        file.write(page_template.render(content))
-    figures = shown_values([table for group in tables.values() for table in group], facts)
+        file.write(card.templates(_TEMPLATES, is_html=True).get_template("index.html.j2").render(content))
+    rows = [*facts, *(row for group in tables.values() for table in group for row in table.rows)]
+    figures = {cell.key: cell.value for row in rows for cell in row.cells}
     shown = [
         {"file": f"{DIRECTORY}/{one['picture'].file}", "title": one["picture"].title, "alt": one["picture"].alt}
         for one in (story, *pictures)
@@ -115,18 +106,15 @@ def write(
 
 def _tables(sources: Sources) -> dict[str, list[Table]]:
     """The tables of each part of the page."""
-    found = [
-        results.models(sources),
-        results.paired(sources),
-        results.subsets(sources),
-        *results.refusals_in_two(sources),
-    ]
-    found = [table for table in found if table.rows]
-    if sources["seeds"] is not None:
-        found += [results.by_seed(sources), results.over_seeds(sources)]
+    of_models = [make(sources) for make in (results.models, results.paired, results.subsets)]
+    of_seeds = [] if sources["seeds"] is None else [results.by_seed(sources), results.over_seeds(sources)]
     scores = (results.accuracy, results.reward_model_faults, results.calibration)
-    training = [table for make in (results.sft_loss, *scores, results.heldout) if (table := make(sources)).rows]
-    return {"results": found, "training": training, "lineage": lineage.lineage(sources)}
+    parts = {
+        "results": [*of_models, *results.refusals_in_two(sources), *of_seeds],
+        "training": [make(sources) for make in (results.sft_loss, *scores, results.heldout)],
+        "lineage": lineage.lineage(sources),
+    }
+    return {name: [table for table in tables if table.rows] for name, tables in parts.items()}
 
 
 def _inputs_sha256(sources: Mapping[str, Any]) -> str:
