@@ -17,7 +17,6 @@ MOST_CHARACTERS = 600  # of one text
 
 Line = Mapping[str, Any]  # of samples.jsonl
 
-
 _WARNING = "Samples on held-out prompts. They are not filtered, and may be false, biased, offensive or harmful."
 
 
@@ -75,18 +74,13 @@ def scores(answer: Mapping[str, Any]) -> str:
     return ", ".join([*figures, f"{answer['tokens']} tokens", "ended" if answer["ended"] else "not ended"])
 
 
-def shown(line: Line) -> dict[str, str]:
-    """Return the models whose answers are shown, by key, with what the text calls them."""
-    return {"base": "base", "sft": "SFT", methods.of(line["answers"]): _label(line)}
-
-
 def _label(line: Line) -> str:
     return methods.LABELS[methods.of(line["answers"])]
 
 
 def _one(heading: str, line: Line) -> str:
     parts = [f"### {heading}", quoted(line["prompt"].strip())]
-    for name, title in shown(line).items():
+    for name, title in {"base": "base", "sft": "SFT", methods.of(line["answers"]): _label(line)}.items():
         answer = line["answers"][name]
         parts += [f"{title} ({scores(answer)}):", quoted(answer["answer"].strip())]
     return "\n\n".join(parts)

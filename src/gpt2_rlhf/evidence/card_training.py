@@ -3,12 +3,11 @@
 The arguments are those of the manifests, not of the settings: a stage may have been built by an earlier command.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt2_rlhf.config import methods
-from gpt2_rlhf.evidence.tables import Cell, Row, Table
+from gpt2_rlhf.evidence.tables import Table, text_row
 
 Record = Mapping[str, Any]  # a stage's manifest
 
@@ -42,7 +41,7 @@ def stages(records: Mapping[str, Record], names: Sequence[str]) -> Table:
     """Return a row for each of these training stages: rows, arguments, optimiser steps and seconds."""
     columns = {"rows": "Trained on", "settings": "Settings", "steps": "Steps", "wall_s": "Seconds"}
     rows = [
-        _row(
+        text_row(
             _TITLES[name],
             _trained_on(name, records[name]["metrics"]),
             settings_text(name, {**records[name]["metrics"], **records[name]["inputs"]}),
@@ -60,6 +59,7 @@ def details(records: Mapping[str, Record], base: str, data: str) -> Table:
     method = methods.of(records)
     label, names = methods.LABELS[method], {"sft": "SFT", "reward": "reward model", method: methods.LABELS[method]}
     args = {name: records[name]["inputs"][name]["args"] for name in names}
+    coefficients = {"kl_coef": "KL coefficient", "beta": "KL coefficient (beta)", "cliprange": "Clip range"}
     rates = (f"{title} {_number(args[name]['learning_rate'])}" for name, title in names.items())
     used = "" if method == "dpo" else " with that reward model"
     rows = {
@@ -68,17 +68,9 @@ def details(records: Mapping[str, Record], base: str, data: str) -> Table:
         "Architecture": f"SFT and {label}: the base model's; reward model: the same with one score as its head",
         "Stages": f"SFT, then the reward model from it, then {label} from SFT{used}",
         "Learning rates": ", ".join(rates),
-        **{
-            title: _number(args[method][key])
-            for key, title in {
-                "kl_coef": "KL coefficient",
-                "beta": "KL coefficient (beta)",
-                "cliprange": "Clip range",
-            }.items()
-            if key in args[method]
-        },
+        **{title: _number(args[method][key]) for key, title in coefficients.items() if key in args[method]},
     }
-    return Table("details", "Technical details", {"value": ""}, [_row(label, text) for label, text in rows.items()])
+    return Table("details", "Technical details", {"value": ""}, [text_row(label, text) for label, text in rows.items()])
 
 
 def settings_text(name: str, inputs: Mapping[str, Any]) -> str:
@@ -90,12 +82,12 @@ def settings_text(name: str, inputs: Mapping[str, Any]) -> str:
     args, peft = {key: value for key, value in part["args"].items() if value not in (None, -1)}, part["peft"]
     if args.get("max_steps", 0) > 0:  # transformers then ignores the epochs
         args.pop("num_train_epochs", None)
-    factors = args["per_device_train_batch_size"], args["gradient_accumulation_steps"], inputs["processes"]
-    device, accumulated, processes = factors
-    batch = f"batch {device} x {accumulated} accumulated x {processes} processes = {math.prod(factors)}"
+    device, accumulated = args["per_device_train_batch_size"], args["gradient_accumulation_steps"]
+    product = device * accumulated * inputs["processes"]
+    batch = f"batch {device} x {accumulated} accumulated x {inputs['processes']} processes = {product}"
     shown = [f"{label} {_number(args[key])}" for key, label in _ARGUMENTS.items() if key in args]
     adapter = f"LoRA rank {peft['r']}, alpha {peft['lora_alpha']}, merged" if peft["r"] else "all weights"
-    if inputs.get("episodes_per_update", math.prod(factors)) != math.prod(factors):
+    if inputs.get("episodes_per_update", product) != product:
         batch = f"batch {inputs['episodes_per_update']} episodes, fitted to the data"
     shown += [batch, adapter]
     if "kl" in part and (target := part["kl"]["target_nats"]) is not None:
@@ -128,7 +120,8 @@ def made(records: Mapping[str, Record], weights_of: str) -> Table:
         **{name: [record["libraries"][name] for record in every] for name in libraries},
         **{f"sha256 of {file}": [digest] for file, digest in records[weights_of]["weights_sha256"].items()},
     }
-    return Table("made", "", {"value": ""}, [_row(label, _each(values)) for label, values in rows.items()])
+    shown = {label: dict.fromkeys(map(str, values)) for label, values in rows.items()}
+    return Table("made", "", {"value": ""}, [text_row(label, ", ".join(values)) for label, values in shown.items()])
 
 
 def _trained_on(name: str, metrics: Mapping[str, Any]) -> str:
@@ -140,11 +133,3 @@ def _trained_on(name: str, metrics: Mapping[str, Any]) -> str:
 def _number(value: float | str) -> str:
     """A setting as a person writes it: 0.0003, 1, linear."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _row(label: str, *texts: str) -> Row:
-    return Row(label, [Cell(text) for text in texts])
-
-
-def _each(values: Iterable[Any]) -> str:
-    return ", ".join(dict.fromkeys(map(str, values)))

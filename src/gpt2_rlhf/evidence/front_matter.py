@@ -47,10 +47,8 @@ def of_model(
     if stage == "reward":
         measured = [(metrics.ACCURACY, report["accuracy"], f"{metrics.ACCURACY.label} on held-out pairs")]
     else:
-        known = [
-            one for one in metrics.OF_MODEL if one.hub_type is not None and figures[stage].get(one.key) is not None
-        ]
-        measured = [(one, figures[stage][one.key], one.title) for one in known]
+        known = [(one, figures[stage].get(one.key), one.title) for one in metrics.OF_MODEL if one.hub_type is not None]
+        measured = [(one, estimate, title) for one, estimate, title in known if estimate is not None]
     if stage == "sft":
         loss, name = metrics.SFT_LOSS, f"{metrics.SFT_LOSS.label} on chosen answers, {metrics.SFT_LOSS.unit}"
         # the KL of SFT to itself is zero

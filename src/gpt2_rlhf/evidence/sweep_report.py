@@ -19,7 +19,7 @@ from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence import seeds
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
-from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Table, plain, text
+from gpt2_rlhf.evidence.tables import WIDTH, Table, plain, text, text_row
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
 from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import manifest
@@ -64,7 +64,8 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     """
     figures = [{} if one.fault else _figures(one.run) for one in points]
     best = _best(points, best_by)
-    rows = [_row(place, one, figures[place], best) for place, one in enumerate(points)]
+    numbered = enumerate(zip(points, figures, strict=True), start=1)
+    rows = [_row(place, one, found, best) for place, (one, found) in numbered]
 
     def known(of_all: Sequence[Metric]) -> list[Metric]:
         return [one for one in of_all if any(found.get(one.key) for found in figures)]
@@ -72,7 +73,7 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     shown, manner = known(_SHOWN), known(_MANNER)
     if metrics.JUDGE_REWARD in shown and best.by != metrics.REWARD:
         shown.remove(metrics.REWARD)  # what PPO was trained to raise; it would not fit beside the others
-    by_point = (_by_point(figures, shown, best.behind), _by_point(figures, manner, {}))  # one would be too wide
+    by_point = (_by_point(figures, shown, best.behind), _by_point(figures, manner, {}))  # one of both would be too wide
     lines = [f"{row['point']}: {row['label']}  {row['state']}".rstrip() for row in rows]
     parts = ["\n".join(lines), *(plain(one) for one in by_point if one.columns), textwrap.fill(best.note, WIDTH)]
     if any(len(one.run.plans) > 1 for one in points):
@@ -86,7 +87,7 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     write_json(
         directory / "sweep.json",
         {
-            "best": None if best.place is None else best.place + 1,
+            "best": best.place,
             "best_by": best.by and best.by.key,
             "note": best.note,
             "points": rows,
@@ -103,7 +104,7 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
 def _row(place: int, one: Built, figures: Mapping[str, Any], best: Best) -> dict[str, Any]:
     shown = (*(_SHOWN if len(one.run.plans) == 1 else _OF_METHODS), *_MANNER)
     return {
-        "point": place + 1,
+        "point": place,
         "label": one.label,
         "command": one.run.command,
         "run": one.run.name,
@@ -127,19 +128,19 @@ def _by_point(figures: Sequence[Mapping[str, Any]], shown: Sequence[Metric], beh
     """Return these metrics of each point, and its difference to the best one if any is known."""
     columns = {one.key: one.label for one in shown} | ({"behind": "Best - this"} if behind else {})
     rows = []
-    for place, found in enumerate(figures):
-        cells = [Cell(text(found.get(one.key), one.unit)) for one in shown]
-        rows.append(Row(str(place + 1), [*cells, *([Cell(text(behind.get(place)))] if behind else [])]))
+    for place, found in enumerate(figures, start=1):
+        texts = [text(found.get(one.key), one.unit) for one in shown]
+        rows.append(text_row(str(place), *texts, *([text(behind.get(place))] if behind else [])))
     return Table("sweep", "Point", columns, rows)
 
 
 def _best(points: Sequence[Built], best_by: str | None) -> Best:
     """Return the best point; only the reason if none can be named."""
-    places = [place for place, one in enumerate(points) if one.fault is None]
-    if len(places) < 2:
-        return Best(f"{len(places)} of {len(points)} points have figures; there is nothing to compare.")
-    samples = {place: _samples(points[place].run) for place in places}
-    by = best_by or _comparable([points[place].run for place in places], list(samples.values()))
+    runs = {place: one.run for place, one in enumerate(points, start=1) if one.fault is None}
+    if len(runs) < 2:
+        return Best(f"{len(runs)} of {len(points)} points have figures; there is nothing to compare.")
+    samples = {place: _samples(run) for place, run in runs.items()}
+    by = best_by or _comparable(runs, samples)
     if by is None:
         return Best(
             "No point is called the best: the points have different judges and reward models, whose scores do not "
@@ -151,12 +152,12 @@ def _best(points: Sequence[Built], best_by: str | None) -> Best:
         return Best(f"No point is called the best: not every point has a {label}.")
     means = {place: float(np.mean(list(one.values()))) for place, one in values.items()}
     place = max(means, key=means.__getitem__)
-    level = 1 - 0.05 / (len(places) - 1)
-    behind = {other: _difference(values[place], values[other], level) for other in places if other != place}
-    unclear = [str(other + 1) for other, one in behind.items() if one is None or one["low"] <= 0]
+    level = 1 - 0.05 / (len(runs) - 1)
+    behind = {other: _difference(values[place], values[other], level) for other in runs if other != place}
+    unclear = [str(other) for other, one in behind.items() if one is None or one["low"] <= 0]
     whether = f"not distinguishable from point {', '.join(unclear)}" if unclear else "above all others"
     note = (
-        f"Best of {len(places)} points by {label}: point {place + 1}, {whether}. Differences are "
+        f"Best of {len(runs)} points by {label}: point {place}, {whether}. Differences are "
         f"paired by prompt; their intervals hold for all comparisons at once (each is of {100 * level:.3g} %). "
         "The best point's own figures are optimistic, since they chose it; its 95 % interval does not say by how "
         "much. Other intervals are 95 %."
@@ -164,11 +165,11 @@ def _best(points: Sequence[Built], best_by: str | None) -> Best:
     return Best(note, _BY[by], place, {other: one for other, one in behind.items() if one is not None})
 
 
-def _comparable(runs: Sequence[Run], samples: Sequence[Samples]) -> str | None:
+def _comparable(runs: Mapping[int, Run], samples: Mapping[int, Samples]) -> str | None:
     """Return by what points can be compared: the judge that all share, or the utility, or the shared reward model."""
     for by in ("judge", "utility", "reward"):
-        is_known = all(None not in one[by].values() for one in samples)
-        if is_known and (by == "utility" or len({run.plans[0][by].directory for run in runs}) == 1):
+        is_known = all(None not in one[by].values() for one in samples.values())
+        if is_known and (by == "utility" or len({run.plans[0][by].directory for run in runs.values()}) == 1):
             return by
     return None
 
@@ -237,14 +238,13 @@ def _of_methods(
     for metric in _OF_METHODS:
         for label, found in zip([*labels, "best of n"], [*figures, best_of_n], strict=True):
             if (value := found.get(metric.key)) is not None:
-                seeds_n = str(value["n"]) if "sd" in value else "1"
-                texts = (text(value, metric.unit), text(value.get("sd"), metric.unit), seeds_n)
-                rows.append(Row(f"{metric.title}: {label}", [Cell(one) for one in texts]))
+                mean, sd = (text(one, metric.unit) for one in (value, value.get("sd")))
+                rows.append(text_row(f"{metric.title}: {label}", mean, sd, str(value["n"]) if "sd" in value else "1"))
     for metric in _COST:
         for label, cost in zip(labels, costs, strict=True):
             if cost is not None:
                 took = cost[metric.key] if metric.unit == "seconds" else round(cost[metric.key])
-                rows.append(Row(f"{metric.title}: {label}", [Cell(text(took, metric.unit)), Cell(""), Cell("")]))
+                rows.append(text_row(f"{metric.title}: {label}", text(took, metric.unit), "", ""))
     return Table("methods", "Method", {"mean": "Mean", "sd": "SD over seeds", "seeds": "Seeds"}, rows)
 
 

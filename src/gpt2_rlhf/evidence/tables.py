@@ -71,6 +71,11 @@ class Table:
         return replace(self, columns=columns, rows=[row for row in rows if row.is_known])
 
 
+def text_row(label: str, *texts: str) -> Row:
+    """Return a row of texts that are no figures."""
+    return Row(label, [Cell(one) for one in texts])
+
+
 def look_up(sources: Sources, key: str) -> Any:
     """Return what stands at a path; None where the path ends early in a null or has no such entry."""
     found: Any = sources
@@ -127,12 +132,6 @@ def by_place(
         Row(label, [cell(sources, f"{place}/{one.key}", one.unit) for one in shown]) for place, label in places.items()
     ]
     return Table(name, title, {one.key: one.title for one in shown}, rows, n_of)
-
-
-def shown_values(tables: Sequence[Table], facts: Sequence[Row]) -> dict[str, Any]:
-    """Return the figures that these tables and rows show, by key."""
-    rows = [*facts, *(row for table in tables for row in table.rows)]
-    return {cell.key: cell.value for row in rows for cell in row.cells}
 
 
 def markdown(table: Table) -> str:

@@ -17,7 +17,7 @@ from gpt2_rlhf.config.suggestions import did_you_mean
 from gpt2_rlhf.evidence import results, verdict
 from gpt2_rlhf.evidence.calibration import length_alone
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
-from gpt2_rlhf.evidence.tables import WIDTH, Cell, Row, Sources, Table, plain, text
+from gpt2_rlhf.evidence.tables import WIDTH, Sources, Table, plain, text, text_row
 
 _STORY_WIDTH = 80
 _NOTE = (
@@ -53,9 +53,8 @@ def tables(summary: Mapping[str, Any], name: str | None = None) -> str:
     if name is not None and name not in known:
         raise UserError(f"table: there is no {name!r}; {did_you_mean(name, list(known))}")
     of_all = ("models", "paired", "best_of_n")  # their n is in the note; a column more would not fit
-    parts = [
-        plain(table, with_n=one not in of_all) for one, group in known.items() if name in (one, None) for table in group
-    ]
+    chosen = known if name is None else {name: known[name]}
+    parts = [plain(table, with_n=one not in of_all) for one, group in chosen.items() for table in group]
     evaluation = summary["evaluation"]
     sampled = (
         f"All models on the same {evaluation['prompts']} held-out prompts: n = {evaluation['prompts']} for each figure "
@@ -133,6 +132,6 @@ def _stages(sources: Sources) -> Table:
     rows = []
     for name, stage in sources["stages"].items():
         seconds = (text(stage[key], "seconds") for key in ("wall_s", "work_s"))
-        texts = (*seconds, "re-used" if stage["reused"] else "ran", Path(stage["directory"]).name)
-        rows.append(Row(name, [Cell(one) for one in texts]))
+        state = "re-used" if stage["reused"] else "ran"
+        rows.append(text_row(name, *seconds, state, Path(stage["directory"]).name))
     return Table("stages", "Stage", columns, rows)
