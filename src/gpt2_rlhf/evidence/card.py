@@ -43,9 +43,10 @@ def folders(method: str) -> dict[str, str]:
 
 
 def templates(folder: Path, is_html: bool) -> Environment:
-    """Return the templates in a folder; a field that is undefined or None is an error, control characters are escaped.
+    """Return the templates in a folder, which may call the functions that make what cards and report show.
 
-    is_html: escape every text that is not Markup, and leave out the newline at the end.
+    A field that is undefined or None is an error, and control characters are escaped. is_html: escape every text that
+    is not Markup, and leave out the newline at the end.
     """
 
     def finalized(value: Any) -> Any:
@@ -53,7 +54,7 @@ def templates(folder: Path, is_html: bool) -> Environment:
             raise ValueError("a field of the template has no value")
         return printable(value, kept=LAYOUT) if type(value) is str else value  # not of Markup, which is finished
 
-    return Environment(
+    environment = Environment(  # not ModelCard.from_template, which leaves out undefined fields without an error
         loader=FileSystemLoader(folder),
         undefined=StrictUndefined,
         finalize=finalized,
@@ -62,6 +63,10 @@ def templates(folder: Path, is_html: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(table=markdown, figure=text)
+    modules = (results, lineage, card_training, card_samples, verdict)
+    environment.globals.update({module.__name__.rpartition(".")[2]: module for module in modules})
+    return environment
 
 
 def render(settings: Settings, sources: CardSources, folder: str = "model") -> str:
@@ -70,11 +75,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
     Raises:
         UndefinedError, ValueError: a field of the template has no value, or the Hub would read other front matter.
     """
-    # not ModelCard.from_template, which leaves out undefined fields without an error
-    environment = templates(TEMPLATES, is_html=False)  # Markdown; the texts of models are in fenced blocks
-    environment.filters.update(table=markdown, figure=text)
-    modules = (results, lineage, card_training, card_samples, verdict)  # the templates call their functions
-    environment.globals.update({module.__name__.rpartition(".")[2]: module for module in modules})
+    template = templates(TEMPLATES, is_html=False).get_template(_TEMPLATE[folder])  # texts of models are fenced
     found = {**summary.findings(sources.records, sources.seeds), "manifests": sources.records}
     method = methods.of(sources.records)
     function = results.reward_function(found)
@@ -87,7 +88,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
     title = repo_id or f"{base}-{_SUFFIX[folder]}"
     front = front_matter.of_model(stage, settings, title, sources.model_type, sources.records, sources.samples)
     is_gpt2 = sources.model_type == "gpt2"
-    card = environment.get_template(_TEMPLATE[folder]).render(
+    card = template.render(
         **found,
         found=found,
         sources=sources,

@@ -16,12 +16,11 @@ from markupsafe import Markup
 
 from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.evidence import card, card_samples, front_matter, lineage, results
+from gpt2_rlhf.evidence import card, card_samples, front_matter, lineage, results, verdict
 from gpt2_rlhf.evidence.comparison import judge_fault, usable_measures
 from gpt2_rlhf.evidence.tables import Sources, Table
-from gpt2_rlhf.evidence.verdict import notes, verdict
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
+from gpt2_rlhf.store.files import content_sha256, read_json_lines, replacing, sha256, write_json
 
 DIRECTORY = "report"  # in the directory of the run
 PAGE = "index.html"
@@ -45,41 +44,34 @@ def write(
     page, figures_file = directory / PAGE, directory / FIGURES
     kept = {key: value for key, value in summary.items() if key not in _OF_THE_CALL}
     sources = {**kept, "base_model": front_matter.base_text(settings.model), "manifests": records}
-    digest = _inputs_sha256(sources)
+    # all that decides the report; a stage's files do not change once its manifest exists
+    code = sorted([Path(metrics.__file__), *Path(__file__).parent.glob("*.py"), *_TEMPLATES.iterdir()])
+    digest = content_sha256([sources, [sha256(file) for file in code]])
     is_whole = digests.seal_fault(directory) is None
     if is_whole and json.loads(figures_file.read_text(encoding="utf-8"))["inputs_sha256"] == digest:
         return page
 
     from gpt2_rlhf.evidence import plots  # here, since importing matplotlib takes a second
 
-    directory.mkdir(exist_ok=True)
     samples = read_json_lines(run_dir / "samples.jsonl")  # the examples first
     heldout = [sample for sample in samples if sample["group"] == "heldout"]
-    examples, by = len(samples) - len(heldout), usable_measures(summary)[0]
+    examples, by, method = len(samples) - len(heldout), usable_measures(summary)[0], methods.of(summary)
     tables, facts = _tables(sources), lineage.facts(sources)
     story, *pictures = [
         {"picture": one, "png": base64.b64encode(one.save(directory)).decode()}
         for one in plots.pictures(run_dir, records, heldout)
     ]
     content: dict[str, Any] = {
-        "summary": kept,
-        "verdict": verdict(summary),
-        "notes": notes(summary),
+        "sources": sources,
         "story": story,
         "pictures": pictures,
         "tables": tables,
-        "models": results.model_names(sources),
         "facts": facts,
-        "function": results.reward_function(sources),
-        "refusals_note": results.refusals_note(sources),
         "measure": by,
         "picked": card_samples.chosen(samples, by),
-        "method": methods.of(summary),
-        "label": methods.LABELS[methods.of(summary)],
+        "method": method,
+        "label": methods.LABELS[method],
         "judge_fault": judge_fault(summary),
-        "story_models": results.three_models(methods.of(summary)),
-        "scores": card_samples.scores,
-        "change": card_samples.change,
         "samples": samples[: examples + SAMPLES_SHOWN],
         "examples": examples,
         "heldout": len(heldout),
@@ -92,14 +84,16 @@ def write(
     with replacing(page) as file:
         file.write(card.templates(_TEMPLATES, is_html=True).get_template("index.html.j2").render(content))
     rows = [*facts, *(row for group in tables.values() for table in group for row in table.rows)]
-    figures = {cell.key: cell.value for row in rows for cell in row.cells}
-    shown = [
-        {"file": f"{DIRECTORY}/{one['picture'].file}", "title": one["picture"].title, "alt": one["picture"].alt}
-        for one in (story, *pictures)
-    ]
-    write_json(
-        figures_file, {"inputs_sha256": digest, "verdict": verdict(summary), "pictures": shown, "figures": figures}
-    )
+    shown = {
+        "inputs_sha256": digest,
+        "verdict": verdict.verdict(sources),
+        "pictures": [
+            {"file": f"{DIRECTORY}/{one['picture'].file}", "title": one["picture"].title, "alt": one["picture"].alt}
+            for one in (story, *pictures)
+        ],
+        "figures": {cell.key: cell.value for row in rows for cell in row.cells},
+    }
+    write_json(figures_file, shown)
     digests.seal(directory)  # last, since it marks the report as complete
     return page
 
@@ -115,11 +109,3 @@ def _tables(sources: Sources) -> dict[str, list[Table]]:
         "lineage": lineage.lineage(sources),
     }
     return {name: [table for table in tables if table.rows] for name, tables in parts.items()}
-
-
-def _inputs_sha256(sources: Mapping[str, Any]) -> str:
-    """The digest of all that decides the report; a stage's files do not change once its manifest exists."""
-    digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
-    for file in sorted([Path(metrics.__file__), *Path(__file__).parent.glob("*.py"), *_TEMPLATES.iterdir()]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
