@@ -3,8 +3,6 @@
 cards/policy.md is the template of the policy's card; those of the SFT and the reward model replace blocks of it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
@@ -17,24 +15,13 @@ from gpt2_rlhf.config.printable import LAYOUT, printable
 from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, verdict
 from gpt2_rlhf.evidence.comparison import judge_fault, usable_measures
+from gpt2_rlhf.evidence.front_matter import CardSources
 from gpt2_rlhf.evidence.tables import markdown, text
 from gpt2_rlhf.store.stage import TRAINED
 
 TEMPLATES = Path(__file__).parent / "cards"
 _TEMPLATE = {"model": "policy.md", "sft_model": "sft.md", "reward_model": "reward.md"}
 _SUFFIX = {"model": "rlhf", "sft_model": "sft", "reward_model": "reward-model"}  # of a model without a repository
-
-
-@dataclass(frozen=True)
-class CardSources:
-    """What the cards of a run are filled from."""
-
-    command: str
-    records: Mapping[str, Mapping[str, Any]]  # each stage's manifest; of several PPO seeds, those of the first
-    seeds: Mapping[str, Any] | None  # the spread over PPO seeds (seeds.py), where there are several
-    samples: Sequence[Mapping[str, Any]]  # the objects of samples.jsonl
-    pictures: Sequence[Mapping[str, str]]  # of the report: file (in the card's folder), title and alt
-    model_type: str  # of the base model's config.json
 
 
 def folders(method: str) -> dict[str, str]:
@@ -86,7 +73,7 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
     base = "bundled-gpt2" if settings.model.name == "embedded" else Path(settings.model.name).name
     repo_id = {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
     title = repo_id or f"{base}-{_SUFFIX[folder]}"
-    front = front_matter.of_model(stage, settings, title, sources.model_type, sources.records, sources.samples)
+    front = front_matter.of_model(stage, settings, title, sources)
     is_gpt2 = sources.model_type == "gpt2"
     card = template.render(
         **found,

@@ -5,6 +5,7 @@ metric has the 95 % interval and n, and its `args` have them unrounded.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,21 @@ _TAGS = [
 _OWN_TAG = {"sft": "sft", "reward": "reward-model"}  # a policy's is its method
 
 
-def of_model(
-    stage: str,
-    settings: Settings,
-    title: str,
-    model_type: str,
-    records: Mapping[str, Mapping[str, Any]],
-    samples: Sequence[Mapping[str, Any]],
-) -> ModelCardData:
-    """Return that of the model which a stage trained: "sft", "reward" or the method of the policy.
+@dataclass(frozen=True)
+class CardSources:
+    """What the cards of a run are filled from."""
 
-    model_type: of its config.json. records: each stage's manifest. samples: the objects of samples.jsonl.
-    """
+    command: str
+    records: Mapping[str, Mapping[str, Any]]  # each stage's manifest; of several PPO seeds, those of the first
+    seeds: Mapping[str, Any] | None  # the spread over PPO seeds (seeds.py), where there are several
+    samples: Sequence[Mapping[str, Any]]  # the objects of samples.jsonl
+    pictures: Sequence[Mapping[str, str]]  # of the report: file (in the card's folder), title and alt
+    model_type: str  # of the base model's config.json
+
+
+def of_model(stage: str, settings: Settings, title: str, sources: CardSources) -> ModelCardData:
+    """Return that of the model which a stage trained: "sft", "reward" or the method of the policy."""
+    records = sources.records
     report, figures = records[stage]["metrics"], records["evaluate"]["metrics"]["models"]
     if stage == "reward":
         measured = [(metrics.ACCURACY, report["accuracy"], f"{metrics.ACCURACY.label} on held-out pairs")]
@@ -64,12 +68,12 @@ def of_model(
         tags=[
             _OWN_TAG.get(stage, stage),
             *_TAGS,
-            *(["gpt2"] if model_type == "gpt2" else []),
+            *(["gpt2"] if sources.model_type == "gpt2" else []),
             *(["anthropic-hh-rlhf"] if is_hh(settings.data) else []),
             # manifests of earlier versions have no such key
             *(["trackio"] if "trackio" in (records[stage].get("report_to") or "") else []),
         ],
-        widget=None if stage == "reward" else _widget(stage, samples, settings.data.template),
+        widget=None if stage == "reward" else _widget(stage, sources.samples, settings.data.template),
         model_name=title,
         eval_results=[_metric(settings.data, task, *one) for one in measured],
     )
