@@ -78,22 +78,14 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
     parts = ["\n".join(lines), *(plain(one) for one in by_point if one.columns), textwrap.fill(best.note, WIDTH)]
     if any(len(one.run.plans) > 1 for one in points):
         parts.append("Of a point with several seeds, brackets have the lowest and the highest of their means.")
-    best_of_n = {}
+    found: dict[str, Any] = {"best": best.place, "best_by": best.by and best.by.key, "note": best.note, "points": rows}
     if len({one.run.settings.method for one in points}) > 1:
         best_of_n, costs = _best_of_n(points), [None if one.fault else _cost(one.run) for one in points]
         parts.append(plain(_of_methods(points, figures, costs, best_of_n)))
-        rows = [{**row, "cost": cost} for row, cost in zip(rows, costs, strict=True)]
+        found["points"] = [{**row, "cost": cost} for row, cost in zip(rows, costs, strict=True)]
+        found |= {"best_of_n": best_of_n} if best_of_n else {}
     page = "\n\n".join(parts) + "\n"
-    write_json(
-        directory / "sweep.json",
-        {
-            "best": best.place,
-            "best_by": best.by and best.by.key,
-            "note": best.note,
-            "points": rows,
-            **({"best_of_n": best_of_n} if best_of_n else {}),
-        },
-    )
+    write_json(directory / "sweep.json", found)
     with replacing(directory / "sweep.md") as file:
         file.write(page)
     if any(figures):

@@ -5,7 +5,6 @@ report.json has the figure under it, so that each number on the page can be trac
 An estimate stands with its interval, and its n is in its row.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -155,12 +154,10 @@ def plain(table: Table, with_n: bool = True) -> str:
         grid.add_column(title, justify="right" if place else "left", no_wrap=place > 0)
     for row in rows:
         grid.add_row(*row)
-    lines = io.StringIO()
-    console = Console(
-        file=lines, width=WIDTH, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False
-    )
-    console.print(grid)
-    return "\n".join(line.rstrip() for line in lines.getvalue().splitlines() if line.strip())
+    console = Console(width=WIDTH, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False)
+    with console.capture() as printed:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in printed.get().splitlines() if line.strip())
 
 
 def _grid(table: Table, with_n: bool) -> tuple[list[str], list[list[str]]]:

@@ -31,10 +31,10 @@ _NOTE = (
 
 def story(summary: Mapping[str, Any]) -> str:
     """Return what a run came to, in 80 columns: the verdict, what went wrong if anything did, one table."""
-    seeds, faults = summary["seeds"], verdict.faults(summary[methods.of(summary)])
-    faults += [] if seeds is None else [verdict.failed_seeds(seeds)]
+    paragraphs = [verdict.verdict(summary), *verdict.faults(summary[methods.of(summary)])]
+    if summary["seeds"] is not None:
+        paragraphs.append(verdict.failed_seeds(summary["seeds"]))
     means = f"Means over the same {summary['evaluation']['prompts']} held-out prompts; in brackets 95 % intervals."
-    paragraphs = [verdict.verdict(summary), *faults]
     filled = "\n".join(map(_filled, paragraphs))
     return f"{filled}\n\n{plain(results.overview(summary))}\n{means}\n"
 
@@ -61,8 +61,7 @@ def tables(summary: Mapping[str, Any], name: str | None = None) -> str:
         f"without another; answers sampled with seed {evaluation['seed']}, temperature "
         f"{evaluation['temperature']:g}, at most {evaluation['max_new_tokens']} tokens."
     )
-    shown = f"{sampled} {_NOTE} {results.refusals_note(summary)}"
-    note = textwrap.fill(shown, WIDTH, break_on_hyphens=False)
+    note = textwrap.fill(f"{sampled} {_NOTE} {results.refusals_note(summary)}", WIDTH, break_on_hyphens=False)
     return "\n\n".join([f"Run {summary['run']}, seed {summary['seed']}", *parts, note]) + "\n"
 
 
@@ -85,11 +84,11 @@ def found(stage: str, metrics: Mapping[str, Any]) -> str:
         return f"right on {accuracy} of held-out pairs, length alone on {length}{_sample(metrics['pairs'], metrics)}"
     if not metrics.get("heldout") or metrics["heldout"]["kept"] is None:
         return f"{metrics['updates']} updates"
-    points = [metrics["heldout"][name] for name in ("start", "kept")]
-    known = [one for one in MEASURES if points[0][one.key] is not None]
-    first_and_reward = dict.fromkeys((known[0], known[-1]))
-    changes = ((one.label.lower(), *(text(point[one.key]["mean"]) for point in points)) for one in first_and_reward)
-    return f"held-out {', '.join(f'{name} {before} -> {after}' for name, before, after in changes)}"
+    start, kept = metrics["heldout"]["start"], metrics["heldout"]["kept"]
+    known = [one for one in MEASURES if start[one.key] is not None]
+    shown = dict.fromkeys((known[0], known[-1]))  # the last is the reward, and may be the first
+    changes = (f"{one.label.lower()} {text(start[one.key]['mean'])} -> {text(kept[one.key]['mean'])}" for one in shown)
+    return f"held-out {', '.join(changes)}"
 
 
 def _filled(paragraph: str) -> str:
