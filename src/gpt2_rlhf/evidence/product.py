@@ -149,7 +149,7 @@ def written(folder: Path) -> dict[str, Any]:
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
-    """Return the size and time of each file and link below a folder, without those of the record itself."""
+    """Return the size and time of each file and link below a folder, but of the record itself."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file())
     return {path.relative_to(folder).as_posix(): _stamp(path) for path in files if path != folder / _WRITTEN}
 

@@ -40,10 +40,7 @@ def story(summary: Mapping[str, Any]) -> str:
 
 
 def tables(summary: Mapping[str, Any], name: str | None = None) -> str:
-    """Return every table of a run as text, or those with this name.
-
-    Figures read `mean [low, high]`, the ends of the 95 % interval. "-" is a figure that is unknown or compares a model
-    with itself. What is unknown of every model has no row.
+    """Return every table of a run as text, or those with this name; what is unknown of every model has no row.
 
     Raises:
         UserError: there is none with this name; the line lists the names.
