@@ -63,7 +63,7 @@ def of_model(stage: str, settings: Settings, title: str, sources: CardSources) -
         library_name="transformers",
         pipeline_tag=task,
         base_model=settings.model.name if _is_on_hub(settings.model) else None,
-        datasets=[settings.data.name] if is_hub_data(settings.data) else None,
+        datasets=[settings.data.name] if _is_hub_data(settings.data) else None,
         language="en" if is_hh(settings.data) or settings.data.name == "embedded" else None,
         tags=[
             _OWN_TAG.get(stage, stage),
@@ -121,11 +121,10 @@ def base_link(model: Model) -> str:
 
 def is_hh(data: Data) -> bool:
     """Return whether the pairs are Anthropic's."""
-    return is_hub_data(data) and data.name == "Anthropic/hh-rlhf"
+    return _is_hub_data(data) and data.name == "Anthropic/hh-rlhf"
 
 
-def is_hub_data(data: Data) -> bool:
-    """Return whether the pairs come from a dataset of the Hub."""
+def _is_hub_data(data: Data) -> bool:
     return data.path is None and data.name != "embedded"
 
 
@@ -135,7 +134,7 @@ def _is_on_hub(model: Model) -> bool:
 
 def _metric(data: Data, task: str, metric: Metric, estimate: Mapping[str, float], name: str) -> EvalResult:
     assert metric.hub_type is not None
-    on_hub = is_hub_data(data)
+    on_hub = _is_hub_data(data)
     return EvalResult(
         task_type=task,
         dataset_type=data.name if on_hub else "generated" if data.path is None else "local",

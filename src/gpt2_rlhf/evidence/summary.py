@@ -65,11 +65,6 @@ def findings(records: Mapping[str, Mapping[str, Any]], over_seeds: Mapping[str, 
     records: each stage's manifest by its name. over_seeds: the spread over the policy's seeds, None without.
     """
     method = methods.of(records)
-    return {
-        "sft": records["sft"]["metrics"],
-        "reward_model": records["reward"]["metrics"],
-        "judge": records["judge"]["metrics"] if "judge" in records else None,
-        method: records[method]["metrics"],
-        "evaluation": records["evaluate"]["metrics"],
-        "seeds": over_seeds,
-    }
+    names = {"sft": "sft", "reward_model": "reward", "judge": "judge", method: method, "evaluation": "evaluate"}
+    found = {key: records[name]["metrics"] if name in records else None for key, name in names.items()}
+    return {**found, "seeds": over_seeds}
