@@ -283,7 +283,7 @@ def test_the_last_feed_forward_layer_of_a_reward_model_computes_a_token_a_row() 
 
 
 def test_a_model_whose_hooks_would_change_its_numbers_stays_padded(capsys: pytest.CaptureFixture[str]) -> None:
-    attention._print.cache_clear()
+    attention.say_once.cache_clear()
     model = families.policy("llama")
     for layer in model.base_model.layers:  # type: ignore[union-attr]
         layer.self_attn.config = copy.copy(model.config)  # the hooks do not find it, so rows would not be apart
