@@ -10,8 +10,8 @@ compared once, before the first step, and the rows of a model whose numbers diff
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
@@ -55,30 +54,20 @@ def without_padding(model: PreTrainedModel, columns: int) -> None:
         _hook(model)
 
 
-def _hook(model: PreTrainedModel) -> Callable[[], None]:
-    """Install the hooks of `without_padding`, and return how to take them away."""
-    backbone = model.get_decoder()
-    handles = [
-        backbone.register_forward_pre_hook(partial(_pack, reads_last=_is_classifier(model)), with_kwargs=True),
-        backbone.register_forward_hook(_unpack, with_kwargs=True),
-        *_compute_what_is_read(backbone),
-    ]
-    config = backbone.config
-    own = copy.copy(config)  # the model's own is saved, and decides which masks are made
+def _hook(model: PreTrainedModel) -> ExitStack:
+    """Install the hooks of `without_padding`, which go when the returned stack is closed."""
+    backbone: Any = model.get_decoder()
+    hooks = _compute_what_is_read(backbone)
+    pack = partial(_pack, reads_last=_is_classifier(model))
+    hooks.enter_context(backbone.register_forward_pre_hook(pack, with_kwargs=True))
+    hooks.enter_context(backbone.register_forward_hook(_unpack, with_kwargs=True))
+    own = copy.copy(backbone.config)  # the model's own is saved, and decides which masks are made
     own._attn_implementation = attention.ROWS_APART
-    changed: list[Any] = [
-        part for part in backbone.modules() if part is not backbone and vars(part).get("config") is config
-    ]
-    for part in changed:
-        part.config = own  # permanently: activation checkpointing calls it again in the backward pass
-
-    def undo() -> None:
-        for handle in handles:
-            handle.remove()
-        for part in changed:
-            part.config = config
-
-    return undo
+    for part in backbone.modules():
+        if part is not backbone and vars(part).get("config") is backbone.config:
+            part.config = own  # not for a pass only: activation checkpointing calls it again in the backward pass
+            hooks.callback(setattr, part, "config", backbone.config)
+    return hooks
 
 
 def _pack(backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], reads_last: bool) -> Any:
@@ -193,57 +182,35 @@ def _packed(backbone: PreTrainedModel, inputs: dict[str, Any]) -> Iterator[None]
     if "packed_rows" not in inputs:
         yield
         return
-    with attention.rows_apart(backbone), _removed_after(_compute_what_is_read(backbone)):
+    with attention.rows_apart(backbone), _compute_what_is_read(backbone):
         yield
 
 
-@contextmanager
-def _removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for hook in hooks:
-            stack.enter_context(hook)
-        yield
-
-
-def _compute_what_is_read(backbone: nn.Module) -> list[RemovableHandle]:
-    """Have GPT-2's last feed-forward layer compute only what is read of a packed pass (`PackedRows.read`)."""
-
-    def read_of(_states: Tensor, options: dict[str, Any]) -> Tensor | None:
-        rows: PackedRows | None = options.get("packed_rows")
-        return None if rows is None else rows.read
-
-    return _compute_only(backbone, read_of)
-
-
-@contextmanager
-def last_column_alone(model: nn.Module) -> Iterator[None]:
+def last_column_alone(model: nn.Module) -> ExitStack:
     """Within the block, GPT-2's last feed-forward layer computes the last column of a batch only, as sampling needs."""
-
-    def read_of(states: Tensor, _options: dict[str, Any]) -> Tensor:
-        return torch.arange(states.shape[1] - 1, states.shape[1], device=states.device)
-
     backbone = next((module for module in model.modules() if isinstance(module, GPT2Model)), model)
-    with _removed_after(_compute_only(backbone, read_of)):
-        yield
+    return _compute_what_is_read(backbone, reads_last_column=True)
 
 
-def _compute_only(
-    backbone: nn.Module, read_of: Callable[[Tensor, dict[str, Any]], Tensor | None]
-) -> list[RemovableHandle]:
+def _compute_what_is_read(backbone: nn.Module, reads_last_column: bool = False) -> ExitStack:
     """Have GPT-2's last feed-forward layer compute some columns only; the others stay as attention leaves them.
 
-    read_of: returns these columns, shape (columns read,), or None for all, from the states and the named arguments that
-        the last layer gets.
+    They are the last one, or those that are read of a packed pass (`PackedRows.read`); all of another pass.
     """
+    hooks = ExitStack()
     if not isinstance(backbone, GPT2Model):
-        return []
+        return hooks
     last: Any = backbone.h[-1]
     read: Tensor | None = None
     columns = 0
 
     def begin(_block: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
         nonlocal read, columns
-        read, columns = read_of(inputs[0], options), inputs[0].shape[1]
+        columns, rows = inputs[0].shape[1], options.get("packed_rows")
+        if reads_last_column:
+            read = torch.arange(columns - 1, columns, device=inputs[0].device)
+        else:
+            read = None if rows is None else rows.read
 
     def select(_mlp: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
         return None if read is None else (inputs[0][:, read],)
@@ -253,11 +220,10 @@ def _compute_only(
             return None
         return found.new_zeros(len(found), columns, found.shape[-1]).index_copy(1, read, found)
 
-    return [
-        last.register_forward_pre_hook(begin, with_kwargs=True),
-        last.mlp.register_forward_pre_hook(select),
-        last.mlp.register_forward_hook(spread),
-    ]
+    hooks.enter_context(last.register_forward_pre_hook(begin, with_kwargs=True))
+    hooks.enter_context(last.mlp.register_forward_pre_hook(select))
+    hooks.enter_context(last.mlp.register_forward_hook(spread))
+    return hooks
 
 
 def _is_classifier(model: PreTrainedModel) -> bool:
@@ -329,14 +295,10 @@ def _fault(model: Any, row_tokens: int, hooked: bool) -> str | None:
 
     def numbers(rows: slice, packs: bool) -> Tensor:
         inputs = _inputs(token_ids[rows], is_text[rows], is_read[rows], packs and not hooked)
-        undo = _hook(model) if packs and hooked else None
-        try:
+        with _hook(model) if packs and hooked else nullcontext():
             if _is_classifier(model):
                 return model.score(_states(model, *inputs)).float()
             return _logits(model, *inputs).float().log_softmax(-1)
-        finally:
-            if undo is not None:
-                undo()
 
     was_training = model.training
     model.eval()
