@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,23 +145,22 @@ def _remedies(
     """
     model = shape.of(settings.model)
 
-    def needed(changed: Settings) -> float:
+    def needed(change: Mapping[str, Any]) -> float:
+        changed = settings
+        for key, value in change.items():
+            changed = with_value(changed, key, value)
         asked = changed.launch.processes
         every, here = (asked, asked) if settings.launch.processes > 1 else processes
         return memory.peak(name, changed, model, tables, every, on_gpu).total * (1 if on_gpu else here)
 
     found = []
     for changes in _changes(name, settings, on_gpu):
-        sizes = [(needed(_changed(settings, change)), change) for change in changes]
+        sizes = [(needed(change), change) for change in changes]
         found.append(next((one for one in sizes if one[0] <= free), sizes[-1]))
-    best = sorted((one for one in found if one[0] < needed(settings)), key=lambda one: one[0])[:_SETTINGS_NAMED]
+    best = sorted((one for one in found if one[0] < needed({})), key=lambda one: one[0])[:_SETTINGS_NAMED]
     texts = [(" ".join(f"{key}={str(value).lower()}" for key, value in change.items()), size) for size, change in best]
     named = ", ".join(f"{text} ({in_words(size)})" for text, size in texts) or "choose a smaller model"
     return f"set what lowers it most: {named}"
-
-
-def _changed(settings: Settings, change: Mapping[str, Any]) -> Settings:
-    return reduce(lambda changed, item: with_value(changed, *item), change.items(), settings)
 
 
 def _changes(name: str, settings: Settings, on_gpu: bool) -> Iterator[list[dict[str, Any]]]:
