@@ -52,8 +52,12 @@ class Shape:
             return weights
         chosen = peft.target_modules if isinstance(peft.target_modules, list) else _LORA_DEFAULTS
         takes_all = "all-linear" in (peft.target_modules, *chosen)
-        matrices = {name: size for name, size in self.tensors.items() if len(size) == 2 and _is_in_layer(name)}
-        return sum(peft.r * sum(size) for name, size in matrices.items() if takes_all or _module(name) in chosen)
+        paths = {tuple(name.removesuffix(".weight").split(".")): size for name, size in self.tensors.items()}
+        return peft.r * sum(
+            sum(size)
+            for path, size in paths.items()
+            if len(size) == 2 and any(map(str.isdigit, path)) and (takes_all or path[-1] in chosen)
+        )
 
 
 def of(model: Model) -> Shape:
@@ -109,11 +113,3 @@ def _gpt2(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
     embeddings = {"wte": (sizes["vocab_size"], width), "wpe": (sizes["n_positions"], width)}
     biases = {f"{name}.bias": size[-1:] for name, size in of_layers.items()}
     return {f"{name}.weight": size for name, size in (embeddings | of_layers).items()} | biases
-
-
-def _is_in_layer(name: str) -> bool:
-    return any(part.isdigit() for part in name.split("."))
-
-
-def _module(name: str) -> str:
-    return name.removesuffix(".weight").rpartition(".")[2]
