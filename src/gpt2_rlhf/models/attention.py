@@ -9,8 +9,7 @@ use.
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ROWS_APART = "rows_apart"  # its name in transformers
@@ -70,18 +69,6 @@ class PackedRows:
 def packed_rows(is_token: Tensor) -> PackedRows:
     """Return where the tokens are; shape (rows, columns). The host waits for the device once, for their number."""
     return PackedRows(is_token.flatten().nonzero()[:, 0], is_token.sum(1), is_token.shape[1])
-
-
-@contextmanager
-def rows_apart(backbone: PreTrainedModel) -> Iterator[None]:
-    """Within the block, tokens attend only within their row; each call gives the rows as `packed_rows`."""
-    config = backbone.config
-    own = config._attn_implementation
-    config._attn_implementation = ROWS_APART
-    try:
-        yield
-    finally:
-        config._attn_implementation = own
 
 
 def attend_within_rows(

@@ -10,8 +10,7 @@ compared once, before the first step, and the rows of a model whose numbers diff
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -177,13 +176,14 @@ def _states(model: Any, inputs: dict[str, Any], places: Tensor) -> Tensor:
         return model.base_model(**inputs).last_hidden_state.flatten(0, 1)[places]
 
 
-@contextmanager
-def _packed(backbone: PreTrainedModel, inputs: dict[str, Any]) -> Iterator[None]:
+def _packed(backbone: PreTrainedModel, inputs: dict[str, Any]) -> ExitStack:
+    """Within the block, packed rows attend to themselves only, and GPT-2 computes only what is read of them."""
     if "packed_rows" not in inputs:
-        yield
-        return
-    with attention.rows_apart(backbone), _compute_what_is_read(backbone):
-        yield
+        return ExitStack()
+    changes, config = _compute_what_is_read(backbone), backbone.config
+    changes.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+    config._attn_implementation = attention.ROWS_APART
+    return changes
 
 
 def last_column_alone(model: nn.Module) -> ExitStack:
