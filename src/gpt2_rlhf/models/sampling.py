@@ -72,15 +72,9 @@ def sample(
             f"together (the model's positions); give at most {positions - longest}, or lower data.max_prompt_tokens"
         )
     draws = torch.rand(len(prompts), max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    eos = tokens.eos_id(tokenizer)
     answers, _ = sample_ids(
-        model,
-        prompt_ids,
-        draws,
-        temperature=temperature,
-        eos_token_id=tokens.eos_id(tokenizer),
-        never_token_id=None,
-        batch_size=batch_size,
-        show=show,
+        model, prompt_ids, draws, temperature=temperature, eos_token_id=eos, batch_size=batch_size, show=show
     )
     return [_answer(tokenizer, ids) for ids in answers]
 
@@ -98,7 +92,7 @@ def stream(
     """
     eos = tokens.eos_id(tokenizer)
     prompt_ids = encode_prompts(tokenizer, [prompt]) * len(draws)
-    steps = _sample_batch(model, prompt_ids, _on_device(draws, model.device), temperature, eos, None, None)
+    steps = _sample_batch(model, prompt_ids, draws, temperature, eos, None, None)
     for count in range(1, draws.shape[1] + 1):
         with inference(model):  # not around the yield, since the code of the caller would run in it too
             sampled, _ = next(steps, (None, None))
@@ -115,7 +109,7 @@ def sample_ids(
     *,
     temperature: float,
     eos_token_id: int,
-    never_token_id: int | None,
+    never_token_id: int | None = None,
     batch_size: int,
     cache: str | None = None,
     show: Show = iter,
@@ -127,18 +121,11 @@ def sample_ids(
     """
     answers: list[list[int]] = [[] for _ in prompt_ids]
     logprobs: list[list[float]] = [[] for _ in prompt_ids]
-    with inference(model) as device:
-        draws = _on_device(draws, device)
+    with inference(model):
         for batch in show(by_length([len(ids) for ids in prompt_ids], batch_size)):
-            *_, (sampled, sampled_logprobs) = _sample_batch(
-                model,
-                [prompt_ids[row] for row in batch],
-                draws[batch],
-                temperature,
-                eos_token_id,
-                never_token_id,
-                cache,
-            )
+            prompts = [prompt_ids[row] for row in batch]
+            steps = _sample_batch(model, prompts, draws[batch], temperature, eos_token_id, never_token_id, cache)
+            *_, (sampled, sampled_logprobs) = steps
             ended = (sampled == eos_token_id).int()
             lengths = ((ended.cumsum(1) - ended) == 0).sum(1)
             for place, (row, length) in enumerate(zip(batch, lengths.tolist(), strict=True)):
@@ -162,7 +149,9 @@ def _sample_batch(
     """
     longest = max(len(ids) for ids in prompt_ids)
     padding = [longest - len(ids) for ids in prompt_ids]
-    device, new_tokens = draws.device, draws.shape[1]
+    device, new_tokens = next(model.parameters()).device, draws.shape[1]
+    # a float32 sum over 50,257 probabilities loses the rarest tokens, but Apple's GPUs have no float64
+    draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
     columns = longest + new_tokens if cache is None else -(-(longest + new_tokens) // _STATIC_TOKENS) * _STATIC_TOKENS
     ids = torch.tensor(
         [[eos_token_id] * pad + list(row) for pad, row in zip(padding, prompt_ids, strict=True)], device=device
@@ -213,11 +202,6 @@ def _sample_batch(
                 states.batch_select_indices(unfinished)
         ids = chosen[:, None]
         positions = positions[:, -1:] + 1
-
-
-def _on_device(draws: torch.Tensor, device: torch.device) -> torch.Tensor:
-    # a float32 sum over 50,257 probabilities loses the rarest tokens, but Apple's GPUs have no float64
-    return draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def _tokens_a_check(device: torch.device) -> int:
