@@ -106,9 +106,8 @@ def with_precision(settings: Settings) -> Settings:
     """Return the settings with the bf16 that null stands for on this machine, as launch.training decides it."""
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     for stage, part in settings.training.items():
-        args = part.args
-        if args.get("bf16") is None:
-            settings = with_value(settings, f"{stage}.args.bf16", half and not args.get("fp16"))
+        if part.args.get("bf16") is None:
+            settings = with_value(settings, f"{stage}.args.bf16", half and not part.args.get("fp16"))
     return settings
 
 
