@@ -156,9 +156,8 @@ def lora(peft: Peft, model: PreTrainedModel, key: str) -> LoraConfig | None:
 def _check_module(name: str, model: PreTrainedModel, key: str) -> None:
     # PEFT's own rule: a name matches the end of a module's path
     targets = [module for path, module in model.named_modules() if f".{path}".endswith(f".{name}")]
-    if not all(isinstance(module, (*_LINEAR, torch.nn.Embedding)) for module in targets):
-        targets = targets if key.endswith("modules_to_save") else []
-    if not targets:
+    has_weights = all(isinstance(module, (*_LINEAR, torch.nn.Embedding)) for module in targets)
+    if not targets or not (has_weights or key.endswith("modules_to_save")):
         linear = {path.split(".")[-1] for path, module in model.named_modules() if isinstance(module, _LINEAR)}
         raise UserError(f"{key}: the model has no layer {name}; give some of {', '.join(sorted(linear))}")
     named = list(model.named_parameters(remove_duplicate=False))
