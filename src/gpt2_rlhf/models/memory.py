@@ -127,8 +127,7 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
         min(settings.evaluate.batch_size, fitted.withheld_prompts),
     ):
         cache = shape.cache_width * (shape.layers + 1) * texts * (rows.longest + answer)
-        sampling = 4 * texts * shape.vocabulary
-        yield sampling_with, 0, optimizer, cache + sampled_with, sampling
+        yield sampling_with, 0, optimizer, cache + sampled_with, 4 * texts * shape.vocabulary
         logits = min(LOGITS_AT_ONCE, 2 * texts * answer * shape.vocabulary)
         read = _passing(shape) * learning.tokens(texts) + read_with
         yield sampling_with, 0, optimizer, read, 2 * logits
