@@ -112,11 +112,9 @@ def identity(model: Model, template: str | None) -> str:
         if folder is None:
             parts.append(f"{place}@{model.revision}")
         else:
-            digest = hashlib.sha256()
-            for path in sorted(_existing(folder).iterdir()):
-                if path.suffix in counted:
-                    digest.update(f"{path.name} {sha256(path)}\n".encode())
-            parts.append(digest.hexdigest())
+            files = [path for path in sorted(_existing(folder).iterdir()) if path.suffix in counted]
+            lines = [f"{path.name} {sha256(path)}\n" for path in files]
+            parts.append(hashlib.sha256("".join(lines).encode()).hexdigest())
     return "+".join(parts)
 
 
