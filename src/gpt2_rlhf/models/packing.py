@@ -29,13 +29,11 @@ _NEEDED = {"input_ids", "attention_mask", "use_cache"}
 _REFUSED = {"inputs_embeds", "past_key_values", "output_hidden_states", "output_attentions"}
 
 
-def use_fused_activations(*models: nn.Module) -> None:
+def use_fused_activations(model: nn.Module) -> None:
     """Compute GPT-2's GELU in one kernel instead of eight, with the same values up to rounding."""
-    for model in models:
-        for module in model.modules():
-            for name, child in module.named_children():
-                if isinstance(child, NewGELUActivation):
-                    setattr(module, name, GELUTanh())
+    for name, module in list(model.named_modules()):
+        if isinstance(module, NewGELUActivation):
+            model.set_submodule(name, GELUTanh())
 
 
 def without_padding(model: PreTrainedModel, columns: int) -> None:
