@@ -28,10 +28,8 @@ def give_room(cache: Any, columns: int) -> None:
 class _Roomy(DynamicLayer):
     """A layer for sampling: tokens can be added, and rows can leave."""
 
-    def __init__(self, layer: DynamicLayer, columns: int) -> None:
+    def __init__(self, layer: Any, columns: int) -> None:
         super().__init__()
-        assert layer.keys is not None
-        assert layer.values is not None
         self.lazy_initialization(layer.keys, layer.values)
         self._columns = columns
         self.keys, self.values = layer.keys, layer.values
