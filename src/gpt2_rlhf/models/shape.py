@@ -1,7 +1,6 @@
 """Read a model's sizes from its config and the headers of its weights: without torch, and no weights are loaded."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +65,13 @@ def of(model: Model) -> Shape:
         config: dict[str, Any] = {"model_type": "gpt2", "attn_pdrop": 0.1, **model.random}
         tensors = _gpt2(model.random)
     else:
-        config = model_files.read_json(model_files.folder(model.name, model) / "config.json")
-        is_tied = config.get("tie_word_embeddings")  # a file may hold both
-        tensors = {name: size for name, size in _in_files(model) if not (is_tied and name.startswith(_HEADS))}
-    vocabulary = _first(config, "vocab_size")
+        folder = model_files.folder(model.name, model)
+        config, tensors = model_files.read_json(folder / "config.json"), {}
+        left_out = _HEADS if config.get("tie_word_embeddings") else ()  # a file may hold both
+        for path in sorted(folder.glob("model*.safetensors")):
+            for name, tensor in model_checks.header(path).items():
+                if len(tensor["shape"]) < 4 and not name.startswith(left_out):  # old files also hold masks
+                    tensors[name] = tuple(tensor["shape"])
     width = _first(config, "n_embd", "hidden_size", "d_model")
     heads = _first(config, "n_head", "num_attention_heads", "num_heads", "n_heads") or max(1, width // 64)
     of_head = config.get("head_dim") or width // heads
@@ -80,7 +82,7 @@ def of(model: Model) -> Shape:
         inner=_first(config, "n_inner", "intermediate_size", "ffn_dim") or 4 * width,
         heads=heads,
         cache_width=2 * of_head * (config.get("num_key_value_heads") or heads),
-        vocabulary=vocabulary,
+        vocabulary=_first(config, "vocab_size"),
         is_gated=any("gate" in name for name in tensors),
         has_dropout=bool(config.get("attn_pdrop") or config.get("attention_dropout")),
         packs=config["model_type"] not in _PADDED,
@@ -90,13 +92,6 @@ def of(model: Model) -> Shape:
 def _first(config: dict[str, Any], *names: str) -> int:
     """Return the first of these that is set, or 0; families name the same size differently."""
     return next((int(config[name]) for name in names if config.get(name)), 0)
-
-
-def _in_files(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for path in sorted(model_files.folder(model.name, model).glob("model*.safetensors")):
-        for name, tensor in model_checks.header(path).items():
-            if len(tensor["shape"]) < 4:  # old files also hold masks
-                yield name, tuple(tensor["shape"])
 
 
 def _gpt2(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
