@@ -65,6 +65,12 @@ class PackedRows:
         """Return how many tokens of each row are in the sequence as those of another row."""
         return [0] * len(self.lengths) if self.shared is None else [0] * len(self.shared) + self.shared.tolist()
 
+    def spread(self, states: Tensor, places: Tensor) -> Tensor:
+        """Return states of shape (tokens, ...) at their places in the batch, (rows, columns, ...), and 0 elsewhere."""
+        batch = len(self.lengths), self.columns
+        padded = states.new_zeros(batch[0] * batch[1], *states.shape[1:])
+        return padded.index_copy(0, places, states).unflatten(0, batch)
+
 
 def packed_rows(is_token: Tensor) -> PackedRows:
     """Return where the tokens are; shape (rows, columns). The host waits for the device once, for their number."""
@@ -123,13 +129,7 @@ def _row_by_row(module: nn.Module, states: States, rows: PackedRows, window: int
 
 
 def _padded(module: nn.Module, states: States, rows: PackedRows, window: int | None, options: Options) -> Tensor:
-    batch = len(rows.lengths), rows.columns
-
-    def spread(part: Tensor) -> Tensor:  # (1, heads, tokens, width) to (rows, heads, columns, width)
-        flat = part[0].transpose(0, 1)
-        return flat.new_zeros(batch[0] * batch[1], *flat.shape[1:]).index_copy(0, rows.slots, flat).unflatten(0, batch)
-
-    query, key, value = (spread(part).transpose(1, 2) for part in states)
+    query, key, value = (rows.spread(part[0].transpose(0, 1), rows.slots).transpose(1, 2) for part in states)
     mask = _mask(rows.columns, rows.columns, window, query.device)
     attended, _ = sdpa_attention_forward(module, query, key, value, mask, **options)
     return attended.flatten(0, 1).index_select(0, rows.slots)[None]

@@ -81,8 +81,11 @@ def _pack(backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], re
     if not is_packable or given["attention_mask"].shape != given["input_ids"].shape:
         return None
     ids, is_token = given["input_ids"], given["attention_mask"].bool()
-    shared = _shared_tokens(ids, is_token) if reads_last and ids.device.type == "cpu" else None
-    rows = attention.packed_rows(is_token if shared is None else _without_shared(is_token, shared))
+    shared, is_computed = None, is_token
+    if reads_last and ids.device.type == "cpu" and len(ids) % 2 == 0:
+        shared, is_computed = _shared_tokens(ids, is_token), is_token.clone()
+        is_computed[len(shared) :] &= torch.arange(ids.shape[1]) >= shared[:, None]
+    rows = attention.packed_rows(is_computed)
     if len(rows.places) == ids.numel():
         return None
     # activation checkpointing computes a layer again in the backward pass, when the rows may be those of another pass
@@ -92,23 +95,15 @@ def _pack(backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], re
     return (), {**others, **_packed_inputs(ids, positions, rows)}
 
 
-def _shared_tokens(token_ids: Tensor, is_token: Tensor) -> Tensor | None:
+def _shared_tokens(token_ids: Tensor, is_token: Tensor) -> Tensor:
     """Return how many first tokens each row of the second half has in common with its row of the first half.
 
     TRL's batches of pairs hold the chosen texts first, then the rejected ones: they share their prompts. The last token
-    of a row does not count, since its state is read. None for an odd number of rows.
+    of a row does not count, since its state is read.
     """
-    if len(token_ids) % 2:
-        return None
     (ids, others), (in_row, in_other) = token_ids.chunk(2), is_token.chunk(2)
     same = ((ids == others) & in_row & in_other).cumprod(1).sum(1)
     return torch.minimum(same, (in_other.sum(1) - 1).clamp(min=0))
-
-
-def _without_shared(is_token: Tensor, shared: Tensor) -> Tensor:
-    columns = torch.arange(is_token.shape[1], device=is_token.device)
-    first, second = is_token.chunk(2)
-    return torch.cat([first, second & (columns >= shared[:, None])])
 
 
 def _packed_inputs(token_ids: Tensor, positions: Tensor, rows: PackedRows) -> dict[str, Any]:
@@ -127,9 +122,7 @@ def _unpack(_backbone: nn.Module, _args: tuple[Any, ...], inputs: dict[str, Any]
     rows = inputs.get("packed_rows")
     if rows is None:
         return None
-    hidden, shape = output.last_hidden_state[0], (len(rows.lengths), rows.columns)
-    padded = hidden.new_zeros(shape[0] * shape[1], hidden.shape[-1]).index_copy(0, rows.places, hidden)
-    output.last_hidden_state = padded.unflatten(0, shape)
+    output.last_hidden_state = rows.spread(output.last_hidden_state[0], rows.places)
     return output
 
 
