@@ -9,10 +9,10 @@ An accelerator computes ahead of the host, which must wait to learn which answer
 tokens, and an answer that ended is padded until then; the answers are the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
@@ -135,7 +135,7 @@ def sample_ids(
 
 
 def _sample_batch(
-    model: torch.nn.Module,
+    model: Any,
     prompt_ids: Sequence[Sequence[int]],
     draws: torch.Tensor,
     temperature: float,
@@ -162,9 +162,12 @@ def _sample_batch(
     has_ended = torch.zeros(len(prompt_ids), dtype=torch.bool, device=device)
     sampled = torch.full(draws.shape, eos_token_id, device=device)
     logprobs = torch.zeros_like(draws)
-    states = _states(model, cache, columns, device)
     tokens_a_check = _tokens_a_check(device)
-    compute: Callable[..., Any] = model
+    if cache is not None:
+        states: Any = _OneType(model.config, max_cache_len=columns)
+    else:
+        states = None if tokens_a_check == 1 else _UnreadMasks(config=model.config)  # None: the model makes its own
+    compute = model
     for step in range(new_tokens):
         with packing.last_column_alone(model) if step == 0 else nullcontext():
             output = compute(
@@ -180,7 +183,7 @@ def _sample_batch(
         if step == 0 and device.type == "cpu":  # not measured elsewhere
             roomy_cache.give_room(states, columns)
         if cache == "compiled":
-            compute = cast(PreTrainedModel, model).get_compiled_call(None)  # not for prompts, whose lengths vary
+            compute = model.get_compiled_call(None)  # not for prompts, whose lengths vary
         logits = output.logits[:, -1].float() / temperature
         if never_token_id is not None:
             logits[:, never_token_id] = -torch.inf
@@ -220,13 +223,6 @@ class _OneType(StaticCache):
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         return super().update(key_states.to(value_states.dtype), value_states, layer_idx, *args, **kwargs)
-
-
-def _states(model: Any, cache: str | None, columns: int, device: torch.device) -> Any:
-    """Return the cache of keys and values to start with; None lets the model make its own."""
-    if cache is not None:
-        return _OneType(model.config, max_cache_len=columns)
-    return None if _tokens_a_check(device) == 1 else _UnreadMasks(config=model.config)
 
 
 def _invert_cdf(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
