@@ -60,7 +60,7 @@ def documented(
 @pytest.fixture(autouse=True)
 def first_use() -> Iterator[None]:
     attention._varlen_fault.cache_clear()
-    attention._print.cache_clear()
+    attention.say_once.cache_clear()
     yield
     attention._varlen_fault.cache_clear()
 

@@ -283,7 +283,7 @@ def test_the_last_feed_forward_layer_of_a_reward_model_computes_a_token_a_row() 
 
 
 def test_a_model_whose_hooks_would_change_its_numbers_stays_padded(capsys: pytest.CaptureFixture[str]) -> None:
-    attention._print.cache_clear()
+    attention.say_once.cache_clear()
     model = families.policy("llama")
     for layer in model.base_model.layers:  # type: ignore[union-attr]
         layer.self_attn.config = copy.copy(model.config)  # the hooks do not find it, so rows would not be apart
@@ -407,13 +407,13 @@ def test_rows_attend_to_themselves_within_the_block_only() -> None:
     expected = hidden(model.base_model, input_ids=ids, attention_mask=mask)[mask.bool()]
     packed = ids[mask.bool()][None]
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-    with attention.rows_apart(model.base_model):
-        apart = hidden(
-            model.base_model,
-            input_ids=packed,
-            position_ids=positions,
-            attention_mask=torch.ones_like(packed),
-            packed_rows=attention.packed_rows(mask.bool()),
-        )
+    inputs = {
+        "input_ids": packed,
+        "position_ids": positions,
+        "attention_mask": torch.ones_like(packed),
+        "packed_rows": attention.packed_rows(mask.bool()),
+    }
+    with packing._packed(model.base_model, inputs):
+        apart = hidden(model.base_model, **inputs)
     torch.testing.assert_close(apart[0], expected, rtol=0, atol=1e-5)
     assert model.config._attn_implementation == "sdpa"

@@ -105,7 +105,7 @@ def test_logprobs_under_bf16_are_those_of_the_models_own_forward(family: str, ro
 def test_a_line_says_why_a_model_runs_with_padding(
     family: str, reason: str | None, rows: forward.Rows, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    attention._print.cache_clear()
+    attention.say_once.cache_clear()
     policy = families.policy(family).train()
     for _ in range(2):
         forward.answer_logprobs(policy, rows, 1.0)

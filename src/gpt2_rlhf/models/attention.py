@@ -9,8 +9,7 @@ use.
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ROWS_APART = "rows_apart"  # its name in transformers
@@ -64,25 +63,18 @@ class PackedRows:
     @cached_property
     def row_shares(self) -> list[int]:
         """Return how many tokens of each row are in the sequence as those of another row."""
-        half = len(self.lengths) - (0 if self.shared is None else len(self.shared))
-        return [0] * half + ([] if self.shared is None else self.shared.tolist())
+        return [0] * len(self.lengths) if self.shared is None else [0] * len(self.shared) + self.shared.tolist()
+
+    def spread(self, states: Tensor, places: Tensor) -> Tensor:
+        """Return states of shape (tokens, ...) at their places in the batch, (rows, columns, ...), and 0 elsewhere."""
+        batch = len(self.lengths), self.columns
+        padded = states.new_zeros(batch[0] * batch[1], *states.shape[1:])
+        return padded.index_copy(0, places, states).unflatten(0, batch)
 
 
 def packed_rows(is_token: Tensor) -> PackedRows:
     """Return where the tokens are; shape (rows, columns). The host waits for the device once, for their number."""
     return PackedRows(is_token.flatten().nonzero()[:, 0], is_token.sum(1), is_token.shape[1])
-
-
-@contextmanager
-def rows_apart(backbone: PreTrainedModel) -> Iterator[None]:
-    """Within the block, tokens attend only within their row; each call gives the rows as `packed_rows`."""
-    config = backbone.config
-    own = config._attn_implementation
-    config._attn_implementation = ROWS_APART
-    try:
-        yield
-    finally:
-        config._attn_implementation = own
 
 
 def attend_within_rows(
@@ -109,7 +101,9 @@ def attend_within_rows(
     return attended, None
 
 
-Way = Callable[[nn.Module, tuple[Tensor, Tensor, Tensor], PackedRows, int | None, dict[str, Any]], Tensor]
+States = tuple[Tensor, Tensor, Tensor]  # of query, key and value
+Options = dict[str, Any]  # of SDPA
+Way = Callable[[nn.Module, States, PackedRows, int | None, Options], Tensor]
 
 
 def _way(device_type: str, dtype: torch.dtype, dropout: float) -> Way:
@@ -120,13 +114,7 @@ def _way(device_type: str, dtype: torch.dtype, dropout: float) -> Way:
     return _by_varlen if is_for_varlen else _padded
 
 
-def _row_by_row(
-    module: nn.Module,
-    states: tuple[Tensor, Tensor, Tensor],
-    rows: PackedRows,
-    window: int | None,
-    options: dict[str, Any],
-) -> Tensor:
+def _row_by_row(module: nn.Module, states: States, rows: PackedRows, window: int | None, options: Options) -> Tensor:
     queries, keys, values = (part.split(rows.row_tokens, 2) for part in states)
     half, attended = len(queries) // 2, []
     for row, (count, shared) in enumerate(zip(rows.row_tokens, rows.row_shares, strict=True)):
@@ -135,37 +123,19 @@ def _row_by_row(
         q, k, v = queries[row], keys[row], values[row]
         if shared:
             k, v = (torch.cat([part[row - half][:, :, :shared], part[row]], 2) for part in (keys, values))
-        mask = _mask(shared + count, window, q.device, queries=count)
+        mask = _mask(count, shared + count, window, q.device)
         attended.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
     return torch.cat(attended, 1)
 
 
-def _padded(
-    module: nn.Module,
-    states: tuple[Tensor, Tensor, Tensor],
-    rows: PackedRows,
-    window: int | None,
-    options: dict[str, Any],
-) -> Tensor:
-    batch = len(rows.lengths), rows.columns
-
-    def spread(part: Tensor) -> Tensor:  # (1, heads, tokens, width) to (rows, heads, columns, width)
-        flat = part[0].transpose(0, 1)
-        return flat.new_zeros(batch[0] * batch[1], *flat.shape[1:]).index_copy(0, rows.slots, flat).unflatten(0, batch)
-
-    query, key, value = (spread(part).transpose(1, 2) for part in states)
-    mask = _mask(rows.columns, window, query.device)
+def _padded(module: nn.Module, states: States, rows: PackedRows, window: int | None, options: Options) -> Tensor:
+    query, key, value = (rows.spread(part[0].transpose(0, 1), rows.slots).transpose(1, 2) for part in states)
+    mask = _mask(rows.columns, rows.columns, window, query.device)
     attended, _ = sdpa_attention_forward(module, query, key, value, mask, **options)
     return attended.flatten(0, 1).index_select(0, rows.slots)[None]
 
 
-def _by_varlen(
-    module: nn.Module,
-    states: tuple[Tensor, Tensor, Tensor],
-    rows: PackedRows,
-    window: int | None,
-    options: dict[str, Any],
-) -> Tensor:
+def _by_varlen(module: nn.Module, states: States, rows: PackedRows, window: int | None, options: Options) -> Tensor:
     query, key, value = states
     scale, dtype = options.get("scaling"), dtype_of(query)
     shapes = query.shape[1::2], key.shape[1::2], value.shape[1::2]
@@ -177,20 +147,13 @@ def _by_varlen(
     return _varlen((query.to(dtype), key.to(dtype), value.to(dtype)), rows, window, scale)
 
 
-def _varlen(states: tuple[Tensor, Tensor, Tensor], rows: PackedRows, window: int | None, scale: float | None) -> Tensor:
+def _varlen(states: States, rows: PackedRows, window: int | None, scale: float | None) -> Tensor:
     query, key, value = (part[0].transpose(0, 1) for part in states)
-    attended = varlen_attn(
-        query,
-        key,
-        value,
-        rows.ends,
-        rows.ends,
-        rows.columns,  # an upper bound is allowed, and needs no value from the device
-        rows.columns,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),  # earlier tokens, later tokens
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    longest = rows.columns  # an upper bound is allowed, and needs no value from the device
+    lengths = rows.ends, rows.ends, longest, longest
+    window_size = (-1 if window is None else window - 1, 0)  # earlier tokens, later tokens
+    is_grouped = query.shape[1] != key.shape[1]
+    attended = varlen_attn(query, key, value, *lengths, scale=scale, window_size=window_size, enable_gqa=is_grouped)
     assert isinstance(attended, Tensor)
     return attended[None]
 
@@ -248,27 +211,22 @@ def dtype_of(states: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
-def _mask(row_tokens: int, window: int | None, device: torch.device, queries: int | None = None) -> Tensor | None:
-    """Return which tokens of a row the last `queries` ones (None: all) attend to: themselves and those before.
+def _mask(queries: int, row_tokens: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Return which tokens of a row the last `queries` ones attend to: themselves and those before.
 
     window: the last so many of them only. None: attention that is causal from the first token needs no mask.
     """
-    queries = row_tokens if queries is None else queries
     if queries == row_tokens and (window is None or row_tokens <= window):
         return None
     mask = torch.ones(1, 1, queries, row_tokens, dtype=torch.bool, device=device).tril(row_tokens - queries)
     return mask if window is None else mask.triu(row_tokens - queries + 1 - window)
 
 
+@functools.cache
 def say_once(line: str) -> None:
     """Print a line, once, by the first process only."""
     if os.environ.get("RANK", "0") == "0":
-        _print(line)
-
-
-@functools.cache
-def _print(line: str) -> None:
-    print(f"  {line}", flush=True)
+        print(f"  {line}", flush=True)
 
 
 # Not registered for masks too, so that transformers makes none

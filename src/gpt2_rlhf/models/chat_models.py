@@ -10,13 +10,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.hub_errors import hub_errors
-from gpt2_rlhf.config.settings import Chat, ChatModels, Evaluate, Model, Settings
+from gpt2_rlhf.config.settings import ChatModels, Evaluate, Model, Settings
 from gpt2_rlhf.models import loading, model_checks, model_files, tokens
 from gpt2_rlhf.store import run as runs
 from gpt2_rlhf.store.stage import TRAINED, fault
 
 SCORERS = ("reward", "judge")
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+
+Loaded = tuple[dict[str, PreTrainedModel], PreTrainedTokenizerBase, Evaluate]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,15 @@ def load(settings: Settings) -> Models:
     Raises:
         UserError: there is no such run, or a model is missing, damaged or of another kind.
     """
-    named = settings.chat.named_models
-    return _named(named, settings) if named else _of_run(settings)
+    named, chat = settings.chat.named_models, settings.chat
+    loaded, tokenizer, evaluate = _named(named, settings.evaluate) if named else _of_run(settings)
+    return Models(
+        policies={name: model for name, model in loaded.items() if name not in SCORERS},
+        scorers={name: model for name, model in loaded.items() if name in SCORERS},
+        tokenizer=tokenizer,
+        temperature=chat.temperature or evaluate.temperature,
+        max_new_tokens=chat.max_new_tokens or evaluate.max_new_tokens,
+    )
 
 
 def of_run(settings: Settings, name: str) -> Settings:
@@ -52,7 +61,7 @@ def of_run(settings: Settings, name: str) -> Settings:
     return replace(settings, chat=replace(settings.chat, run=name, models=models))
 
 
-def _of_run(settings: Settings) -> Models:
+def _of_run(settings: Settings) -> Loaded:
     """Load the models of a run; every byte of their files is compared with its record."""
     found = runs.read(runs.find(settings.output_dir, settings.chat.run), settings)
     base, stages = found.settings.model, found.plans[0]
@@ -66,10 +75,10 @@ def _of_run(settings: Settings) -> Models:
     tokenizer = tokens.load_base_tokenizer(base, template)
     loaded = {"base": loading.on_device(loading.load_base(base, found.settings.seed))}
     loaded |= {name: _load(name, stages[name].model_dir, tokenizer) for name in TRAINED if name in stages}
-    return _models(loaded, tokenizer, settings.chat, found.settings.evaluate)
+    return loaded, tokenizer, found.settings.evaluate
 
 
-def _named(places: Mapping[str, str], settings: Settings) -> Models:
+def _named(places: Mapping[str, str], evaluate: Evaluate) -> Loaded:
     """Load the models at these places, which must have one vocabulary, and one form of prompts if they were trained."""
     loaded: dict[str, PreTrainedModel] = {}
     tokenizers: dict[str, PreTrainedTokenizerBase] = {}
@@ -89,19 +98,7 @@ def _named(places: Mapping[str, str], settings: Settings) -> Models:
         raise UserError("chat.models: no model that answers; set chat.models.base, sft, ppo, rloo or dpo")
     # a base model gets the prompts of the models that were trained from it, as in the evaluation
     tokenizer = tokenizers[min(tokenizers, key="base".__eq__)]
-    return _models(loaded, tokenizer, settings.chat, settings.evaluate)
-
-
-def _models(
-    loaded: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, chat: Chat, evaluate: Evaluate
-) -> Models:
-    return Models(
-        policies={name: model for name, model in loaded.items() if name not in SCORERS},
-        scorers={name: model for name, model in loaded.items() if name in SCORERS},
-        tokenizer=tokenizer,
-        temperature=chat.temperature or evaluate.temperature,
-        max_new_tokens=chat.max_new_tokens or evaluate.max_new_tokens,
-    )
+    return loaded, tokenizer, evaluate
 
 
 def _load(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -35,6 +35,7 @@ class Durations:
         gate = 1.5 if shape.is_gated else 1  # three matrices in place of two
         half = any(part.args.get(kind) for part in (settings.sft, settings.reward) for kind in ("bf16", "fp16"))
         self.machine = Machine(shape.width, int(gate * shape.inner), shape.heads, half)
+        self._layers = shape.layers * self.machine.scale  # time of all layers over that of the one that is timed
         self._sharing = processes if self.machine.device.type == "cpu" else 1
 
     def seconds(self, name: str) -> float:
@@ -50,10 +51,10 @@ class Durations:
         micro_steps = args["gradient_accumulation_steps"] * self._sharing
         again = 4 / 3 if args.get("activation_checkpointing") else 1
         columns = _length(as_computed(name, rows, self._shape, self.machine.device.type != "cpu"))
-        learn = again * self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(answers)
+        learn = again * self._layers * self.machine.learn(texts, columns) + 3 * self._logits(answers)
         measured = 2 * self._read(test, test.rows, with_logits=is_sft)  # before and after, or both answers
         if name == "dpo":  # its reference reads each batch, and nothing is measured
-            learn, measured = learn + self._layers(self.machine.read(texts, columns)) + self._logits(answers), 0
+            learn, measured = learn + self._layers * self.machine.read(texts, columns) + self._logits(answers), 0
         steps = updates(name, self._settings, self._tables, self._processes)
         return steps * (micro_steps * learn + self._step(self._shape.weights)) + measured
 
@@ -68,11 +69,11 @@ class Durations:
         # where policy and critic compute at the same time (models.threads), so do the other models
         in_threads = self._settings.launch.threads == self._processes == 1 and self.machine.device.type == "cpu"
         learnt, read, measured = (1, 2, 2) if in_threads else (2, 3, 4)
-        learn = learnt * self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(round(texts * answer))
+        learn = learnt * self._layers * self.machine.learn(texts, columns) + 3 * self._logits(round(texts * answer))
         steps = args["num_ppo_epochs"] * sizes.num_mini_batches * self._sharing
         update = (
             self._sample(rows, episodes, at_once, args["response_length"])
-            + read * self._layers(self.machine.read(at_once, columns)) * episodes / at_once
+            + read * self._layers * self.machine.read(at_once, columns) * episodes / at_once
             + self._logits(round(episodes * answer))
             + args["num_ppo_epochs"] * learn * episodes / texts
             + steps * self._step(2 * self._shape.weights)
@@ -91,8 +92,8 @@ class Durations:
         answer = min(float(args["max_completion_length"]), rows.answer * 1.5)
         columns = round(rows.prompt + answer)
         rounds = self._settings.rloo.episodes / (answers_at_once(args) * self._processes)
-        passes = 3 * self._layers(self.machine.read(texts, columns)) + 2 * self._logits(round(texts * answer))
-        learn = self._layers(self.machine.learn(texts, columns)) + 3 * self._logits(round(texts * answer))
+        passes = 3 * self._layers * self.machine.read(texts, columns) + 2 * self._logits(round(texts * answer))
+        learn = self._layers * self.machine.learn(texts, columns) + 3 * self._logits(round(texts * answer))
         sampled = self._sample(rows, episodes, episodes, args["max_completion_length"])
         steps = updates("rloo", self._settings, self._tables, self._processes) * self._sharing
         learnt = (args.get("num_iterations") or 1) * learn
@@ -108,19 +109,16 @@ class Durations:
     def _sample(self, rows: Lengths, texts: int, at_once: int, tokens: int) -> float:
         at_once = max(1, min(at_once, texts))
         past = round(rows.prompt + tokens / 2)
-        token = self._layers(self.machine.generate(at_once, past))
+        token = self._layers * self.machine.generate(at_once, past)
         token += self.machine.logits(at_once, self._shape.vocabulary, draws=True)
-        first = self._layers(self.machine.read(at_once, max(1, round(rows.prompt))))
+        first = self._layers * self.machine.read(at_once, max(1, round(rows.prompt)))
         return texts / at_once * (tokens * token + first)
 
     def _read(self, rows: Lengths, texts: int, with_logits: bool) -> float:
         """Return the seconds of one pass over these texts."""
         at_once = max(1, min(texts, self._settings.evaluate.batch_size))
-        layers = self._layers(self.machine.read(at_once, _length(rows))) * texts / at_once
+        layers = self._layers * self.machine.read(at_once, _length(rows)) * texts / at_once
         return layers + self._logits(round(texts * rows.answer) if with_logits else 0)
-
-    def _layers(self, seconds: float) -> float:
-        return self._shape.layers * self.machine.scale * seconds
 
     def _logits(self, tokens: int) -> float:
         return self.machine.logits(tokens, self._shape.vocabulary, draws=False) if tokens else 0.0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,8 @@ def with_precision(settings: Settings) -> Settings:
     """Return the settings with the bf16 that null stands for on this machine, as launch.training decides it."""
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     for stage, part in settings.training.items():
-        args = part.args
-        if args.get("bf16") is None:
-            settings = with_value(settings, f"{stage}.args.bf16", half and not args.get("fp16"))
+        if part.args.get("bf16") is None:
+            settings = with_value(settings, f"{stage}.args.bf16", half and not part.args.get("fp16"))
     return settings
 
 
@@ -145,23 +144,22 @@ def _remedies(
     """
     model = shape.of(settings.model)
 
-    def needed(changed: Settings) -> float:
+    def needed(change: Mapping[str, Any]) -> float:
+        changed = settings
+        for key, value in change.items():
+            changed = with_value(changed, key, value)
         asked = changed.launch.processes
         every, here = (asked, asked) if settings.launch.processes > 1 else processes
         return memory.peak(name, changed, model, tables, every, on_gpu).total * (1 if on_gpu else here)
 
     found = []
     for changes in _changes(name, settings, on_gpu):
-        sizes = [(needed(_changed(settings, change)), change) for change in changes]
+        sizes = [(needed(change), change) for change in changes]
         found.append(next((one for one in sizes if one[0] <= free), sizes[-1]))
-    best = sorted((one for one in found if one[0] < needed(settings)), key=lambda one: one[0])[:_SETTINGS_NAMED]
+    best = sorted((one for one in found if one[0] < needed({})), key=lambda one: one[0])[:_SETTINGS_NAMED]
     texts = [(" ".join(f"{key}={str(value).lower()}" for key, value in change.items()), size) for size, change in best]
     named = ", ".join(f"{text} ({in_words(size)})" for text, size in texts) or "choose a smaller model"
     return f"set what lowers it most: {named}"
-
-
-def _changed(settings: Settings, change: Mapping[str, Any]) -> Settings:
-    return reduce(lambda changed, item: with_value(changed, *item), change.items(), settings)
 
 
 def _changes(name: str, settings: Settings, on_gpu: bool) -> Iterator[list[dict[str, Any]]]:

@@ -114,17 +114,14 @@ def check_lora(model: Model, peft: Peft, key: str, kind: Any = AutoModelForCausa
     Raises:
         UserError: as `lora`.
     """
-    if peft.r > 0:
-        lora(peft, _without_weights(model, kind), key)
-
-
-def _without_weights(model: Model, kind: Any) -> PreTrainedModel:
+    if peft.r == 0:
+        return
     if model.random is None:
         config = AutoConfig.from_pretrained(model_files.folder(model.name, model))
     else:
         config = GPT2Config.from_dict(model.random)
     with torch.device("meta"):
-        return kind.from_config(config)
+        lora(peft, kind.from_config(config), key)
 
 
 def lora(peft: Peft, model: PreTrainedModel, key: str) -> LoraConfig | None:
@@ -140,7 +137,8 @@ def lora(peft: Peft, model: PreTrainedModel, key: str) -> LoraConfig | None:
     if given["target_modules"] in (["all-linear"], "all-linear"):
         given["target_modules"] = "all-linear"
     elif given["target_modules"] is None:
-        _check_default(model, key)
+        if (kind := model.config.model_type) not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+            raise UserError(f"{key}.target_modules: null, but PEFT has no default for {kind}; set it to all-linear")
     elif not isinstance(given["target_modules"], list):
         raise UserError(f"{key}.target_modules: {given['target_modules']}; give a list of names, all-linear or null")
     for field in ("target_modules", "modules_to_save"):
@@ -155,31 +153,21 @@ def lora(peft: Peft, model: PreTrainedModel, key: str) -> LoraConfig | None:
     )
 
 
-def _check_default(model: PreTrainedModel, key: str) -> None:
-    if model.config.model_type not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
-        raise UserError(
-            f"{key}.target_modules: null, but PEFT has no default for {model.config.model_type}; set it to all-linear"
-        )
-
-
 def _check_module(name: str, model: PreTrainedModel, key: str) -> None:
     # PEFT's own rule: a name matches the end of a module's path
     targets = [module for path, module in model.named_modules() if f".{path}".endswith(f".{name}")]
-    if not all(isinstance(module, (*_LINEAR, torch.nn.Embedding)) for module in targets):
-        targets = targets if key.endswith("modules_to_save") else []
-    if not targets:
+    has_weights = all(isinstance(module, (*_LINEAR, torch.nn.Embedding)) for module in targets)
+    if not targets or not (has_weights or key.endswith("modules_to_save")):
         linear = {path.split(".")[-1] for path, module in model.named_modules() if isinstance(module, _LINEAR)}
         raise UserError(f"{key}: the model has no layer {name}; give some of {', '.join(sorted(linear))}")
-    owners: dict[int, list[str]] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(path.removesuffix(".weight"))
-    for module in targets:
-        for parameter in module.parameters():
-            if len(tied := owners[id(parameter)]) > 1:
-                raise UserError(
-                    f"{key}: {name} shares its weight ({' = '.join(tied)}), so that merging its adapter would change "
-                    f"both; leave {name} out"
-                )
+    named = list(model.named_parameters(remove_duplicate=False))
+    for parameter in (parameter for module in targets for parameter in module.parameters()):
+        tied = [path.removesuffix(".weight") for path, other in named if other is parameter]
+        if len(tied) > 1:
+            raise UserError(
+                f"{key}: {name} shares its weight ({' = '.join(tied)}), so that merging its adapter would change "
+                f"both; leave {name} out"
+            )
 
 
 def merged(model: torch.nn.Module) -> PreTrainedModel:

@@ -21,6 +21,8 @@ _CONTEXT = 800 * 2**20  # on a GPU: CUDA's context, kernels and the workspace of
 _SFT_CHUNK = 256  # answer tokens of which TRL holds the logits at once
 _HALF = 0.6  # of the activations under autocast, which keeps residuals and norms in float32
 
+Phase = tuple[float, ...]  # the first five fields of `Memory`, in numbers of float32
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -46,7 +48,7 @@ class Memory:
     optimizer: float
     activations: float
     logits: float
-    process: float = 0  # set by `peak`
+    process: float
 
     @property
     def total(self) -> float:
@@ -62,9 +64,8 @@ def peak(
         phases = {"ppo": _ppo, "rloo": _rloo}[name](settings, shape, tables["ppo"], processes, on_gpu)
     else:
         phases = _supervised(name, settings, shape, tables, processes, on_gpu)
-    most = max(phases, key=lambda phase: phase.total)
     process = _CONTEXT if on_gpu else _PPO_PROCESS if name == "ppo" else _PROCESS
-    return dataclasses.replace(most, process=process)
+    return Memory(*(_NUMBER * numbers for numbers in max(phases, key=sum)), process=process)
 
 
 def as_computed(name: str, rows: Lengths, shape: Shape, on_gpu: bool) -> Lengths:
@@ -75,13 +76,13 @@ def as_computed(name: str, rows: Lengths, shape: Shape, on_gpu: bool) -> Lengths
 
 def _supervised(
     name: str, settings: Settings, shape: Shape, tables: Mapping[str, Lengths], processes: int, on_gpu: bool
-) -> Iterator[Memory]:
+) -> Iterator[Phase]:
     is_sft, rows, test = name == "sft", tables[methods.table_of(name)], tables["test"]
     text, rows = rows.prompt + rows.answer, as_computed(name, rows, shape, on_gpu)
     chosen = settings.trained_by(name)
     whole = shape.weights if name in ("sft", "dpo") else shape.reward_weights
     trained = shape.trained(chosen.peft, whole)
-    kept = _kept(settings, chosen.peft, whole, trained, trained, chosen.args, processes)
+    weights, gradients, optimizer = _kept(settings, chosen.peft, whole, trained, trained, chosen.args, processes)
     texts = chosen.args["per_device_train_batch_size"] * (1 if is_sft else 2)
     tokens = rows.tokens(texts) if shape.packs else texts * rows.longest
     activations = _saved(shape, chosen.args, on_gpu) * tokens + _cast(chosen.args, on_gpu, whole)
@@ -93,17 +94,15 @@ def _supervised(
     elif is_sft or name == "dpo":
         logits = 3 * texts * rows.longest * shape.vocabulary
     if name == "dpo":
-        weights, gradients, optimizer = kept
-        yield _memory(weights + (0 if chosen.peft.r > 0 else whole), gradients, optimizer, activations, logits)
+        yield weights + (0 if chosen.peft.r > 0 else whole), gradients, optimizer, activations, logits
         return
-    yield _memory(*kept, activations, logits)
+    yield weights, gradients, optimizer, activations, logits
     measured = min(settings.evaluate.batch_size, test.rows)
     read = min(LOGITS_AT_ONCE, measured * test.longest * shape.vocabulary) if is_sft else 0
-    weights, _, optimizer = kept
-    yield _memory(weights + whole, 0, optimizer, _passing(shape) * measured * test.longest, 1.5 * read)
+    yield weights + whole, 0, optimizer, _passing(shape) * measured * test.longest, 1.5 * read
 
 
-def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu: bool) -> Iterator[Memory]:
+def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu: bool) -> Iterator[Phase]:
     ppo, args = settings.ppo, settings.ppo.args
     fitted = ppo_sizes.fit(ppo, rows.rows, processes)
     policy, critic = shape.trained(ppo.peft, shape.weights), shape.reward_weights
@@ -113,8 +112,8 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
         frozen /= 2  # they are bf16
     trained = shape.weights + critic
     weights, gradients, optimizer = _kept(settings, ppo.peft, trained, policy, policy + critic, args, processes)
-    kept = (weights + frozen, gradients, optimizer)
-    sampling_with = kept[0] + (trained if settings.launch.sharded else 0)  # a whole copy
+    weights += frozen
+    sampling_with = weights + (trained if settings.launch.sharded else 0)  # a whole copy
     sampled_with = _cast(args, on_gpu, shape.weights)
     read_with = _cast(args, on_gpu, trained + (0 if settings.launch.sharded else reference + critic))
     answer = args["response_length"]
@@ -122,17 +121,16 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
     with_logits = max(1, LOGITS_AT_ONCE // (answer * shape.vocabulary))
     device_rows = min(fitted.per_device_train_batch_size, with_logits)
     activations = 2 * _saved(shape, args, on_gpu) * learning.tokens(device_rows) + _cast(args, on_gpu, trained)
-    yield _memory(*kept, activations, 2 * device_rows * answer * shape.vocabulary)
+    yield weights, gradients, optimizer, activations, 2 * device_rows * answer * shape.vocabulary
     for texts in (
         min(args["local_rollout_forward_batch_size"], fitted.episodes_per_update // processes),
         min(settings.evaluate.batch_size, fitted.withheld_prompts),
     ):
         cache = shape.cache_width * (shape.layers + 1) * texts * (rows.longest + answer)
-        sampling = 4 * texts * shape.vocabulary
-        yield _memory(sampling_with, 0, optimizer, cache + sampled_with, sampling)
+        yield sampling_with, 0, optimizer, cache + sampled_with, 4 * texts * shape.vocabulary
         logits = min(LOGITS_AT_ONCE, 2 * texts * answer * shape.vocabulary)
         read = _passing(shape) * learning.tokens(texts) + read_with
-        yield _memory(sampling_with, 0, optimizer, read, 2 * logits)
+        yield sampling_with, 0, optimizer, read, 2 * logits
 
 
 def answers_at_once(args: Mapping[str, Any]) -> int:
@@ -141,7 +139,7 @@ def answers_at_once(args: Mapping[str, Any]) -> int:
     return args["per_device_train_batch_size"] * steps
 
 
-def _rloo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu: bool) -> Iterator[Memory]:
+def _rloo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu: bool) -> Iterator[Phase]:
     chosen, args = settings.rloo, settings.rloo.args
     texts, answer = args["per_device_train_batch_size"], args["max_completion_length"]
     policy = shape.trained(chosen.peft, shape.weights)
@@ -150,11 +148,11 @@ def _rloo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gp
     learning = dataclasses.replace(rows, answer=answer)
     tokens = learning.tokens(texts) if shape.packs else texts * (rows.longest + answer)
     activations = _saved(shape, args, on_gpu) * tokens + _cast(args, on_gpu, shape.weights)
-    yield _memory(weights, gradients, optimizer, activations, 4 * texts * answer * shape.vocabulary)
+    yield weights, gradients, optimizer, activations, 4 * texts * answer * shape.vocabulary
     at_once = answers_at_once(args)
     cache = shape.cache_width * (shape.layers + 1) * at_once * (rows.longest + answer)
-    yield _memory(weights, 0, optimizer, cache, 4 * at_once * shape.vocabulary)
-    yield _memory(weights, 0, optimizer, _passing(shape) * learning.tokens(at_once), 0)  # the reward model reads all
+    yield weights, 0, optimizer, cache, 4 * at_once * shape.vocabulary
+    yield weights, 0, optimizer, _passing(shape) * learning.tokens(at_once), 0  # the reward model reads all
 
 
 def _kept(
@@ -192,10 +190,6 @@ def _is_half(args: Mapping[str, object], on_gpu: bool) -> bool:
 def _passing(shape: Shape) -> int:
     """Return how many numbers a token needs at once in a pass without gradients."""
     return 6 * shape.width + 2 * shape.inner
-
-
-def _memory(weights: float, gradients: float, optimizer: float, activations: float, logits: float) -> Memory:
-    return Memory(*(_NUMBER * numbers for numbers in (weights, gradients, optimizer, activations, logits)))
 
 
 def in_words(size: float) -> str:

@@ -112,11 +112,9 @@ def identity(model: Model, template: str | None) -> str:
         if folder is None:
             parts.append(f"{place}@{model.revision}")
         else:
-            digest = hashlib.sha256()
-            for path in sorted(_existing(folder).iterdir()):
-                if path.suffix in counted:
-                    digest.update(f"{path.name} {sha256(path)}\n".encode())
-            parts.append(digest.hexdigest())
+            files = [path for path in sorted(_existing(folder).iterdir()) if path.suffix in counted]
+            lines = [f"{path.name} {sha256(path)}\n" for path in files]
+            parts.append(hashlib.sha256("".join(lines).encode()).hexdigest())
     return "+".join(parts)
 
 
@@ -153,7 +151,10 @@ def padding_token(model: Model, template: str | None) -> tuple[str, int]:
     Raises:
         UserError: no token can pad, or with template="chat", the model's chat template cannot be used.
     """
-    tokenizer, found = load_tokenizer(model), _tokenizer_config(model)
+    tokenizer, found = load_tokenizer(model), {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = find(tokenizer_place(model), file, model)
+        found |= {} if path is None else read_json(path)
     named = _named_tokens(model, found)
     find(tokenizer_place(model), "added_tokens.json", model)  # so that transformers finds it too
     own = _chat_template(model, found)
@@ -188,26 +189,20 @@ def _chat_template(model: Model, tokenizer_config: dict[str, Any]) -> str | None
     except (OSError, ValueError) as error:
         raise UserError(f"model.tokenizer: {jinja} cannot be read ({error}); expected a template in UTF-8") from error
     if isinstance(found, list):
-        templates_by_name = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = templates_by_name.get("default")
+        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}.get("default")
     if found is not None and not isinstance(found, str):
         raise UserError(f"model.tokenizer: the chat_template of {tokenizer_place(model)} is {found!r}; expected a text")
     return found
-
-
-def _tokenizer_config(model: Model) -> dict[str, Any]:
-    paths = [find(tokenizer_place(model), f"{file}.json", model) for file in ("special_tokens_map", "tokenizer_config")]
-    return {name: value for path in paths if path is not None for name, value in read_json(path).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file of a model."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
     except (OSError, ValueError) as error:
         raise UserError(f"model.name: {path} cannot be read as JSON ({error}); expected a file of a model") from error
-    if not isinstance(found, dict):
-        raise UserError(f"model.name: {path} cannot be read as JSON (it is no object); expected a file of a model")
     return found
 
 

@@ -10,8 +10,7 @@ compared once, before the first step, and the rows of a model whose numbers diff
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +18,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
@@ -31,13 +29,11 @@ _NEEDED = {"input_ids", "attention_mask", "use_cache"}
 _REFUSED = {"inputs_embeds", "past_key_values", "output_hidden_states", "output_attentions"}
 
 
-def use_fused_activations(*models: nn.Module) -> None:
+def use_fused_activations(model: nn.Module) -> None:
     """Compute GPT-2's GELU in one kernel instead of eight, with the same values up to rounding."""
-    for model in models:
-        for module in model.modules():
-            for name, child in module.named_children():
-                if isinstance(child, NewGELUActivation):
-                    setattr(module, name, GELUTanh())
+    for name, module in list(model.named_modules()):
+        if isinstance(module, NewGELUActivation):
+            model.set_submodule(name, GELUTanh())
 
 
 def without_padding(model: PreTrainedModel, columns: int) -> None:
@@ -55,30 +51,20 @@ def without_padding(model: PreTrainedModel, columns: int) -> None:
         _hook(model)
 
 
-def _hook(model: PreTrainedModel) -> Callable[[], None]:
-    """Install the hooks of `without_padding`, and return how to take them away."""
-    backbone = model.get_decoder()
-    handles = [
-        backbone.register_forward_pre_hook(partial(_pack, reads_last=_is_classifier(model)), with_kwargs=True),
-        backbone.register_forward_hook(_unpack, with_kwargs=True),
-        *_compute_what_is_read(backbone),
-    ]
-    config = backbone.config
-    own = copy.copy(config)  # the model's own is saved, and decides which masks are made
+def _hook(model: PreTrainedModel) -> ExitStack:
+    """Install the hooks of `without_padding`, which go when the returned stack is closed."""
+    backbone: Any = model.get_decoder()
+    hooks = _compute_what_is_read(backbone)
+    pack = partial(_pack, reads_last=_is_classifier(model))
+    hooks.enter_context(backbone.register_forward_pre_hook(pack, with_kwargs=True))
+    hooks.enter_context(backbone.register_forward_hook(_unpack, with_kwargs=True))
+    own = copy.copy(backbone.config)  # the model's own is saved, and decides which masks are made
     own._attn_implementation = attention.ROWS_APART
-    changed: list[Any] = [
-        part for part in backbone.modules() if part is not backbone and vars(part).get("config") is config
-    ]
-    for part in changed:
-        part.config = own  # permanently: activation checkpointing calls it again in the backward pass
-
-    def undo() -> None:
-        for handle in handles:
-            handle.remove()
-        for part in changed:
-            part.config = config
-
-    return undo
+    for part in backbone.modules():
+        if part is not backbone and vars(part).get("config") is backbone.config:
+            part.config = own  # not for a pass only: activation checkpointing calls it again in the backward pass
+            hooks.callback(setattr, part, "config", backbone.config)
+    return hooks
 
 
 def _pack(backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], reads_last: bool) -> Any:
@@ -95,8 +81,11 @@ def _pack(backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], re
     if not is_packable or given["attention_mask"].shape != given["input_ids"].shape:
         return None
     ids, is_token = given["input_ids"], given["attention_mask"].bool()
-    shared = _shared_tokens(ids, is_token) if reads_last and ids.device.type == "cpu" else None
-    rows = attention.packed_rows(is_token if shared is None else _without_shared(is_token, shared))
+    shared, is_computed = None, is_token
+    if reads_last and ids.device.type == "cpu" and len(ids) % 2 == 0:
+        shared, is_computed = _shared_tokens(ids, is_token), is_token.clone()
+        is_computed[len(shared) :] &= torch.arange(ids.shape[1]) >= shared[:, None]
+    rows = attention.packed_rows(is_computed)
     if len(rows.places) == ids.numel():
         return None
     # activation checkpointing computes a layer again in the backward pass, when the rows may be those of another pass
@@ -106,23 +95,15 @@ def _pack(backbone: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], re
     return (), {**others, **_packed_inputs(ids, positions, rows)}
 
 
-def _shared_tokens(token_ids: Tensor, is_token: Tensor) -> Tensor | None:
+def _shared_tokens(token_ids: Tensor, is_token: Tensor) -> Tensor:
     """Return how many first tokens each row of the second half has in common with its row of the first half.
 
     TRL's batches of pairs hold the chosen texts first, then the rejected ones: they share their prompts. The last token
-    of a row does not count, since its state is read. None for an odd number of rows.
+    of a row does not count, since its state is read.
     """
-    if len(token_ids) % 2:
-        return None
     (ids, others), (in_row, in_other) = token_ids.chunk(2), is_token.chunk(2)
     same = ((ids == others) & in_row & in_other).cumprod(1).sum(1)
     return torch.minimum(same, (in_other.sum(1) - 1).clamp(min=0))
-
-
-def _without_shared(is_token: Tensor, shared: Tensor) -> Tensor:
-    columns = torch.arange(is_token.shape[1], device=is_token.device)
-    first, second = is_token.chunk(2)
-    return torch.cat([first, second & (columns >= shared[:, None])])
 
 
 def _packed_inputs(token_ids: Tensor, positions: Tensor, rows: PackedRows) -> dict[str, Any]:
@@ -141,9 +122,7 @@ def _unpack(_backbone: nn.Module, _args: tuple[Any, ...], inputs: dict[str, Any]
     rows = inputs.get("packed_rows")
     if rows is None:
         return None
-    hidden, shape = output.last_hidden_state[0], (len(rows.lengths), rows.columns)
-    padded = hidden.new_zeros(shape[0] * shape[1], hidden.shape[-1]).index_copy(0, rows.places, hidden)
-    output.last_hidden_state = padded.unflatten(0, shape)
+    output.last_hidden_state = rows.spread(output.last_hidden_state[0], rows.places)
     return output
 
 
@@ -188,62 +167,41 @@ def _states(model: Any, inputs: dict[str, Any], places: Tensor) -> Tensor:
         return model.base_model(**inputs).last_hidden_state.flatten(0, 1)[places]
 
 
-@contextmanager
-def _packed(backbone: PreTrainedModel, inputs: dict[str, Any]) -> Iterator[None]:
+def _packed(backbone: PreTrainedModel, inputs: dict[str, Any]) -> ExitStack:
+    """Within the block, packed rows attend to themselves only, and GPT-2 computes only what is read of them."""
     if "packed_rows" not in inputs:
-        yield
-        return
-    with attention.rows_apart(backbone), _removed_after(_compute_what_is_read(backbone)):
-        yield
+        return ExitStack()
+    changes, config = _compute_what_is_read(backbone), backbone.config
+    changes.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+    config._attn_implementation = attention.ROWS_APART
+    return changes
 
 
-@contextmanager
-def _removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for hook in hooks:
-            stack.enter_context(hook)
-        yield
-
-
-def _compute_what_is_read(backbone: nn.Module) -> list[RemovableHandle]:
-    """Have GPT-2's last feed-forward layer compute only what is read of a packed pass (`PackedRows.read`)."""
-
-    def read_of(_states: Tensor, options: dict[str, Any]) -> Tensor | None:
-        rows: PackedRows | None = options.get("packed_rows")
-        return None if rows is None else rows.read
-
-    return _compute_only(backbone, read_of)
-
-
-@contextmanager
-def last_column_alone(model: nn.Module) -> Iterator[None]:
+def last_column_alone(model: nn.Module) -> ExitStack:
     """Within the block, GPT-2's last feed-forward layer computes the last column of a batch only, as sampling needs."""
-
-    def read_of(states: Tensor, _options: dict[str, Any]) -> Tensor:
-        return torch.arange(states.shape[1] - 1, states.shape[1], device=states.device)
-
     backbone = next((module for module in model.modules() if isinstance(module, GPT2Model)), model)
-    with _removed_after(_compute_only(backbone, read_of)):
-        yield
+    return _compute_what_is_read(backbone, reads_last_column=True)
 
 
-def _compute_only(
-    backbone: nn.Module, read_of: Callable[[Tensor, dict[str, Any]], Tensor | None]
-) -> list[RemovableHandle]:
+def _compute_what_is_read(backbone: nn.Module, reads_last_column: bool = False) -> ExitStack:
     """Have GPT-2's last feed-forward layer compute some columns only; the others stay as attention leaves them.
 
-    read_of: returns these columns, shape (columns read,), or None for all, from the states and the named arguments that
-        the last layer gets.
+    They are the last one, or those that are read of a packed pass (`PackedRows.read`); all of another pass.
     """
+    hooks = ExitStack()
     if not isinstance(backbone, GPT2Model):
-        return []
+        return hooks
     last: Any = backbone.h[-1]
     read: Tensor | None = None
     columns = 0
 
     def begin(_block: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
         nonlocal read, columns
-        read, columns = read_of(inputs[0], options), inputs[0].shape[1]
+        columns, rows = inputs[0].shape[1], options.get("packed_rows")
+        if reads_last_column:
+            read = torch.arange(columns - 1, columns, device=inputs[0].device)
+        else:
+            read = None if rows is None else rows.read
 
     def select(_mlp: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
         return None if read is None else (inputs[0][:, read],)
@@ -253,11 +211,10 @@ def _compute_only(
             return None
         return found.new_zeros(len(found), columns, found.shape[-1]).index_copy(1, read, found)
 
-    return [
-        last.register_forward_pre_hook(begin, with_kwargs=True),
-        last.mlp.register_forward_pre_hook(select),
-        last.mlp.register_forward_hook(spread),
-    ]
+    hooks.enter_context(last.register_forward_pre_hook(begin, with_kwargs=True))
+    hooks.enter_context(last.mlp.register_forward_pre_hook(select))
+    hooks.enter_context(last.mlp.register_forward_hook(spread))
+    return hooks
 
 
 def _is_classifier(model: PreTrainedModel) -> bool:
@@ -329,14 +286,10 @@ def _fault(model: Any, row_tokens: int, hooked: bool) -> str | None:
 
     def numbers(rows: slice, packs: bool) -> Tensor:
         inputs = _inputs(token_ids[rows], is_text[rows], is_read[rows], packs and not hooked)
-        undo = _hook(model) if packs and hooked else None
-        try:
+        with _hook(model) if packs and hooked else nullcontext():
             if _is_classifier(model):
                 return model.score(_states(model, *inputs)).float()
             return _logits(model, *inputs).float().log_softmax(-1)
-        finally:
-            if undo is not None:
-                undo()
 
     was_training = model.training
     model.eval()

@@ -40,8 +40,5 @@ def choose(tokenizer: Tokenizer, in_use: Collection[str], template: str) -> str:
             "model.tokenizer: the vocabulary has no token to pad with: none for a byte that UTF-8 cannot contain, and "
             "no special token without another use; use a tokenizer that has one"
         )
-    return min(unused, key=_rank)
-
-
-def _rank(token: str) -> int:
-    return next((rank for rank, word in enumerate(_MEANT_FOR_IT) if word in token.lower()), len(_MEANT_FOR_IT))
+    by_name = [token for word in _MEANT_FOR_IT for token in unused if word in token.lower()]
+    return by_name[0] if by_name else unused[0]

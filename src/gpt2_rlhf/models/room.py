@@ -48,10 +48,12 @@ def require(settings: Settings, plan: Plan) -> None:
 
 def peak_bytes(settings: Settings, plan: Plan) -> int:
     """Return about how many bytes these stages need at once, built one after the other."""
-    model_bytes, peak = _NUMBER * shape.of(settings.model).weights, 0
+    model, peak = shape.of(settings.model), 0
+    model_bytes = _NUMBER * model.weights
     for before, (stage, config) in enumerate(plan):
         checkpoint_bytes = _trained_bytes(settings, stage) + _optimizer_bytes(settings, stage, config)
-        checkpoint_bytes += _written_twice_bytes(settings, stage)
+        if settings.launch.sharded and stage.name == "sft" and settings.sft.peft.r == 0 and model.is_tied:
+            checkpoint_bytes += _NUMBER * model.vocabulary * model.width  # shares hold it under both of its names
         saved, limit = _saves(settings, stage, config), config.save_total_limit or math.inf
         best = stage.name == "ppo" and settings.ppo.withheld_prompts > 0  # kept beside the newest ones
         writes_checkpoint = (min(saved, limit + 1) + best) * checkpoint_bytes
@@ -66,13 +68,6 @@ def _trained_bytes(settings: Settings, stage: Stage) -> int:
     is_scorer = stage.name in ("reward", "judge")
     trained = model.trained(settings.trained_by(stage.name).peft, model.reward_weights if is_scorer else model.weights)
     return _NUMBER * (trained + (model.reward_weights if stage.name == "ppo" else 0))
-
-
-def _written_twice_bytes(settings: Settings, stage: Stage) -> int:
-    """Return the size of a tied output layer, which shares of a language model hold under both of its names."""
-    model = shape.of(settings.model)
-    is_twice = settings.launch.sharded and stage.name == "sft" and settings.sft.peft.r == 0
-    return _NUMBER * model.vocabulary * model.width if is_twice and model.is_tied else 0
 
 
 def _optimizer_bytes(settings: Settings, stage: Stage, config: TrainingArguments) -> int:

@@ -28,10 +28,8 @@ def give_room(cache: Any, columns: int) -> None:
 class _Roomy(DynamicLayer):
     """A layer for sampling: tokens can be added, and rows can leave."""
 
-    def __init__(self, layer: DynamicLayer, columns: int) -> None:
+    def __init__(self, layer: Any, columns: int) -> None:
         super().__init__()
-        assert layer.keys is not None
-        assert layer.values is not None
         self.lazy_initialization(layer.keys, layer.values)
         self._columns = columns
         self.keys, self.values = layer.keys, layer.values
@@ -49,12 +47,10 @@ class _Roomy(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows only."""
         tokens = self.get_seq_length()
-        self._rooms = [_with_room(states, indices, self._columns) for states in (self.keys, self.values)]
+        self._rooms: list[Tensor] = []
+        states: Any
+        for states in (self.keys, self.values):
+            room = states.new_empty(len(indices), states.shape[1], self._columns, states.shape[3])
+            torch.index_select(states, 0, indices, out=room[:, :, :tokens])
+            self._rooms.append(room)
         self.keys, self.values = (room[:, :, :tokens] for room in self._rooms)
-
-
-def _with_room(states: Any, rows: Tensor, columns: int) -> Tensor:
-    _, heads, tokens, width = states.shape
-    room = states.new_empty(len(rows), heads, columns, width)
-    torch.index_select(states, 0, rows, out=room[:, :, :tokens])
-    return room

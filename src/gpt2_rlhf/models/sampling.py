@@ -9,10 +9,10 @@ An accelerator computes ahead of the host, which must wait to learn which answer
 tokens, and an answer that ended is padded until then; the answers are the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
@@ -72,15 +72,9 @@ def sample(
             f"together (the model's positions); give at most {positions - longest}, or lower data.max_prompt_tokens"
         )
     draws = torch.rand(len(prompts), max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    eos = tokens.eos_id(tokenizer)
     answers, _ = sample_ids(
-        model,
-        prompt_ids,
-        draws,
-        temperature=temperature,
-        eos_token_id=tokens.eos_id(tokenizer),
-        never_token_id=None,
-        batch_size=batch_size,
-        show=show,
+        model, prompt_ids, draws, temperature=temperature, eos_token_id=eos, batch_size=batch_size, show=show
     )
     return [_answer(tokenizer, ids) for ids in answers]
 
@@ -98,7 +92,7 @@ def stream(
     """
     eos = tokens.eos_id(tokenizer)
     prompt_ids = encode_prompts(tokenizer, [prompt]) * len(draws)
-    steps = _sample_batch(model, prompt_ids, _on_device(draws, model.device), temperature, eos, None, None)
+    steps = _sample_batch(model, prompt_ids, draws, temperature, eos, None, None)
     for count in range(1, draws.shape[1] + 1):
         with inference(model):  # not around the yield, since the code of the caller would run in it too
             sampled, _ = next(steps, (None, None))
@@ -115,7 +109,7 @@ def sample_ids(
     *,
     temperature: float,
     eos_token_id: int,
-    never_token_id: int | None,
+    never_token_id: int | None = None,
     batch_size: int,
     cache: str | None = None,
     show: Show = iter,
@@ -127,18 +121,11 @@ def sample_ids(
     """
     answers: list[list[int]] = [[] for _ in prompt_ids]
     logprobs: list[list[float]] = [[] for _ in prompt_ids]
-    with inference(model) as device:
-        draws = _on_device(draws, device)
+    with inference(model):
         for batch in show(by_length([len(ids) for ids in prompt_ids], batch_size)):
-            *_, (sampled, sampled_logprobs) = _sample_batch(
-                model,
-                [prompt_ids[row] for row in batch],
-                draws[batch],
-                temperature,
-                eos_token_id,
-                never_token_id,
-                cache,
-            )
+            prompts = [prompt_ids[row] for row in batch]
+            steps = _sample_batch(model, prompts, draws[batch], temperature, eos_token_id, never_token_id, cache)
+            *_, (sampled, sampled_logprobs) = steps
             ended = (sampled == eos_token_id).int()
             lengths = ((ended.cumsum(1) - ended) == 0).sum(1)
             for place, (row, length) in enumerate(zip(batch, lengths.tolist(), strict=True)):
@@ -148,7 +135,7 @@ def sample_ids(
 
 
 def _sample_batch(
-    model: torch.nn.Module,
+    model: Any,
     prompt_ids: Sequence[Sequence[int]],
     draws: torch.Tensor,
     temperature: float,
@@ -162,7 +149,9 @@ def _sample_batch(
     """
     longest = max(len(ids) for ids in prompt_ids)
     padding = [longest - len(ids) for ids in prompt_ids]
-    device, new_tokens = draws.device, draws.shape[1]
+    device, new_tokens = next(model.parameters()).device, draws.shape[1]
+    # a float32 sum over 50,257 probabilities loses the rarest tokens, but Apple's GPUs have no float64
+    draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
     columns = longest + new_tokens if cache is None else -(-(longest + new_tokens) // _STATIC_TOKENS) * _STATIC_TOKENS
     ids = torch.tensor(
         [[eos_token_id] * pad + list(row) for pad, row in zip(padding, prompt_ids, strict=True)], device=device
@@ -173,9 +162,12 @@ def _sample_batch(
     has_ended = torch.zeros(len(prompt_ids), dtype=torch.bool, device=device)
     sampled = torch.full(draws.shape, eos_token_id, device=device)
     logprobs = torch.zeros_like(draws)
-    states = _states(model, cache, columns, device)
     tokens_a_check = _tokens_a_check(device)
-    compute: Callable[..., Any] = model
+    if cache is not None:
+        states: Any = _OneType(model.config, max_cache_len=columns)
+    else:
+        states = None if tokens_a_check == 1 else _UnreadMasks(config=model.config)  # None: the model makes its own
+    compute = model
     for step in range(new_tokens):
         with packing.last_column_alone(model) if step == 0 else nullcontext():
             output = compute(
@@ -191,7 +183,7 @@ def _sample_batch(
         if step == 0 and device.type == "cpu":  # not measured elsewhere
             roomy_cache.give_room(states, columns)
         if cache == "compiled":
-            compute = cast(PreTrainedModel, model).get_compiled_call(None)  # not for prompts, whose lengths vary
+            compute = model.get_compiled_call(None)  # not for prompts, whose lengths vary
         logits = output.logits[:, -1].float() / temperature
         if never_token_id is not None:
             logits[:, never_token_id] = -torch.inf
@@ -215,11 +207,6 @@ def _sample_batch(
         positions = positions[:, -1:] + 1
 
 
-def _on_device(draws: torch.Tensor, device: torch.device) -> torch.Tensor:
-    # a float32 sum over 50,257 probabilities loses the rarest tokens, but Apple's GPUs have no float64
-    return draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
-
-
 def _tokens_a_check(device: torch.device) -> int:
     """Return after how many tokens to look for answers that have ended; a CPU computes nothing ahead."""
     return 1 if device.type == "cpu" else _TOKENS_A_CHECK
@@ -236,13 +223,6 @@ class _OneType(StaticCache):
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         return super().update(key_states.to(value_states.dtype), value_states, layer_idx, *args, **kwargs)
-
-
-def _states(model: Any, cache: str | None, columns: int, device: torch.device) -> Any:
-    """Return the cache of keys and values to start with; None lets the model make its own."""
-    if cache is not None:
-        return _OneType(model.config, max_cache_len=columns)
-    return None if _tokens_a_check(device) == 1 else _UnreadMasks(config=model.config)
 
 
 def _invert_cdf(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,14 @@ results of single rows.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from gpt2_rlhf.models.shape import LOGITS_AT_ONCE
@@ -117,16 +119,13 @@ def kl_by_row(
     """
     kl = Divergence(*(np.zeros(len(answer_ids)) for _ in range(3)))
     vocabulary = 2 * policy.config.vocab_size  # the logits of both models are held at once
-    with inference(policy) as device, inference(policy if reference is None else reference):
+    other = policy if reference is None else reference
+    with inference(policy) as device, inference(other):
         for batch in _answer_batches(prompt_ids, answer_ids, vocabulary, batch_size):
             ids = batch.ids.to(device)
             logps = _answer_logits(policy, batch, temperature).log_softmax(-1)
-            if reference is None:
-                assert isinstance(policy, PeftModel)
-                with policy.disable_adapter():
-                    log_ratio = _answer_logits(policy, batch, temperature).log_softmax(-1).sub_(logps)
-            else:
-                log_ratio = _answer_logits(reference, batch, temperature).log_softmax(-1).sub_(logps)
+            with cast(PeftModel, policy).disable_adapter() if reference is None else nullcontext():
+                log_ratio = _answer_logits(other, batch, temperature).log_softmax(-1).sub_(logps)
             chosen = log_ratio.gather(-1, ids[:, batch.first :, None])[..., 0]
             for row, d in batch.of_answers(chosen):
                 kl.k1[row] = -d.sum()
@@ -207,7 +206,6 @@ def _answer_logits(model: PreTrainedModel, batch: _AnswerBatch, temperature: flo
 
 def _right_padded(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and attention mask, both of shape (sequences, longest)."""
-    longest = max(len(ids) for ids in sequences)
-    ids = torch.tensor([[*row, *[pad_token_id] * (longest - len(row))] for row in sequences])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in sequences])
-    return ids, mask
+    rows = [torch.tensor(row) for row in sequences]
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return pad_sequence(rows, batch_first=True, padding_value=pad_token_id), mask

@@ -1,7 +1,6 @@
 """Read a model's sizes from its config and the headers of its weights: without torch, and no weights are loaded."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +51,12 @@ class Shape:
             return weights
         chosen = peft.target_modules if isinstance(peft.target_modules, list) else _LORA_DEFAULTS
         takes_all = "all-linear" in (peft.target_modules, *chosen)
-        matrices = {name: size for name, size in self.tensors.items() if len(size) == 2 and _is_in_layer(name)}
-        return sum(peft.r * sum(size) for name, size in matrices.items() if takes_all or _module(name) in chosen)
+        paths = {tuple(name.removesuffix(".weight").split(".")): size for name, size in self.tensors.items()}
+        return peft.r * sum(
+            sum(size)
+            for path, size in paths.items()
+            if len(size) == 2 and any(map(str.isdigit, path)) and (takes_all or path[-1] in chosen)
+        )
 
 
 def of(model: Model) -> Shape:
@@ -62,10 +65,13 @@ def of(model: Model) -> Shape:
         config: dict[str, Any] = {"model_type": "gpt2", "attn_pdrop": 0.1, **model.random}
         tensors = _gpt2(model.random)
     else:
-        config = model_files.read_json(model_files.folder(model.name, model) / "config.json")
-        is_tied = config.get("tie_word_embeddings")  # a file may hold both
-        tensors = {name: size for name, size in _in_files(model) if not (is_tied and name.startswith(_HEADS))}
-    vocabulary = _first(config, "vocab_size")
+        folder = model_files.folder(model.name, model)
+        config, tensors = model_files.read_json(folder / "config.json"), {}
+        left_out = _HEADS if config.get("tie_word_embeddings") else ()  # a file may hold both
+        for path in sorted(folder.glob("model*.safetensors")):
+            for name, tensor in model_checks.header(path).items():
+                if len(tensor["shape"]) < 4 and not name.startswith(left_out):  # old files also hold masks
+                    tensors[name] = tuple(tensor["shape"])
     width = _first(config, "n_embd", "hidden_size", "d_model")
     heads = _first(config, "n_head", "num_attention_heads", "num_heads", "n_heads") or max(1, width // 64)
     of_head = config.get("head_dim") or width // heads
@@ -76,7 +82,7 @@ def of(model: Model) -> Shape:
         inner=_first(config, "n_inner", "intermediate_size", "ffn_dim") or 4 * width,
         heads=heads,
         cache_width=2 * of_head * (config.get("num_key_value_heads") or heads),
-        vocabulary=vocabulary,
+        vocabulary=_first(config, "vocab_size"),
         is_gated=any("gate" in name for name in tensors),
         has_dropout=bool(config.get("attn_pdrop") or config.get("attention_dropout")),
         packs=config["model_type"] not in _PADDED,
@@ -86,13 +92,6 @@ def of(model: Model) -> Shape:
 def _first(config: dict[str, Any], *names: str) -> int:
     """Return the first of these that is set, or 0; families name the same size differently."""
     return next((int(config[name]) for name in names if config.get(name)), 0)
-
-
-def _in_files(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for path in sorted(model_files.folder(model.name, model).glob("model*.safetensors")):
-        for name, tensor in model_checks.header(path).items():
-            if len(tensor["shape"]) < 4:  # old files also hold masks
-                yield name, tuple(tensor["shape"])
 
 
 def _gpt2(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
@@ -109,11 +108,3 @@ def _gpt2(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
     embeddings = {"wte": (sizes["vocab_size"], width), "wpe": (sizes["n_positions"], width)}
     biases = {f"{name}.bias": size[-1:] for name, size in of_layers.items()}
     return {f"{name}.weight": size for name, size in (embeddings | of_layers).items()} | biases
-
-
-def _is_in_layer(name: str) -> bool:
-    return any(part.isdigit() for part in name.split("."))
-
-
-def _module(name: str) -> str:
-    return name.removesuffix(".weight").rpartition(".")[2]

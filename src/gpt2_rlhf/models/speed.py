@@ -103,11 +103,8 @@ class Machine:
         if keys is not None:
             attended = F.scaled_dot_product_attention(query, torch.cat([keys, key], 2), torch.cat([keys, value], 2))
         elif self.device.type != "cpu":  # attention.py makes one call for all texts there
-            query, key, value = (
-                part[0].unflatten(1, (-1, text_tokens)).transpose(0, 1) for part in (query, key, value)
-            )
-            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-            attended = attended.transpose(0, 1).flatten(1, 2)[None]
+            q, k, v = (part[0].unflatten(1, (-1, text_tokens)).transpose(0, 1) for part in (query, key, value))
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).flatten(1, 2)[None]
         else:
             texts = zip(*(part.split(text_tokens, 2) for part in (query, key, value)), strict=True)
             attended = torch.cat([F.scaled_dot_product_attention(*text, is_causal=True) for text in texts], 2)

@@ -4,9 +4,10 @@ The operations of a small model gain nothing from a second thread, but two small
 computation stays as it would be alone, so the numbers are the same to the bit.
 """
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -45,11 +46,9 @@ def apart(*models: nn.Module) -> bool:
 
     A pass sets the attention of its model's config, and a backward pass adds to the gradients of its weights.
     """
-    seen: set[int] = set()
-    for model in models:
-        parts: list[Any] = [*model.parameters(), *(vars(part).get("config") for part in model.modules())]
-        own = {id(part) for part in parts if part is not None}
-        if seen & own:
-            return False
-        seen |= own
-    return True
+
+    def parts(model: nn.Module) -> set[int]:
+        found = [*model.parameters(), *(vars(part).get("config") for part in model.modules())]
+        return {id(part) for part in found if part is not None}
+
+    return not any(one & other for one, other in itertools.combinations(map(parts, models), 2))

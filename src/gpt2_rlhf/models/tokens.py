@@ -69,19 +69,14 @@ def load_tokenizer(path: str, template: str | None) -> PreTrainedTokenizerBase:
 
 def load_published(path: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer that was saved with a model, for prompts in its chat template if there is a usable one."""
-    own = _read(path).chat_template
-    if own is not None and not str(own).endswith(TRANSCRIPT):
+    if has_chat_template(_read(path)):
         with contextlib.suppress(UserError):  # the template of somebody else's model
             return load_tokenizer(path, "chat")
     return load_tokenizer(path, None)
 
 
 def _read(path: str) -> Any:
-    """Load the tokenizer as it was saved, which also reads the config of its model.
-
-    Raises:
-        UserError: one of them cannot be read.
-    """
+    """Load the tokenizer as it was saved, which also reads the config of its model."""
     with model_files.load_errors(f"{path}: its tokenizer or config"):
         return AutoTokenizer.from_pretrained(path)
 
@@ -152,9 +147,8 @@ def encode_sft(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[
 
 def encode_reward(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Columns]:
     """Return the columns for RewardTrainer: prompt + answer + EOS for both answers; the score is read at EOS."""
-    answers = (_answer_ids(tokenizer, rows, side) for side in ("chosen", "rejected"))
-    texts = zip(_prompt_ids(tokenizer, rows), *answers, strict=True)
-    return [{"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected} for prompt, chosen, rejected in texts]
+    sides = ("chosen_ids", "rejected_ids")
+    return [{side: row["prompt_ids"] + row[side] for side in sides} for row in encode_dpo(tokenizer, rows)]
 
 
 def encode_dpo(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Columns]:
