@@ -30,58 +30,37 @@ def _in_args(*names: str) -> tuple[str, ...]:
 
 _ABOVE_0 = (
     "data.train_pairs", "data.test_pairs", "data.max_prompt_tokens", "data.max_answer_tokens",
-    "sft.args.learning_rate", "sft.args.per_device_train_batch_size",
-    "sft.args.gradient_accumulation_steps", "sft.args.num_train_epochs",
-    "reward.args.learning_rate", "reward.args.per_device_train_batch_size",
-    "reward.args.gradient_accumulation_steps", "reward.args.num_train_epochs",
-    "ppo.args.learning_rate", "ppo.args.per_device_train_batch_size",
-    "ppo.args.gradient_accumulation_steps", "ppo.args.num_train_epochs",
+    *_in_args("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"),
     "ppo.args.num_ppo_epochs", "ppo.args.num_mini_batches", "ppo.args.total_episodes",
     "ppo.args.response_length", "ppo.args.temperature", "ppo.args.eval_steps",
     "ppo.reward.clip", "ppo.kl.target_nats", "ppo.kl.horizon_episodes",
     "ppo.heldout.prompts", "ppo.guard.max_kl_nats",
-    "rloo.args.learning_rate", "rloo.args.per_device_train_batch_size", "rloo.args.gradient_accumulation_steps",
     "rloo.args.num_generations", "rloo.args.steps_per_generation", "rloo.args.temperature",
-    "rloo.args.max_completion_length", "rloo.args.num_iterations", "rloo.episodes",
-    "dpo.args.learning_rate", "dpo.args.per_device_train_batch_size", "dpo.args.gradient_accumulation_steps",
-    "dpo.args.num_train_epochs", "dpo.args.beta",
+    "rloo.args.max_completion_length", "rloo.args.num_iterations", "rloo.episodes", "dpo.args.beta",
     "evaluate.prompts", "evaluate.pairs", "evaluate.batch_size",
     "evaluate.max_new_tokens", "evaluate.temperature", "chat.max_new_tokens", "chat.temperature",
     "launch.processes", "launch.threads", "sweep.parallel",
     *_in_args("save_steps", "save_total_limit", "logging_steps", "per_device_eval_batch_size"),
 )  # fmt: skip
+_AT_LEAST_0 = (
+    "ppo.args.kl_coef", "ppo.args.missing_eos_penalty", "rloo.args.beta", "rloo.missing_eos_penalty",
+    *_in_args("weight_decay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers"),
+)  # fmt: skip
+_SEEDS = ("seed", "data.seed", "evaluate.seed", "chat.seed")
 
 # What is expected, the check, the settings that it holds for. A value that is null or not set is not checked.
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number above 0", lambda number: number > 0, _ABOVE_0),
-    (
-        "a number of 0 or more",
-        lambda number: number >= 0,
-        (
-            "ppo.args.kl_coef",
-            "ppo.args.missing_eos_penalty",
-            "rloo.args.beta",
-            "rloo.missing_eos_penalty",
-            *_in_args("weight_decay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers"),
-        ),
-    ),
+    ("a number of 0 or more", lambda number: number >= 0, _AT_LEAST_0),
     (
         "a number above 0, or -1 to count epochs",  # transformers takes all others for -1
         lambda steps: steps == -1 or steps > 0,
-        ("sft.args.max_steps", "reward.args.max_steps", "ppo.args.max_steps", "dpo.args.max_steps"),
+        _in_args("max_steps"),
     ),
     ("a number above 1", lambda number: number > 1, ("ppo.guard.max_length_ratio",)),
     ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("ppo.guard.min_eos_rate", "ppo.guard.min_distinct_2")),
-    (
-        "a number of 0 or more and below 1",
-        lambda beta: 0 <= beta < 1,
-        _in_args("adam_beta1", "adam_beta2"),
-    ),
-    (
-        "a whole number from 0 to 4294967295",
-        lambda seed: 0 <= seed < 2**32,
-        ("seed", "data.seed", "evaluate.seed", "chat.seed"),
-    ),
+    ("a number of 0 or more and below 1", lambda beta: 0 <= beta < 1, _in_args("adam_beta1", "adam_beta2")),
+    ("a whole number from 0 to 4294967295", lambda seed: 0 <= seed < 2**32, _SEEDS),
     # as many answers to a prompt are held in memory
     ("a whole number from 1 to 1024", lambda count: 1 <= count <= 1024, ("evaluate.best_of", "chat.best_of")),
     ("a year such as 2026", lambda year: 1000 <= year <= 9999, ("card.year",)),
@@ -90,7 +69,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "0 to train all weights, or a LoRA rank such as 8",
         lambda rank: rank >= 0,
-        ("sft.peft.r", "reward.peft.r", "ppo.peft.r", "rloo.peft.r", "dpo.peft.r"),
+        tuple(f"{stage}.peft.r" for stage in STAGES),
     ),
     (
         "different whole numbers from 0 to 4294967295, or null",
