@@ -99,7 +99,7 @@ def read(directory: Path, now: Settings) -> Run:
         processes = found[methods.of(first)].inputs["processes"]
         settings = compose.settings_of(values, now)
         others = [
-            first | {name: found[f"{name}-seed{seed}"] for name in _by_seed(settings)}
+            first | {name: found[f"{name}-seed{seed}"] for name in (settings.method, "evaluate")}
             for seed in (settings.ppo.seeds or [])[1:]
         ]
     except (OSError, LookupError, TypeError, ValueError) as error:
@@ -110,11 +110,6 @@ def read(directory: Path, now: Settings) -> Run:
     except UserError as error:
         raise UserError(f"{directory}: made by another version; run `make pipeline` again first ({error})") from error
     return Run(settings, tuple(shlex.split(command)[2:]), values, (first, *others), processes)
-
-
-def _by_seed(settings: Settings) -> tuple[str, str]:
-    """Return the stages that each seed of the policy has of its own."""
-    return settings.method, "evaluate"
 
 
 def _read_stage(link: Path) -> Stage:
@@ -153,11 +148,11 @@ def find(output_dir: str, name: str | None) -> Path:
 def link_stages(run: Run) -> None:
     """Link the stages into the directory of the run, and write its settings there."""
     run.directory.mkdir(parents=True, exist_ok=True)
-    for stage in run.plans[0].values():
-        _link_stage(run, stage.name, stage)
+    stages, method = dict(run.plans[0]), run.settings.method
     for plan in run.plans[1:]:
-        for stage in (plan[name] for name in _by_seed(run.settings) if name in plan):
-            _link_stage(run, f"{stage.name}-seed{plan[run.settings.method].seed}", stage)
+        stages |= {f"{name}-seed{plan[method].seed}": plan[name] for name in (method, "evaluate") if name in plan}
+    for name, stage in stages.items():
+        link(run.directory / name, Path("..", "..", "stages", stage.directory.name))
     with replacing(run.directory / "config.yaml") as file:
         file.write(compose.yaml(run.values))
 
@@ -165,7 +160,3 @@ def link_stages(run: Run) -> None:
 def make_newest(run: Run) -> None:
     """Point outputs/latest at the run."""
     link(latest(run.settings.output_dir), Path("runs", run.name))
-
-
-def _link_stage(run: Run, name: str, stage: Stage) -> None:
-    link(run.directory / name, Path("..", "..", "stages", stage.directory.name))
