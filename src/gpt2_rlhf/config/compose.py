@@ -29,6 +29,8 @@ from gpt2_rlhf.config.settings import Settings
 
 CONF_DIR = Path(__file__).parent / "conf"
 
+Options = Mapping[str, Sequence[str]]  # of each config group
+
 
 @dataclass(frozen=True)
 class Composed:
@@ -47,9 +49,9 @@ def load(overrides: Sequence[str]) -> Composed:
             a field that the pipeline sets itself.
     """
     kinds, options = _kinds(_schema(Settings)), groups()
-    parsed = [_as_hydra_reads_it(override.lstrip("+"), kinds) for override in overrides]  # every setting exists
-    checked = _checked(parsed, kinds, options)
-    values = _without_missing(OmegaConf.to_container(_compose(checked, kinds, options)))
+    texts = [_as_hydra_reads_it(override.lstrip("+"), kinds) for override in overrides]  # every setting exists
+    cfg = _compose([_parsed(text, kinds, options) for text in texts], kinds, options)
+    values = _without_missing(OmegaConf.to_container(cfg))
     for stage in trl_fields.STAGES:
         trl_arguments.check(stage, values[stage].get("args", {}))
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0])
@@ -106,38 +108,32 @@ def _as_hydra_reads_it(override: str, kinds: Mapping[str, Any]) -> str:
     return f"{key}='{escaped}'"
 
 
-def _checked(
-    overrides: Sequence[str], kinds: Mapping[str, Any], options: Mapping[str, Sequence[str]]
-) -> list[Override]:
-    """Return the overrides as Hydra parses them; refuse one of a setting or option that does not exist."""
-    checked = []
-    for text in overrides:
-        key, equals, given = text.lstrip("~").partition("=")
-        if text.startswith("-"):
-            raise UserError(f"{text}: there is no such option; settings are key=value")
-        if not key or not (equals or text.startswith("~")):
-            raise UserError(f"{text or 'empty argument'}: no value; expected key=value, without spaces")
-        if key not in options and not _exists(key, kinds):
-            common = [name for name in kinds if trl_arguments.is_common(name)]
-            rare = [name for name in kinds if name not in common and not trl_arguments.is_refused(name)]
-            like = suggestions.setting_like(key, [*common, *options], rare)
-            raise UserError(f"{key}: there is no such setting; {like}")
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException as error:
-            expected = suggestions.value_of(key, kinds) or "key=value, strings with = or , in quotes"
-            raise UserError(f"{key}: {given} cannot be read; expected {expected}") from error
-        if override.is_sweep_override():
-            raise UserError(
-                f"{text}: several values; expected one{_without_comma(key, given, kinds)}, or `make sweep` for all"
-            )
-        value = override.value()
-        chosen = value if isinstance(value, list) else [value]
-        if _chooses(override, options) and not override.is_delete() and not all(one in options[key] for one in chosen):
-            more = f", or {_INSTEAD[key]}" if key in _INSTEAD else ""
-            raise UserError(f"{key}: there is no {given!r}; {suggestions.did_you_mean(given, options[key])}{more}")
-        checked.append(override)
-    return checked
+def _parsed(text: str, kinds: Mapping[str, Any], options: Options) -> Override:
+    """Return the override as Hydra parses it; refuse one of a setting or option that does not exist."""
+    key, equals, given = text.lstrip("~").partition("=")
+    if text.startswith("-"):
+        raise UserError(f"{text}: there is no such option; settings are key=value")
+    if not key or not (equals or text.startswith("~")):
+        raise UserError(f"{text or 'empty argument'}: no value; expected key=value, without spaces")
+    if key not in options and not _exists(key, kinds):
+        common = [name for name in kinds if trl_arguments.is_common(name)]
+        rare = [name for name in kinds if name not in common and not trl_arguments.is_refused(name)]
+        raise UserError(f"{key}: there is no such setting; {suggestions.setting_like(key, [*common, *options], rare)}")
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        expected = suggestions.value_of(key, kinds) or "key=value, strings with = or , in quotes"
+        raise UserError(f"{key}: {given} cannot be read; expected {expected}") from error
+    if override.is_sweep_override():
+        raise UserError(
+            f"{text}: several values; expected one{_without_comma(key, given, kinds)}, or `make sweep` for all"
+        )
+    value = override.value()
+    chosen = value if isinstance(value, list) else [value]
+    if _chooses(override, options) and not override.is_delete() and not all(one in options[key] for one in chosen):
+        more = f", or {_INSTEAD[key]}" if key in _INSTEAD else ""
+        raise UserError(f"{key}: there is no {given!r}; {suggestions.did_you_mean(given, options[key])}{more}")
+    return override
 
 
 _INSTEAD = {  # what is set where a user gives it as the group's option
@@ -177,14 +173,12 @@ def _exists(key: str, kinds: Mapping[str, Any]) -> bool:
     )
 
 
-def _chooses(override: Override, options: Mapping[str, Any]) -> bool:
+def _chooses(override: Override, options: Options) -> bool:
     """Return whether the override chooses an option of a group; a mapping gives values to settings of the group."""
     return override.key_or_group in options and not isinstance(override.value(), dict)
 
 
-def _compose(
-    overrides: Sequence[Override], kinds: Mapping[str, Any], options: Mapping[str, Sequence[str]]
-) -> DictConfig:
+def _compose(overrides: Sequence[Override], kinds: Mapping[str, Any], options: Options) -> DictConfig:
     """Return all values; options are chosen and values deleted before the other values are set, in the given order."""
     typed = {one.key_or_group: one.value() for one in overrides}
     first = [one for one in overrides if one.is_delete() or _chooses(one, options)]
@@ -201,7 +195,7 @@ def _compose(
     return cfg
 
 
-def _set(cfg: DictConfig, key: str, value: Any, options: Mapping[str, Sequence[str]]) -> None:
+def _set(cfg: DictConfig, key: str, value: Any, options: Options) -> None:
     """Set a value as Hydra does: a mapping adds to the one that is there, and replaces null."""
 
     def is_null(name: str) -> bool:  # a value that cannot be resolved is not: it may be replaced
@@ -277,11 +271,7 @@ def _without_missing(node: Any) -> Any:
 
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """Build a settings class, and those inside it, from nested values.
-
-    Raises:
-        UserError: a field has no value.
-    """
+    """Build a settings class, and those inside it, from nested values, of which none may be missing."""
     built: dict[str, Any] = {}
     for name, kind in get_type_hints(cls).items():
         key = f"{prefix}{name}"
