@@ -15,7 +15,6 @@ from gpt2_rlhf.config import compose, methods
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.store.files import link, replacing
-from gpt2_rlhf.store.portable import without_folder
 from gpt2_rlhf.store.stage import Stage, manifest
 
 _STAGES = ("data", "sft", "reward", "judge", *methods.LABELS, "evaluate")
@@ -160,3 +159,19 @@ def link_stages(run: Run) -> None:
 def make_newest(run: Run) -> None:
     """Point outputs/latest at the run."""
     link(latest(run.settings.output_dir), Path("runs", run.name))
+
+
+def without_folders(node: Any) -> Any:
+    """Return the same JSON-like value with each local path in it cut to its file name."""
+    if isinstance(node, Mapping):
+        return {key: without_folders(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [without_folders(value) for value in node]
+    return without_folder(node) if isinstance(node, str) else node
+
+
+def without_folder(text: str) -> str:
+    """Return a local path's file name, in Hydra's quotes where it has some; any other text unchanged."""
+    quote = text[:1] if text[:1] in ("'", '"') and text[-1:] == text[:1] else ""
+    path = text.strip(quote) if quote else text
+    return f"{quote}{Path(path).name}{quote}" if path.startswith(("/", "~", "./", "../")) else text
