@@ -39,16 +39,18 @@ class Inputs:
     launcher: str | None = None  # sha256 of launch.accelerate_config, which may set the precision
 
 
-def plans(settings: Settings, inputs: Inputs, processes: int) -> tuple[dict[str, Stage], ...]:
-    """Plan the stages of a run for each seed of the policy; the seeds share all stages but the last two."""
-    return tuple(plan(settings, inputs, processes, seed) for seed in settings.ppo.seeds or [settings.seed])
-
-
-def plan(settings: Settings, inputs: Inputs, processes: int, policy_seed: int) -> dict[str, Stage]:
-    """Plan the stages of a run with one seed of the policy, in the order in which they are built.
+def plans(settings: Settings, inputs: Inputs, processes: int, last: str) -> tuple[dict[str, Stage], ...]:
+    """Plan the stage `last` and those it builds on, for each seed of the policy, in the order in which they are built.
 
     processes: data-parallel processes of the training stages; their number scales the batch and so the result.
     """
+    whole = [_plan(settings, inputs, processes, seed) for seed in settings.ppo.seeds or [settings.seed]]
+    kept = {last, *whole[0][last].needs}
+    return tuple({name: stage for name, stage in plan.items() if name in kept} for plan in whole)
+
+
+def _plan(settings: Settings, inputs: Inputs, processes: int, policy_seed: int) -> dict[str, Stage]:
+    """Plan all stages of a run with one seed of the policy; the seeds share all stages but the last two."""
     base = {"model": inputs.base_model, "random": settings.model.random}
     trained = {"seed": settings.seed, "processes": processes, "launcher": inputs.launcher}
     measured = {"heldout_pairs": settings.evaluate.pairs}

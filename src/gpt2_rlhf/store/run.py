@@ -6,7 +6,7 @@ the stage store, so runs that share stages share their bytes; outputs/latest is 
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,6 @@ class Run:
         """The manifests of the finished stages by name, for each seed of the policy."""
         read = {stage.directory: manifest(stage) for stage in self.stages}
         return [{name: read[stage.directory] for name, stage in plan.items()} for plan in self.plans]
-
-
-def up_to(plans: Sequence[Mapping[str, Stage]], last: str) -> tuple[dict[str, Stage], ...]:
-    """Return the plans cut to the stage `last` and what it builds on."""
-    kept = {last, *plans[0][last].needs}
-    return tuple({name: stage for name, stage in plan.items() if name in kept} for plan in plans)
 
 
 def read(directory: Path, now: Settings) -> Run:
