@@ -116,8 +116,7 @@ def _parsed(text: str, kinds: Mapping[str, Any], options: Options) -> Override:
     if not key or not (equals or text.startswith("~")):
         raise UserError(f"{text or 'empty argument'}: no value; expected key=value, without spaces")
     if key not in options and not _exists(key, kinds):
-        common = [name for name in kinds if trl_arguments.is_common(name)]
-        rare = [name for name in kinds if name not in common and not trl_arguments.is_refused(name)]
+        common, rare = trl_arguments.by_use(kinds)
         raise UserError(f"{key}: there is no such setting; {suggestions.setting_like(key, [*common, *options], rare)}")
     try:
         override = OverridesParser.create().parse_override(text)

@@ -48,12 +48,11 @@ def fields(stage: str) -> dict[str, TrlField]:
 @cache
 def model_types(head: str) -> frozenset[str]:
     """Return the model types that transformers has a class with this head for: CAUSAL_LM or SEQUENCE_CLASSIFICATION."""
-    mapping = f"MODEL_FOR_{head}_MAPPING_NAMES"
-    for statement in _tree("transformers", "models/auto/modeling_auto.py").body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == mapping:
-            assert isinstance(statement.value, ast.Call)
-            return frozenset(name for name, _ in ast.literal_eval(statement.value.args[0]))
-    raise LookupError(mapping)
+    body = _tree("transformers", "models/auto/modeling_auto.py").body
+    assigned = {ast.unparse(one.targets[0]): one.value for one in body if isinstance(one, ast.Assign)}
+    mapping = assigned[f"MODEL_FOR_{head}_MAPPING_NAMES"]
+    assert isinstance(mapping, ast.Call)
+    return frozenset(name for name, _ in ast.literal_eval(mapping.args[0]))
 
 
 @cache
