@@ -9,7 +9,7 @@ name or a wrong type is refused.
 import copy
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,7 +48,7 @@ def load(overrides: Sequence[str]) -> Composed:
         UserError: an override or a file in conf/ has a misspelt key, a wrong type, a value that is not allowed or
             a field that the pipeline sets itself.
     """
-    kinds, options = _kinds(_schema(Settings)), groups()
+    kinds, options = dict(_kinds(_schema(Settings))), groups()
     texts = [_as_hydra_reads_it(override.lstrip("+"), kinds) for override in overrides]  # every setting exists
     cfg = _compose([_parsed(text, kinds, options) for text in texts], kinds, options)
     values = _without_missing(OmegaConf.to_container(cfg))
@@ -81,8 +81,7 @@ def settings_of(values: Mapping[str, Any], now: Settings) -> Settings:
 
 def groups() -> dict[str, list[str]]:
     """Return the config groups with their options, as `--help` lists them."""
-    folders = sorted(folder for folder in CONF_DIR.iterdir() if folder.is_dir())
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in sorted(CONF_DIR.glob("*/"))}
 
 
 def _as_hydra_reads_it(override: str, kinds: Mapping[str, Any]) -> str:
@@ -252,15 +251,13 @@ def _is_node(kind: Any) -> TypeGuard[type]:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
-def _kinds(schema: type, prefix: str = "") -> dict[str, Any]:
-    """Return the type of every setting by its dotted name."""
-    found: dict[str, Any] = {}
+def _kinds(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name of every setting with its type."""
     for field in dataclasses.fields(schema):
         if _is_node(field.type):
-            found |= _kinds(field.type, f"{prefix}{field.name}.")
+            yield from _kinds(field.type, f"{prefix}{field.name}.")
         else:
-            found[f"{prefix}{field.name}"] = field.type
-    return found
+            yield f"{prefix}{field.name}", field.type
 
 
 def _without_missing(node: Any) -> Any:

@@ -99,11 +99,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
 
 
 def check(settings: Settings, last: str = "evaluate") -> None:
-    """Refuse values out of range, and values that contradict each other, of the stages up to `last`.
-
-    Raises:
-        UserError: names the first fault.
-    """
+    """Raise a UserError for the first value of the stages up to `last` that is out of range or contradicts another."""
     if settings.method in LABELS and last in LABELS and last != settings.method:
         raise UserError(f"method: {settings.method}, with which no {last} stage is built; expected method={last}")
     later = _later(last, settings)
@@ -117,22 +113,14 @@ def check(settings: Settings, last: str = "evaluate") -> None:
 
 
 def check_overrides(overrides: Sequence[str], method: str) -> None:
-    """Refuse a setting of another method, which would have no effect; `ppo` has settings that all methods read.
-
-    Raises:
-        UserError: names the first one.
-    """
+    """Raise a UserError for a setting of another method, which has no effect; all methods read some of `ppo`."""
     for key in (one.partition("=")[0] for one in overrides):
         if (section := key.lstrip("+~").partition(".")[0]) in LABELS and section not in ("ppo", method):
             raise UserError(f"{key}: method={method} does not read it; set method={section}, or leave it out")
 
 
 def check_ranges(settings: Settings, is_used: Callable[[str], bool]) -> None:
-    """Refuse a value out of its range, of the settings that are used; no number may be infinite.
-
-    Raises:
-        UserError: names the first one.
-    """
+    """Raise a UserError for the first of the settings that are used whose value is out of range or infinite."""
     values = asdict(settings)
     for key, value in flat(values):
         if is_used(key) and isinstance(value, float) and not math.isfinite(value):
@@ -205,11 +193,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 
 def check_lengths(settings: Settings, positions: int, last: str = "evaluate") -> None:
-    """Refuse lengths of the stages up to `last` that do not fit into a model with this number of positions.
-
-    Raises:
-        UserError: a prompt and an answer together may be longer.
-    """
+    """Raise a UserError if a prompt and an answer of a stage up to `last` may have more tokens than these positions."""
     prompt_tokens = settings.data.max_prompt_tokens
     answer_limits = {  # each with EOS, after which reward models score an answer, also one that was cut
         "data.max_answer_tokens": settings.data.max_answer_tokens + 1,

@@ -100,11 +100,7 @@ def by_use(keys: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def check(stage: str, args: Mapping[str, Any]) -> None:
-    """Refuse arguments of a stage (one of trl_fields.STAGES) that must not be set, and values that TRL does not know.
-
-    Raises:
-        UserError: names the first such argument.
-    """
+    """Raise a UserError for the first argument that must not be set in a stage, or whose value TRL does not know."""
     for name, value in args.items():
         key, choices = f"{stage}.args.{name}", trl_fields.fields(stage)[name].choices
         if name in REFUSED:

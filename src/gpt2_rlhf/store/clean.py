@@ -31,22 +31,14 @@ def clean(output_dir: str) -> None:
 
 
 def prune(output_dir: str) -> None:
-    """Ask, and delete the finished stages that no run shows.
-
-    Raises:
-        UserError: a run is at work, or nobody answers.
-    """
+    """Ask, and delete the finished stages that no run shows; a UserError if a run is at work, or nobody answers."""
     root = Path(output_dir)
     shown = {link.resolve() for link in root.glob("runs/*/*") if link.is_symlink()}
     _ask_and_delete([s.directory for s in _stages(root) if is_done(s) and s.directory.resolve() not in shown], root)
 
 
 def clean_all(output_dir: str) -> None:
-    """Ask, and delete all stages and runs.
-
-    Raises:
-        UserError: a run is at work, or nobody answers.
-    """
+    """Ask, and delete all stages and runs; a UserError if a run is at work, or nobody answers."""
     root = Path(output_dir)
     names = ("latest", "sweeps", "runs", "jobs", "stages")
     places = [path for path in (root / name for name in names) if os.path.lexists(path)]
