@@ -37,7 +37,7 @@ class Composed:
     """The configuration of one command: checked settings, the overrides as typed, every value that is set."""
 
     settings: Settings
-    overrides: tuple[str, ...]  # ordered by key
+    overrides: tuple[str, ...]  # ordered by key, so that a run is described alike in whatever order they were typed
     values: Mapping[str, Any]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config import compose, methods
+from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.store.files import link, replacing
@@ -22,16 +23,9 @@ _OPTIONAL = ("judge", *methods.LABELS)  # of which a run has one policy, and not
 
 
 @dataclass(frozen=True)
-class Run:
-    """The settings of a run and its stages by name, for each seed of the policy; the first seed's policy is handed on.
+class Run(Composed):
+    """What a command asks for, and its stages by name for each seed; the first seed's policy is handed on."""
 
-    overrides: as typed, ordered by key, so that a run is described alike in whatever order they were typed.
-    values: every one that is set.
-    """
-
-    settings: Settings
-    overrides: tuple[str, ...]
-    values: Mapping[str, Any]
     plans: tuple[Mapping[str, Stage], ...]
     processes: int  # how many train
 
