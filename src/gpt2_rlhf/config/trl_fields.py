@@ -85,13 +85,12 @@ def _choices(kind: str) -> tuple[str, ...] | None:
 
 @cache
 def _enums() -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for file in _ENUM_FILES:
-        for node in _tree("transformers", file).body:
-            if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "ExplicitEnum" for b in node.bases):
-                assigned = [statement.value for statement in node.body if isinstance(statement, ast.Assign)]
-                found[node.name] = tuple(str(value.value) for value in assigned if isinstance(value, ast.Constant))
-    return found
+    nodes = [node for file in _ENUM_FILES for node in _tree("transformers", file).body]
+    return {
+        node.name: tuple(ast.literal_eval(one.value) for one in node.body if isinstance(one, ast.Assign))
+        for node in nodes
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "ExplicitEnum" for base in node.bases)
+    }
 
 
 @cache

@@ -77,7 +77,8 @@ def _ask_and_delete(paths: Sequence[Path], root: Path) -> None:
         print(_NOTHING)
         return
     for path in paths:
-        print(f"{_bytes(path) / 1e6:>12,.1f} MB  {path}")
+        size = sum(file.lstat().st_size for file in [path, *path.rglob("*")] if not file.is_symlink())
+        print(f"{size / 1e6:>12,.1f} MB  {path}")
     try:
         answer = input("Delete these? [y/N] ")
     except EOFError:
@@ -88,10 +89,6 @@ def _ask_and_delete(paths: Sequence[Path], root: Path) -> None:
         delete(paths)
     else:
         print("nothing was deleted")
-
-
-def _bytes(path: Path) -> int:
-    return sum(file.lstat().st_size for file in [path, *path.rglob("*")] if not file.is_symlink())
 
 
 def delete(paths: Iterable[Path]) -> int:
