@@ -63,20 +63,15 @@ def yaml(values: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(values)
 
 
-def read(text: str) -> dict[str, Any]:
-    """Return the values in a text of `yaml`."""
-    values: Any = OmegaConf.to_container(OmegaConf.create(text))
-    return values
-
-
-def settings_of(values: Mapping[str, Any], now: Settings) -> Settings:
-    """Return the settings of the values of an earlier `load`, but those that no stage reads as they are now.
+def read(text: str, now: Settings) -> tuple[Settings, Mapping[str, Any]]:
+    """Return the settings and the values in a text of `yaml`; settings that no stage reads are as they are now.
 
     Raises:
         UserError: a setting is missing.
     """
+    values: Any = OmegaConf.to_container(OmegaConf.create(text))
     as_now = {name: dataclasses.asdict(getattr(now, name)) for name in ("chat", "publish")}
-    return _build(Settings, {**values, **as_now})
+    return _build(Settings, {**values, **as_now}), values
 
 
 def groups() -> dict[str, list[str]]:

@@ -38,10 +38,8 @@ def is_held(stage: Stage) -> bool:
     try:
         with lock_path(stage).open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock file, or no locks on this file system, without which no run builds
-        return False
+    except OSError as error:  # others: no lock file, or no locks on this file system, without which no run builds
+        return isinstance(error, BlockingIOError)
     return False
 
 

@@ -80,11 +80,10 @@ def read(directory: Path, now: Settings) -> Run:
     """
     try:
         command = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["command"]
-        values = compose.read((directory / "config.yaml").read_text(encoding="utf-8"))
         found = {one.name: _read_stage(one) for one in directory.iterdir() if one.name.partition("-")[0] in _STAGES}
         first = {name: found[name] for name in _STAGES if name in found or name not in _OPTIONAL}
         processes = found[methods.of(first)].inputs["processes"]
-        settings = compose.settings_of(values, now)
+        settings, values = compose.read((directory / "config.yaml").read_text(encoding="utf-8"), now)
         others = [
             first | {name: found[f"{name}-seed{seed}"] for name in (settings.method, "evaluate")}
             for seed in (settings.ppo.seeds or [])[1:]
