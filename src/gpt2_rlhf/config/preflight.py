@@ -46,17 +46,15 @@ _AT_LEAST_0 = (
     "ppo.args.kl_coef", "ppo.args.missing_eos_penalty", "rloo.args.beta", "rloo.missing_eos_penalty",
     *_in_args("weight_decay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers"),
 )  # fmt: skip
+_RANKS = tuple(f"{stage}.peft.r" for stage in STAGES)
 _SEEDS = ("seed", "data.seed", "evaluate.seed", "chat.seed")
 
 # What is expected, the check, the settings that it holds for. A value that is null or not set is not checked.
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number above 0", lambda number: number > 0, _ABOVE_0),
     ("a number of 0 or more", lambda number: number >= 0, _AT_LEAST_0),
-    (
-        "a number above 0, or -1 to count epochs",  # transformers takes all others for -1
-        lambda steps: steps == -1 or steps > 0,
-        _in_args("max_steps"),
-    ),
+    # transformers takes all others for -1
+    ("a number above 0, or -1 to count epochs", lambda steps: steps == -1 or steps > 0, _in_args("max_steps")),
     ("a number above 1", lambda number: number > 1, ("ppo.guard.max_length_ratio",)),
     ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("ppo.guard.min_eos_rate", "ppo.guard.min_distinct_2")),
     ("a number of 0 or more and below 1", lambda beta: 0 <= beta < 1, _in_args("adam_beta1", "adam_beta2")),
@@ -66,11 +64,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a year such as 2026", lambda year: 1000 <= year <= 9999, ("card.year",)),
     ("a name, or null for no citation", lambda author: author.strip() != "", ("card.author",)),
     ("a license from the Hub's list, such as mit", lambda license: license.strip() != "", ("card.license",)),
-    (
-        "0 to train all weights, or a LoRA rank such as 8",
-        lambda rank: rank >= 0,
-        tuple(f"{stage}.peft.r" for stage in STAGES),
-    ),
+    ("0 to train all weights, or a LoRA rank such as 8", lambda rank: rank >= 0, _RANKS),
     (
         "different whole numbers from 0 to 4294967295, or null",
         lambda seeds: len(seeds) > 0 and len(set(seeds)) == len(seeds) and 0 <= min(seeds) <= max(seeds) < 2**32,
