@@ -10,7 +10,7 @@ import psutil
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.store import locks
-from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, is_done
+from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault
 
 _NOTHING = "nothing to delete"
 
@@ -34,7 +34,8 @@ def prune(output_dir: str) -> None:
     """Ask, and delete the finished stages that no run shows; a UserError if a run is at work, or nobody answers."""
     root = Path(output_dir)
     shown = {link.resolve() for link in root.glob("runs/*/*") if link.is_symlink()}
-    _ask_and_delete([s.directory for s in _stages(root) if is_done(s) and s.directory.resolve() not in shown], root)
+    done = (stage.directory for stage in _stages(root) if fault(stage) is None)
+    _ask_and_delete([one for one in done if one.resolve() not in shown], root)
 
 
 def clean_all(output_dir: str) -> None:
