@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import course
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.evidence.tables import look_up
-from gpt2_rlhf.store.portable import without_folder
+from gpt2_rlhf.store.run import without_folder
 
 PAGE = course.REPOSITORY / "docs/evidence.md"
 

@@ -107,7 +107,7 @@ def plan(composed: Composed, last: str = LAST) -> Run:
         launcher=digests.digest(launcher) if launcher.is_file() else None,
     )
     processes = world.size(settings.launch.processes)
-    by_seed = runs.up_to(plans(settings, inputs, processes), last)
+    by_seed = plans(settings, inputs, processes, last)
     return Run(settings, composed.overrides, composed.values, by_seed, processes)
 
 

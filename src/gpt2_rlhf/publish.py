@@ -27,7 +27,7 @@ from gpt2_rlhf.hub.tries import Patience
 from gpt2_rlhf.models import model_files
 from gpt2_rlhf.store import run as runs
 from gpt2_rlhf.store.run import Run, latest
-from gpt2_rlhf.store.stage import is_done
+from gpt2_rlhf.store.stage import fault
 
 Checks = Sequence[Callable[..., None]]
 CHECKS: Checks = (repository.fetch, repository.load)
@@ -158,7 +158,7 @@ def write_cards(run: Run) -> list[Path]:
     Raises:
         UserError: the run is not finished.
     """
-    unfinished = [stage.name for stage in run.stages if not is_done(stage)]
+    unfinished = [stage.name for stage in run.stages if fault(stage) is not None]
     if unfinished:
         raise UserError(f"card: {', '.join(unfinished)} not built; run `make pipeline` with the same overrides first")
     return [folder / "README.md" for folder in product.write(run)]

@@ -20,7 +20,7 @@ from gpt2_rlhf.config import compose
 from gpt2_rlhf.launch import training, world
 from gpt2_rlhf.launch.build import build
 from gpt2_rlhf.launch.progress import Interrupted
-from gpt2_rlhf.store.stage import Stage, is_done, write_manifest
+from gpt2_rlhf.store.stage import Stage, fault, write_manifest
 
 NAMES = ("sft", "reward", "reward with an adapter")
 
@@ -63,7 +63,7 @@ def trained(module: Any, settings: Any, stage: Stage) -> list[list[float]]:
     outcome = module.run(settings, stage)
     if world.rank() == 0:
         write_manifest(stage, {"metrics": outcome.metrics})
-    world.wait_for(lambda: is_done(stage))
+    world.wait_for(lambda: fault(stage) is None)
     lines = (stage.directory / "metrics.jsonl").read_text().splitlines()
     return [[log["loss"], log["grad_norm"]] for log in map(json.loads, lines) if "loss" in log]
 
@@ -96,7 +96,7 @@ def main(directory: Path) -> None:
     rows = pipeline.plan(composed, "data").last
     if world.rank() == 0:
         build(data.run, composed.settings, rows)
-    world.wait_for(lambda: is_done(rows))
+    world.wait_for(lambda: fault(rows) is None)
     needs = {"data": rows}
     found: dict[str, Any] = {}
     for name in NAMES:

@@ -159,7 +159,7 @@ def test_a_stage_is_done_when_its_manifest_is_written(tmp_path: Path) -> None:
     part.model_dir.mkdir(parents=True)
     assert stage.fault(part) == stage.NOT_BUILT
     stage.write_manifest(part, {"stage": "sft"})
-    assert stage.is_done(part)
+    assert stage.fault(part) is None
     assert stage.manifest(part)["stage"] == "sft"
 
 
@@ -187,7 +187,7 @@ def test_a_stage_that_lost_a_file_or_a_byte_is_not_done(
     tmp_path: Path, file: str, content: bytes | None, words: str | None
 ) -> None:
     part = built(tmp_path)
-    assert stage.is_done(part)
+    assert stage.fault(part) is None
     if content is None:
         (part.directory / file).unlink()
     else:
@@ -204,7 +204,7 @@ def test_a_manifest_with_another_figure_or_another_sha_is_damaged(tmp_path: Path
         path.write_text(whole.replace(old, new))
         assert stage.fault(part) == "manifest.json is damaged"
     path.write_text(whole)
-    assert stage.is_done(part)
+    assert stage.fault(part) is None
 
 
 def test_large_files_are_read_only_if_they_were_written_to_or_a_stage_builds_on_them(

@@ -9,7 +9,7 @@ name or a wrong type is refused.
 import copy
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,13 +29,15 @@ from gpt2_rlhf.config.settings import Settings
 
 CONF_DIR = Path(__file__).parent / "conf"
 
+Options = Mapping[str, Sequence[str]]  # of each config group
+
 
 @dataclass(frozen=True)
 class Composed:
     """The configuration of one command: checked settings, the overrides as typed, every value that is set."""
 
     settings: Settings
-    overrides: tuple[str, ...]  # ordered by key
+    overrides: tuple[str, ...]  # ordered by key, so that a run is described alike in whatever order they were typed
     values: Mapping[str, Any]
 
 
@@ -46,10 +48,10 @@ def load(overrides: Sequence[str]) -> Composed:
         UserError: an override or a file in conf/ has a misspelt key, a wrong type, a value that is not allowed or
             a field that the pipeline sets itself.
     """
-    kinds, options = _kinds(_schema(Settings)), groups()
-    parsed = [_as_hydra_reads_it(override.lstrip("+"), kinds) for override in overrides]  # every setting exists
-    checked = _checked(parsed, kinds, options)
-    values = _without_missing(OmegaConf.to_container(_compose(checked, kinds, options)))
+    kinds, options = dict(_kinds(_schema(Settings))), groups()
+    texts = [_as_hydra_reads_it(override.lstrip("+"), kinds) for override in overrides]  # every setting exists
+    cfg = _compose([_parsed(text, kinds, options) for text in texts], kinds, options)
+    values = _without_missing(OmegaConf.to_container(cfg))
     for stage in trl_fields.STAGES:
         trl_arguments.check(stage, values[stage].get("args", {}))
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0])
@@ -61,26 +63,20 @@ def yaml(values: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(values)
 
 
-def read(text: str) -> dict[str, Any]:
-    """Return the values in a text of `yaml`."""
-    values: Any = OmegaConf.to_container(OmegaConf.create(text))
-    return values
-
-
-def settings_of(values: Mapping[str, Any], now: Settings) -> Settings:
-    """Return the settings of the values of an earlier `load`, but those that no stage reads as they are now.
+def read(text: str, now: Settings) -> tuple[Settings, Mapping[str, Any]]:
+    """Return the settings and the values in a text of `yaml`; settings that no stage reads are as they are now.
 
     Raises:
         UserError: a setting is missing.
     """
+    values: Any = OmegaConf.to_container(OmegaConf.create(text))
     as_now = {name: dataclasses.asdict(getattr(now, name)) for name in ("chat", "publish")}
-    return _build(Settings, {**values, **as_now})
+    return _build(Settings, {**values, **as_now}), values
 
 
 def groups() -> dict[str, list[str]]:
     """Return the config groups with their options, as `--help` lists them."""
-    folders = sorted(folder for folder in CONF_DIR.iterdir() if folder.is_dir())
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in sorted(CONF_DIR.glob("*/"))}
 
 
 def _as_hydra_reads_it(override: str, kinds: Mapping[str, Any]) -> str:
@@ -106,38 +102,31 @@ def _as_hydra_reads_it(override: str, kinds: Mapping[str, Any]) -> str:
     return f"{key}='{escaped}'"
 
 
-def _checked(
-    overrides: Sequence[str], kinds: Mapping[str, Any], options: Mapping[str, Sequence[str]]
-) -> list[Override]:
-    """Return the overrides as Hydra parses them; refuse one of a setting or option that does not exist."""
-    checked = []
-    for text in overrides:
-        key, equals, given = text.lstrip("~").partition("=")
-        if text.startswith("-"):
-            raise UserError(f"{text}: there is no such option; settings are key=value")
-        if not key or not (equals or text.startswith("~")):
-            raise UserError(f"{text or 'empty argument'}: no value; expected key=value, without spaces")
-        if key not in options and not _exists(key, kinds):
-            common = [name for name in kinds if trl_arguments.is_common(name)]
-            rare = [name for name in kinds if name not in common and not trl_arguments.is_refused(name)]
-            like = suggestions.setting_like(key, [*common, *options], rare)
-            raise UserError(f"{key}: there is no such setting; {like}")
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException as error:
-            expected = suggestions.value_of(key, kinds) or "key=value, strings with = or , in quotes"
-            raise UserError(f"{key}: {given} cannot be read; expected {expected}") from error
-        if override.is_sweep_override():
-            raise UserError(
-                f"{text}: several values; expected one{_without_comma(key, given, kinds)}, or `make sweep` for all"
-            )
-        value = override.value()
-        chosen = value if isinstance(value, list) else [value]
-        if _chooses(override, options) and not override.is_delete() and not all(one in options[key] for one in chosen):
-            more = f", or {_INSTEAD[key]}" if key in _INSTEAD else ""
-            raise UserError(f"{key}: there is no {given!r}; {suggestions.did_you_mean(given, options[key])}{more}")
-        checked.append(override)
-    return checked
+def _parsed(text: str, kinds: Mapping[str, Any], options: Options) -> Override:
+    """Return the override as Hydra parses it; refuse one of a setting or option that does not exist."""
+    key, equals, given = text.lstrip("~").partition("=")
+    if text.startswith("-"):
+        raise UserError(f"{text}: there is no such option; settings are key=value")
+    if not key or not (equals or text.startswith("~")):
+        raise UserError(f"{text or 'empty argument'}: no value; expected key=value, without spaces")
+    if key not in options and not _exists(key, kinds):
+        common, rare = trl_arguments.by_use(kinds)
+        raise UserError(f"{key}: there is no such setting; {suggestions.setting_like(key, [*common, *options], rare)}")
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        expected = suggestions.value_of(key, kinds) or "key=value, strings with = or , in quotes"
+        raise UserError(f"{key}: {given} cannot be read; expected {expected}") from error
+    if override.is_sweep_override():
+        raise UserError(
+            f"{text}: several values; expected one{_without_comma(key, given, kinds)}, or `make sweep` for all"
+        )
+    value = override.value()
+    chosen = value if isinstance(value, list) else [value]
+    if _chooses(override, options) and not override.is_delete() and not all(one in options[key] for one in chosen):
+        more = f", or {_INSTEAD[key]}" if key in _INSTEAD else ""
+        raise UserError(f"{key}: there is no {given!r}; {suggestions.did_you_mean(given, options[key])}{more}")
+    return override
 
 
 _INSTEAD = {  # what is set where a user gives it as the group's option
@@ -177,14 +166,12 @@ def _exists(key: str, kinds: Mapping[str, Any]) -> bool:
     )
 
 
-def _chooses(override: Override, options: Mapping[str, Any]) -> bool:
+def _chooses(override: Override, options: Options) -> bool:
     """Return whether the override chooses an option of a group; a mapping gives values to settings of the group."""
     return override.key_or_group in options and not isinstance(override.value(), dict)
 
 
-def _compose(
-    overrides: Sequence[Override], kinds: Mapping[str, Any], options: Mapping[str, Sequence[str]]
-) -> DictConfig:
+def _compose(overrides: Sequence[Override], kinds: Mapping[str, Any], options: Options) -> DictConfig:
     """Return all values; options are chosen and values deleted before the other values are set, in the given order."""
     typed = {one.key_or_group: one.value() for one in overrides}
     first = [one for one in overrides if one.is_delete() or _chooses(one, options)]
@@ -201,7 +188,7 @@ def _compose(
     return cfg
 
 
-def _set(cfg: DictConfig, key: str, value: Any, options: Mapping[str, Sequence[str]]) -> None:
+def _set(cfg: DictConfig, key: str, value: Any, options: Options) -> None:
     """Set a value as Hydra does: a mapping adds to the one that is there, and replaces null."""
 
     def is_null(name: str) -> bool:  # a value that cannot be resolved is not: it may be replaced
@@ -259,15 +246,13 @@ def _is_node(kind: Any) -> TypeGuard[type]:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
-def _kinds(schema: type, prefix: str = "") -> dict[str, Any]:
-    """Return the type of every setting by its dotted name."""
-    found: dict[str, Any] = {}
+def _kinds(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name of every setting with its type."""
     for field in dataclasses.fields(schema):
         if _is_node(field.type):
-            found |= _kinds(field.type, f"{prefix}{field.name}.")
+            yield from _kinds(field.type, f"{prefix}{field.name}.")
         else:
-            found[f"{prefix}{field.name}"] = field.type
-    return found
+            yield f"{prefix}{field.name}", field.type
 
 
 def _without_missing(node: Any) -> Any:
@@ -277,11 +262,7 @@ def _without_missing(node: Any) -> Any:
 
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """Build a settings class, and those inside it, from nested values.
-
-    Raises:
-        UserError: a field has no value.
-    """
+    """Build a settings class, and those inside it, from nested values, of which none may be missing."""
     built: dict[str, Any] = {}
     for name, kind in get_type_hints(cls).items():
         key = f"{prefix}{name}"

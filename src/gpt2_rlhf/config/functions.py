@@ -13,20 +13,12 @@ from gpt2_rlhf.config.errors import UserError
 
 
 def load_utility(path: str | None) -> Callable[[str, str], float] | None:
-    """Import the (prompt, answer) -> float behind data.utility; None if no utility is known.
-
-    Raises:
-        UserError: there is no such module or function.
-    """
+    """Import the (prompt, answer) -> float behind data.utility, or None; a UserError if there is no such function."""
     return None if path is None else _load("data.utility", path)
 
 
 def load_score_function(path: str | None) -> Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None:
-    """Import the (prompts, answers) -> scores behind ppo.reward.function; None if PPO uses the reward model.
-
-    Raises:
-        UserError: there is no such module or function.
-    """
+    """Import the (prompts, answers) -> scores behind ppo.reward.function, or None; errors as `load_utility`."""
     return None if path is None else _load("ppo.reward.function", path)
 
 

@@ -21,12 +21,9 @@ def is_commit(revision: str | None) -> bool:
 
 
 def require_undamaged(part: Part, path: Path) -> None:
-    """Refuse a file of the Hub's cache that has another hash than the name under which the cache keeps it.
+    """Raise a UserError for a file of the Hub's cache that has another hash than the name under which it is kept.
 
     That name is the sha256 of an LFS file, or what Git calls any other file. Files outside of a cache pass.
-
-    Raises:
-        UserError: names the file, and the command after which it is downloaded again.
     """
     blob = path.resolve()
     if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", blob.name):
@@ -54,44 +51,41 @@ def hub_errors(part: Part, name: str, revision: str | None) -> Iterator[None]:
         "model": ("model", f"https://huggingface.co/{name}", "set model.name to a local folder"),
         "data": ("data set", f"https://huggingface.co/datasets/{name}", "set data.path to a local copy"),
     }[part]
+
+    def refused(text: str, setting: str = "name") -> UserError:
+        return UserError(f"{part}.{setting}: {text}")
+
     try:
         try:
             yield
         except errors.LocalEntryNotFoundError as error:  # of a file that is not in the cache; the cause says why
             raise (error.__cause__ or error) from None
     except errors.HFValidationError as error:
-        raise UserError(
-            f"{part}.name: {name!r} is not the name of a {what} on the Hub; expected owner/name, or {local}"
-        ) from error
+        raise refused(f"{name!r} is not the name of a {what} on the Hub; expected owner/name, or {local}") from error
     except errors.GatedRepoError as error:  # a subclass of RepositoryNotFoundError
-        raise UserError(
-            f"{part}.name: {name} is gated; accept its terms at {page}, then `hf auth login`, or {local}"
-        ) from error
+        raise refused(f"{name} is gated; accept its terms at {page}, then `hf auth login`, or {local}") from error
     except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{part}.name: the Hub has no {what} {name}, or it is private; check the spelling, or `hf auth login`, "
-            f"or {local}"
+        raise refused(
+            f"the Hub has no {what} {name}, or it is private; check the spelling, or `hf auth login`, or {local}"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f"{part}.revision: {name} has no revision {revision}; choose one from {page}/commits/main"
-        ) from error
+        raise refused(f"{name} has no revision {revision}; choose one from {page}/commits/main", "revision") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         remedy = "check your token with `hf auth whoami`" if status in (401, 403) else "try again later"
-        raise UserError(f"{part}.name: the Hub answered {status} for {name}; {remedy}, or {local}") from error
+        raise refused(f"the Hub answered {status} for {name}; {remedy}, or {local}") from error
     except errors.OfflineModeIsEnabled as error:
-        raise UserError(
-            f"{part}.name: {name} is not downloaded and HF_HUB_OFFLINE is set; unset it for one run, or {local}, "
+        raise refused(
+            f"{name} is not downloaded and HF_HUB_OFFLINE is set; unset it for one run, or {local}, "
             f"or use {part}=embedded"
         ) from error
     except (httpx2.HTTPError, errors.LocalEntryNotFoundError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{part}.name: the Hub cannot be reached for {name} ({type(error).__name__}); "
-            f"check the network, or {local}, or use {part}=embedded"
+        raise refused(
+            f"the Hub cannot be reached for {name} ({type(error).__name__}); check the network, or {local}, "
+            f"or use {part}=embedded"
         ) from error
     except (OSError, RuntimeError) as error:  # Xet raises RuntimeError
-        raise UserError(
-            f"{part}.name: {name} cannot be downloaded ({one_line(error)}); check the network, free disk space, or set "
-            "HF_HOME to another folder, which can be written to"
+        raise refused(
+            f"{name} cannot be downloaded ({one_line(error)}); check the network, free disk space, or set HF_HOME to "
+            "another folder, which can be written to"
         ) from error

@@ -7,11 +7,7 @@ _TABLES = {"rloo": "ppo", "dpo": "reward"}
 
 
 def of(names: Iterable[str]) -> str:
-    """Return the method among the names of a run's stages, models or findings.
-
-    Raises:
-        LookupError: there is none.
-    """
+    """Return the method among the names of a run's stages, models or findings; raise a LookupError if none is."""
     for name in names:
         if name in LABELS:
             return name

@@ -43,11 +43,10 @@ def fit(ppo: Ppo, prompts: int, processes: int) -> Sizes:
     if rows < device * accumulated:
         choices = [
             *((device, fewer, parts) for fewer in range(accumulated, 0, -1)),
-            *((smaller, 1, parts) for smaller in range(device, 1, -1)),
-            *((smaller, 1, 1) for smaller in range(device, 1, -1)),
+            *((smaller, 1, fewer) for fewer in (parts, 1) for smaller in range(device, 1, -1)),
         ]
-        fitting = [one for one in choices if one[0] * one[1] <= rows and one[0] * one[1] % one[2] == 0]
-        device, accumulated, parts = fitting[0] if fitting else (device, accumulated, parts)
+        fitting = (one for one in choices if one[0] * one[1] <= rows and one[0] * one[1] % one[2] == 0)
+        device, accumulated, parts = next(fitting, (device, accumulated, parts))
     episodes = device * accumulated * processes
     return Sizes(withheld, prompts - withheld, device, accumulated, parts, episodes)
 

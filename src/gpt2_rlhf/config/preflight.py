@@ -30,68 +30,41 @@ def _in_args(*names: str) -> tuple[str, ...]:
 
 _ABOVE_0 = (
     "data.train_pairs", "data.test_pairs", "data.max_prompt_tokens", "data.max_answer_tokens",
-    "sft.args.learning_rate", "sft.args.per_device_train_batch_size",
-    "sft.args.gradient_accumulation_steps", "sft.args.num_train_epochs",
-    "reward.args.learning_rate", "reward.args.per_device_train_batch_size",
-    "reward.args.gradient_accumulation_steps", "reward.args.num_train_epochs",
-    "ppo.args.learning_rate", "ppo.args.per_device_train_batch_size",
-    "ppo.args.gradient_accumulation_steps", "ppo.args.num_train_epochs",
+    *_in_args("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"),
     "ppo.args.num_ppo_epochs", "ppo.args.num_mini_batches", "ppo.args.total_episodes",
     "ppo.args.response_length", "ppo.args.temperature", "ppo.args.eval_steps",
     "ppo.reward.clip", "ppo.kl.target_nats", "ppo.kl.horizon_episodes",
     "ppo.heldout.prompts", "ppo.guard.max_kl_nats",
-    "rloo.args.learning_rate", "rloo.args.per_device_train_batch_size", "rloo.args.gradient_accumulation_steps",
     "rloo.args.num_generations", "rloo.args.steps_per_generation", "rloo.args.temperature",
-    "rloo.args.max_completion_length", "rloo.args.num_iterations", "rloo.episodes",
-    "dpo.args.learning_rate", "dpo.args.per_device_train_batch_size", "dpo.args.gradient_accumulation_steps",
-    "dpo.args.num_train_epochs", "dpo.args.beta",
+    "rloo.args.max_completion_length", "rloo.args.num_iterations", "rloo.episodes", "dpo.args.beta",
     "evaluate.prompts", "evaluate.pairs", "evaluate.batch_size",
     "evaluate.max_new_tokens", "evaluate.temperature", "chat.max_new_tokens", "chat.temperature",
     "launch.processes", "launch.threads", "sweep.parallel",
     *_in_args("save_steps", "save_total_limit", "logging_steps", "per_device_eval_batch_size"),
 )  # fmt: skip
+_AT_LEAST_0 = (
+    "ppo.args.kl_coef", "ppo.args.missing_eos_penalty", "rloo.args.beta", "rloo.missing_eos_penalty",
+    *_in_args("weight_decay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers"),
+)  # fmt: skip
+_RANKS = tuple(f"{stage}.peft.r" for stage in STAGES)
+_SEEDS = ("seed", "data.seed", "evaluate.seed", "chat.seed")
 
 # What is expected, the check, the settings that it holds for. A value that is null or not set is not checked.
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number above 0", lambda number: number > 0, _ABOVE_0),
-    (
-        "a number of 0 or more",
-        lambda number: number >= 0,
-        (
-            "ppo.args.kl_coef",
-            "ppo.args.missing_eos_penalty",
-            "rloo.args.beta",
-            "rloo.missing_eos_penalty",
-            *_in_args("weight_decay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers"),
-        ),
-    ),
-    (
-        "a number above 0, or -1 to count epochs",  # transformers takes all others for -1
-        lambda steps: steps == -1 or steps > 0,
-        ("sft.args.max_steps", "reward.args.max_steps", "ppo.args.max_steps", "dpo.args.max_steps"),
-    ),
+    ("a number of 0 or more", lambda number: number >= 0, _AT_LEAST_0),
+    # transformers takes all others for -1
+    ("a number above 0, or -1 to count epochs", lambda steps: steps == -1 or steps > 0, _in_args("max_steps")),
     ("a number above 1", lambda number: number > 1, ("ppo.guard.max_length_ratio",)),
     ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("ppo.guard.min_eos_rate", "ppo.guard.min_distinct_2")),
-    (
-        "a number of 0 or more and below 1",
-        lambda beta: 0 <= beta < 1,
-        _in_args("adam_beta1", "adam_beta2"),
-    ),
-    (
-        "a whole number from 0 to 4294967295",
-        lambda seed: 0 <= seed < 2**32,
-        ("seed", "data.seed", "evaluate.seed", "chat.seed"),
-    ),
+    ("a number of 0 or more and below 1", lambda beta: 0 <= beta < 1, _in_args("adam_beta1", "adam_beta2")),
+    ("a whole number from 0 to 4294967295", lambda seed: 0 <= seed < 2**32, _SEEDS),
     # as many answers to a prompt are held in memory
     ("a whole number from 1 to 1024", lambda count: 1 <= count <= 1024, ("evaluate.best_of", "chat.best_of")),
     ("a year such as 2026", lambda year: 1000 <= year <= 9999, ("card.year",)),
     ("a name, or null for no citation", lambda author: author.strip() != "", ("card.author",)),
     ("a license from the Hub's list, such as mit", lambda license: license.strip() != "", ("card.license",)),
-    (
-        "0 to train all weights, or a LoRA rank such as 8",
-        lambda rank: rank >= 0,
-        ("sft.peft.r", "reward.peft.r", "ppo.peft.r", "rloo.peft.r", "dpo.peft.r"),
-    ),
+    ("0 to train all weights, or a LoRA rank such as 8", lambda rank: rank >= 0, _RANKS),
     (
         "different whole numbers from 0 to 4294967295, or null",
         lambda seeds: len(seeds) > 0 and len(set(seeds)) == len(seeds) and 0 <= min(seeds) <= max(seeds) < 2**32,
@@ -120,11 +93,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
 
 
 def check(settings: Settings, last: str = "evaluate") -> None:
-    """Refuse values out of range, and values that contradict each other, of the stages up to `last`.
-
-    Raises:
-        UserError: names the first fault.
-    """
+    """Raise a UserError for the first value of the stages up to `last` that is out of range or contradicts another."""
     if settings.method in LABELS and last in LABELS and last != settings.method:
         raise UserError(f"method: {settings.method}, with which no {last} stage is built; expected method={last}")
     later = _later(last, settings)
@@ -138,22 +107,14 @@ def check(settings: Settings, last: str = "evaluate") -> None:
 
 
 def check_overrides(overrides: Sequence[str], method: str) -> None:
-    """Refuse a setting of another method, which would have no effect; `ppo` has settings that all methods read.
-
-    Raises:
-        UserError: names the first one.
-    """
+    """Raise a UserError for a setting of another method, which has no effect; all methods read some of `ppo`."""
     for key in (one.partition("=")[0] for one in overrides):
         if (section := key.lstrip("+~").partition(".")[0]) in LABELS and section not in ("ppo", method):
             raise UserError(f"{key}: method={method} does not read it; set method={section}, or leave it out")
 
 
 def check_ranges(settings: Settings, is_used: Callable[[str], bool]) -> None:
-    """Refuse a value out of its range, of the settings that are used; no number may be infinite.
-
-    Raises:
-        UserError: names the first one.
-    """
+    """Raise a UserError for the first of the settings that are used whose value is out of range or infinite."""
     values = asdict(settings)
     for key, value in flat(values):
         if is_used(key) and isinstance(value, float) and not math.isfinite(value):
@@ -226,11 +187,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 
 def check_lengths(settings: Settings, positions: int, last: str = "evaluate") -> None:
-    """Refuse lengths of the stages up to `last` that do not fit into a model with this number of positions.
-
-    Raises:
-        UserError: a prompt and an answer together may be longer.
-    """
+    """Raise a UserError if a prompt and an answer of a stage up to `last` may have more tokens than these positions."""
     prompt_tokens = settings.data.max_prompt_tokens
     answer_limits = {  # each with EOS, after which reward models score an answer, also one that was cut
         "data.max_answer_tokens": settings.data.max_answer_tokens + 1,

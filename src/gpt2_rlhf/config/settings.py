@@ -60,7 +60,7 @@ class Peft:
 
 @dataclass(frozen=True)
 class Training:
-    """SFT, the reward model or DPO: `args` are fields of TRL's SFTConfig, RewardConfig or DPOConfig."""
+    """What every stage that trains has: `args` are fields of its config in TRL, such as SFTConfig."""
 
     args: dict[str, Any]
     peft: Peft
@@ -104,11 +104,9 @@ class Guard:
 
 
 @dataclass(frozen=True)
-class Ppo:
+class Ppo(Training):
     """PPO: `args` are fields of TRL's PPOConfig."""
 
-    args: dict[str, Any]
-    peft: Peft
     seeds: list[int] | None  # one policy for each, of any method, from one SFT and reward model; null: one, with `seed`
     reward: PpoReward
     kl: PpoKl
@@ -123,11 +121,9 @@ class Ppo:
 
 
 @dataclass(frozen=True)
-class Rloo:
+class Rloo(Training):
     """RLOO: `args` are fields of TRL's RLOOConfig. Prompts and reward are PPO's: `ppo.heldout`, `ppo.reward`."""
 
-    args: dict[str, Any]
-    peft: Peft
     episodes: int  # answers sampled in all
     missing_eos_penalty: float  # subtracted from the score of an answer without EOS
 
@@ -248,11 +244,11 @@ class Settings:
         return Path(self.chat.preferences or Path(self.output_dir, "preferences.jsonl")).expanduser()
 
     @property
-    def training(self) -> dict[str, Training | Ppo | Rloo]:
+    def training(self) -> dict[str, Training]:
         """The settings with which models are trained, by their key: SFT, the reward models and the policy."""
         return {"sft": self.sft, "reward": self.reward, self.method: getattr(self, self.method)}
 
-    def trained_by(self, stage: str) -> Training | Ppo | Rloo:
+    def trained_by(self, stage: str) -> Training:
         """Return the settings with which a stage (sft, reward, judge or the method) trains."""
         return self.training["reward" if stage == "judge" else stage]
 

@@ -31,9 +31,6 @@ def exit_with_one_line(action: Callable[[], None]) -> None:
         _require_streams()
         action()
         sys.stdout.flush()  # the interpreter would print a traceback if its own flush failed
-    except UserError as error:
-        say(f"error: {error}")
-        sys.exit(2)
     except KeyboardInterrupt as stop:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes that a launcher stopped, one on a node
             say(f"\n{'stopped by SIGTERM' if stop.args else 'interrupted'}; {AGAIN}")
@@ -42,7 +39,8 @@ def exit_with_one_line(action: Callable[[], None]) -> None:
         _stdout_fault("")  # what failed has said so; only the buffer must not fail once more
         raise
     except Exception as error:
-        if (line := in_one_line(error, Path())) is None:
+        line = str(error) if isinstance(error, UserError) else in_one_line(error, Path())
+        if line is None:
             raise
         say(f"error: {line}")
         sys.exit(2)

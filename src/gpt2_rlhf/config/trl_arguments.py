@@ -4,7 +4,7 @@ TRL's trainers take more arguments than the pipeline can leave open: some it set
 most of what PPOConfig inherits from TrainingArguments. Setting one of these is an error, since it would have no effect.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
@@ -91,24 +91,16 @@ PPO_USES = frozenset(
 )  # fmt: skip
 
 
-def is_refused(key: str) -> bool:
-    """Whether the setting is an argument of TRL's that must not be set, whatever its value."""
-    stage, _, name = key.partition(".args.")
-    return name in REFUSED or (stage == "ppo" and name != "" and name not in PPO_USES)
-
-
-def is_common(key: str) -> bool:
-    """Whether the setting is one of this project, or an argument of TRL's that PPO uses too."""
-    name = key.partition(".args.")[2]
-    return name == "" or (name in PPO_USES and name not in REFUSED)
+def by_use(keys: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the settings of this project and the arguments that PPO uses too; then the others that may be set."""
+    arguments = {key: key.partition(".args.")[2] for key in keys}
+    common = [key for key, name in arguments.items() if name == "" or name in PPO_USES]
+    others = (key for key, name in arguments.items() if name not in REFUSED and not key.startswith("ppo."))
+    return common, [key for key in others if key not in common]
 
 
 def check(stage: str, args: Mapping[str, Any]) -> None:
-    """Refuse arguments of a stage (one of trl_fields.STAGES) that must not be set, and values that TRL does not know.
-
-    Raises:
-        UserError: names the first such argument.
-    """
+    """Raise a UserError for the first argument that must not be set in a stage, or whose value TRL does not know."""
     for name, value in args.items():
         key, choices = f"{stage}.args.{name}", trl_fields.fields(stage)[name].choices
         if name in REFUSED:

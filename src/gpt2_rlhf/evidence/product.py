@@ -17,8 +17,7 @@ from gpt2_rlhf.evidence import card, report, seeds
 from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import content_sha256, read_json_lines, unfinished, unused, write_json
-from gpt2_rlhf.store.portable import without_folders
-from gpt2_rlhf.store.run import Run
+from gpt2_rlhf.store.run import Run, without_folders
 
 _WRITTEN = ".written.json"  # size and time of each file of a folder as it was written; hidden, so never pushed
 

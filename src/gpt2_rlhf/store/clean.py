@@ -10,7 +10,7 @@ import psutil
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.store import locks
-from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, is_done
+from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault
 
 _NOTHING = "nothing to delete"
 
@@ -31,22 +31,15 @@ def clean(output_dir: str) -> None:
 
 
 def prune(output_dir: str) -> None:
-    """Ask, and delete the finished stages that no run shows.
-
-    Raises:
-        UserError: a run is at work, or nobody answers.
-    """
+    """Ask, and delete the finished stages that no run shows; a UserError if a run is at work, or nobody answers."""
     root = Path(output_dir)
     shown = {link.resolve() for link in root.glob("runs/*/*") if link.is_symlink()}
-    _ask_and_delete([s.directory for s in _stages(root) if is_done(s) and s.directory.resolve() not in shown], root)
+    done = (stage.directory for stage in _stages(root) if fault(stage) is None)
+    _ask_and_delete([one for one in done if one.resolve() not in shown], root)
 
 
 def clean_all(output_dir: str) -> None:
-    """Ask, and delete all stages and runs.
-
-    Raises:
-        UserError: a run is at work, or nobody answers.
-    """
+    """Ask, and delete all stages and runs; a UserError if a run is at work, or nobody answers."""
     root = Path(output_dir)
     names = ("latest", "sweeps", "runs", "jobs", "stages")
     places = [path for path in (root / name for name in names) if os.path.lexists(path)]
@@ -85,7 +78,8 @@ def _ask_and_delete(paths: Sequence[Path], root: Path) -> None:
         print(_NOTHING)
         return
     for path in paths:
-        print(f"{_bytes(path) / 1e6:>12,.1f} MB  {path}")
+        size = sum(file.lstat().st_size for file in [path, *path.rglob("*")] if not file.is_symlink())
+        print(f"{size / 1e6:>12,.1f} MB  {path}")
     try:
         answer = input("Delete these? [y/N] ")
     except EOFError:
@@ -96,10 +90,6 @@ def _ask_and_delete(paths: Sequence[Path], root: Path) -> None:
         delete(paths)
     else:
         print("nothing was deleted")
-
-
-def _bytes(path: Path) -> int:
-    return sum(file.lstat().st_size for file in [path, *path.rglob("*")] if not file.is_symlink())
 
 
 def delete(paths: Iterable[Path]) -> int:

@@ -29,8 +29,7 @@ def held(stages: list[Stage]) -> Iterator[None]:
         say(f"{folder}: mounted with {option}, so locks hold on one node only; start one command at a time")
     with ExitStack() as stack:
         for stage in stages:
-            while not stack.enter_context(_locked(stage)):
-                pass  # the run that held it has just deleted the file
+            _lock(stage, stack)
         yield
 
 
@@ -39,10 +38,8 @@ def is_held(stage: Stage) -> bool:
     try:
         with lock_path(stage).open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock file, or no locks on this file system, without which no run builds
-        return False
+    except OSError as error:  # others: no lock file, or no locks on this file system, without which no run builds
+        return isinstance(error, BlockingIOError)
     return False
 
 
@@ -62,38 +59,27 @@ def _local_only(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
     return next((f"{kind} {option}" for option in options.split(",") if option in untrusted), None)
 
 
-@contextmanager
-def _locked(stage: Stage) -> Iterator[bool]:
-    """Hold the lock within the block, and yield whether its file is still the one that another run would open."""
+def _lock(stage: Stage, stack: ExitStack) -> None:
+    """Hold the stage's lock until the stack is closed, which also deletes the lock file."""
     path = lock_path(stage)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b", buffering=0)
-    except OSError as error:
-        raise _refused(path, error) from error
-    with file:
+        file = stack.enter_context(path.open("a+b", buffering=0))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_current = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
-            file.truncate(0)
-            since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
         except BlockingIOError as error:
             file.seek(0)
             raise UserError(
                 f"{stage.directory}: another run is building it ({file.read().decode()}); wait for it, or set "
                 "output_dir=<another folder>"
             ) from error
-        except OSError as error:
-            raise _refused(path, error) from error
-        try:
-            yield is_current
-        finally:
-            if is_current:
-                path.unlink(missing_ok=True)
-
-
-def _refused(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"output_dir: {path.parent} cannot be written or locked ({error.strerror}); set output_dir=<another folder>"
-    )
+        if not (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))):
+            return _lock(stage, stack)  # the run that held it has just deleted the file
+        file.truncate(0)
+        since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+        stack.callback(path.unlink, missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output_dir: {path.parent} cannot be written or locked ({error.strerror}); set output_dir=<another folder>"
+        ) from error

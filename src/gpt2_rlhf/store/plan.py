@@ -4,6 +4,7 @@ The hash covers a format number, the stage's settings, the base model, the data 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,25 +19,13 @@ FORMAT = 7  # raise it when the same settings come to mean another result
 # Arguments of TRL's configs that cannot change the weights: what is logged, kept on disk or done by how many workers.
 NOT_HASHED = frozenset(
     {
-        "logging_dir",
-        "logging_first_step",
-        "logging_steps",
-        "logging_strategy",
-        "log_level",
-        "report_to",
-        "run_name",
-        "project",
-        "trackio_space_id",
-        "trackio_bucket_id",
-        "trackio_static_space_id",
-        "save_steps",
-        "save_strategy",
-        "save_total_limit",
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "dataset_num_proc",
+        "logging_dir", "logging_first_step", "logging_steps", "logging_strategy", "log_level", "report_to", "run_name",
+        "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "save_steps", "save_strategy",
+        "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory", "dataset_num_proc",
     }
-)
+)  # fmt: skip
+_ELSEWHERE = ("name", "revision", "path", "subsets", "utility")  # of the data: `Inputs` covers what they name
+_IF_SET = ("template", "toxicity")  # not hashed while unset, so that stages keep the names they had before these
 
 
 @dataclass(frozen=True)
@@ -50,21 +39,24 @@ class Inputs:
     launcher: str | None = None  # sha256 of launch.accelerate_config, which may set the precision
 
 
-def plans(settings: Settings, inputs: Inputs, processes: int) -> tuple[dict[str, Stage], ...]:
-    """Plan the stages of a run for each seed of the policy; the seeds share all stages but the last two."""
-    return tuple(plan(settings, inputs, processes, seed) for seed in settings.ppo.seeds or [settings.seed])
-
-
-def plan(settings: Settings, inputs: Inputs, processes: int, policy_seed: int) -> dict[str, Stage]:
-    """Plan the stages of a run with one seed of the policy, in the order in which they are built.
+def plans(settings: Settings, inputs: Inputs, processes: int, last: str) -> tuple[dict[str, Stage], ...]:
+    """Plan the stage `last` and those it builds on, for each seed of the policy, in the order in which they are built.
 
     processes: data-parallel processes of the training stages; their number scales the batch and so the result.
     """
+    whole = [_plan(settings, inputs, processes, seed) for seed in settings.ppo.seeds or [settings.seed]]
+    kept = {last, *whole[0][last].needs}
+    return tuple({name: stage for name, stage in plan.items() if name in kept} for plan in whole)
+
+
+def _plan(settings: Settings, inputs: Inputs, processes: int, policy_seed: int) -> dict[str, Stage]:
+    """Plan all stages of a run with one seed of the policy; the seeds share all stages but the last two."""
     base = {"model": inputs.base_model, "random": settings.model.random}
     trained = {"seed": settings.seed, "processes": processes, "launcher": inputs.launcher}
     measured = {"heldout_pairs": settings.evaluate.pairs}
-    if settings.launch.sharded:  # rounds differently; a key that is there only then keeps the names of other stages
+    if settings.launch.sharded:  # rounds differently; not hashed while unset, as _IF_SET
         trained["sharded"] = True
+    policy = {**trained, "seed": policy_seed}
     judges = ("judge",) if settings.data.has_judge else ()
     needs: dict[str, tuple[str, ...]] = {
         "data": (),
@@ -79,26 +71,24 @@ def plan(settings: Settings, inputs: Inputs, processes: int, policy_seed: int) -
         "evaluate": ("data", "sft", "reward", *judges, settings.method),
     }
     own: dict[str, dict[str, Any]] = {
-        "data": {"data": _split_settings(settings), "source": inputs.rows, **base},
+        "data": {"data": _hashed(settings.data, _ELSEWHERE), "source": inputs.rows, **base},
         "sft": {"sft": _hashed(settings.sft), **base, **measured, **trained},
         "reward": {"reward": _hashed(settings.reward), **measured, **trained},
         "judge": {"reward": _hashed(settings.reward), **measured, **trained, "seed": settings.seed + 1},
         "ppo": {
-            "ppo": _ppo_settings(settings),
+            "ppo": _hashed(settings.ppo, ("seeds",)),  # each is a stage of its own
             "utility": inputs.utility if settings.ppo.heldout.best_by == "utility" else None,
             "reward_function": inputs.reward_function,
-            **trained,
-            "seed": policy_seed,
+            **policy,
         },
         "rloo": {
             "rloo": {**_hashed(settings.rloo), "reward": dataclasses.asdict(settings.ppo.reward)},
             "withheld": ppo_sizes.set_in(settings.ppo),
             "reward_function": inputs.reward_function,
-            **trained,
-            "seed": policy_seed,
+            **policy,
         },
-        "dpo": {"dpo": _hashed(settings.dpo), **trained, "seed": policy_seed},
-        "evaluate": {"evaluate": _evaluate_settings(settings), "utility": inputs.utility, **base},
+        "dpo": {"dpo": _hashed(settings.dpo), **policy},
+        "evaluate": {"evaluate": _hashed(settings.evaluate), "utility": inputs.utility, **base},
     }
     stages: dict[str, Stage] = {}
     for name, builds_on in needs.items():
@@ -108,25 +98,9 @@ def plan(settings: Settings, inputs: Inputs, processes: int, policy_seed: int) -
     return stages
 
 
-def _split_settings(settings: Settings) -> dict[str, Any]:
-    """Settings that change how rows are processed; the rows themselves are covered by `Inputs.rows`."""
-    elsewhere = {"name", "revision", "path", "subsets", "utility"}
-    if settings.data.template is None:  # as for `sharded`
-        elsewhere.add("template")
-    return {k: v for k, v in dataclasses.asdict(settings.data).items() if k not in elsewhere}
-
-
-def _ppo_settings(settings: Settings) -> dict[str, Any]:
-    """PPO settings to hash, without `seeds`: each is its own stage."""
-    return {key: value for key, value in _hashed(settings.ppo).items() if key != "seeds"}
-
-
-def _evaluate_settings(settings: Settings) -> dict[str, Any]:
-    """Settings of the evaluation; `toxicity` is there only if set, so that other stages keep their names."""
-    return {key: value for key, value in dataclasses.asdict(settings.evaluate).items() if key != "toxicity" or value}
-
-
-def _hashed(part: Any) -> dict[str, Any]:
+def _hashed(part: Any, left_out: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the settings of a part of the run that can change its result."""
     values = dataclasses.asdict(part)
-    values["args"] = {k: v for k, v in values["args"].items() if k not in NOT_HASHED}
-    return values
+    if "args" in values:
+        values["args"] = {key: value for key, value in values["args"].items() if key not in NOT_HASHED}
+    return {key: value for key, value in values.items() if key not in left_out and (value or key not in _IF_SET)}

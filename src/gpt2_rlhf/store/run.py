@@ -6,16 +6,16 @@ the stage store, so runs that share stages share their bytes; outputs/latest is 
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config import compose, methods
+from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.store.files import link, replacing
-from gpt2_rlhf.store.portable import without_folder
 from gpt2_rlhf.store.stage import Stage, manifest
 
 _STAGES = ("data", "sft", "reward", "judge", *methods.LABELS, "evaluate")
@@ -23,16 +23,9 @@ _OPTIONAL = ("judge", *methods.LABELS)  # of which a run has one policy, and not
 
 
 @dataclass(frozen=True)
-class Run:
-    """The settings of a run and its stages by name, for each seed of the policy; the first seed's policy is handed on.
+class Run(Composed):
+    """What a command asks for, and its stages by name for each seed; the first seed's policy is handed on."""
 
-    overrides: as typed, ordered by key, so that a run is described alike in whatever order they were typed.
-    values: every one that is set.
-    """
-
-    settings: Settings
-    overrides: tuple[str, ...]
-    values: Mapping[str, Any]
     plans: tuple[Mapping[str, Stage], ...]
     processes: int  # how many train
 
@@ -79,12 +72,6 @@ class Run:
         return [{name: read[stage.directory] for name, stage in plan.items()} for plan in self.plans]
 
 
-def up_to(plans: Sequence[Mapping[str, Stage]], last: str) -> tuple[dict[str, Stage], ...]:
-    """Return the plans cut to the stage `last` and what it builds on."""
-    kept = {last, *plans[0][last].needs}
-    return tuple({name: stage for name, stage in plan.items() if name in kept} for plan in plans)
-
-
 def read(directory: Path, now: Settings) -> Run:
     """Return the evaluated run in this directory as it was when it was shown, to be published or talked to as set now.
 
@@ -93,13 +80,12 @@ def read(directory: Path, now: Settings) -> Run:
     """
     try:
         command = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["command"]
-        values = compose.read((directory / "config.yaml").read_text(encoding="utf-8"))
         found = {one.name: _read_stage(one) for one in directory.iterdir() if one.name.partition("-")[0] in _STAGES}
         first = {name: found[name] for name in _STAGES if name in found or name not in _OPTIONAL}
         processes = found[methods.of(first)].inputs["processes"]
-        settings = compose.settings_of(values, now)
+        settings, values = compose.read((directory / "config.yaml").read_text(encoding="utf-8"), now)
         others = [
-            first | {name: found[f"{name}-seed{seed}"] for name in _by_seed(settings)}
+            first | {name: found[f"{name}-seed{seed}"] for name in (settings.method, "evaluate")}
             for seed in (settings.ppo.seeds or [])[1:]
         ]
     except (OSError, LookupError, TypeError, ValueError) as error:
@@ -110,11 +96,6 @@ def read(directory: Path, now: Settings) -> Run:
     except UserError as error:
         raise UserError(f"{directory}: made by another version; run `make pipeline` again first ({error})") from error
     return Run(settings, tuple(shlex.split(command)[2:]), values, (first, *others), processes)
-
-
-def _by_seed(settings: Settings) -> tuple[str, str]:
-    """Return the stages that each seed of the policy has of its own."""
-    return settings.method, "evaluate"
 
 
 def _read_stage(link: Path) -> Stage:
@@ -153,11 +134,11 @@ def find(output_dir: str, name: str | None) -> Path:
 def link_stages(run: Run) -> None:
     """Link the stages into the directory of the run, and write its settings there."""
     run.directory.mkdir(parents=True, exist_ok=True)
-    for stage in run.plans[0].values():
-        _link_stage(run, stage.name, stage)
+    stages, method = dict(run.plans[0]), run.settings.method
     for plan in run.plans[1:]:
-        for stage in (plan[name] for name in _by_seed(run.settings) if name in plan):
-            _link_stage(run, f"{stage.name}-seed{plan[run.settings.method].seed}", stage)
+        stages |= {f"{name}-seed{plan[method].seed}": plan[name] for name in (method, "evaluate") if name in plan}
+    for name, stage in stages.items():
+        link(run.directory / name, Path("..", "..", "stages", stage.directory.name))
     with replacing(run.directory / "config.yaml") as file:
         file.write(compose.yaml(run.values))
 
@@ -167,5 +148,17 @@ def make_newest(run: Run) -> None:
     link(latest(run.settings.output_dir), Path("runs", run.name))
 
 
-def _link_stage(run: Run, name: str, stage: Stage) -> None:
-    link(run.directory / name, Path("..", "..", "stages", stage.directory.name))
+def without_folders(node: Any) -> Any:
+    """Return the same JSON-like value with each local path in it cut to its file name."""
+    if isinstance(node, Mapping):
+        return {key: without_folders(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [without_folders(value) for value in node]
+    return without_folder(node) if isinstance(node, str) else node
+
+
+def without_folder(text: str) -> str:
+    """Return a local path's file name, in Hydra's quotes where it has some; any other text unchanged."""
+    quote = text[:1] if text[:1] in ("'", '"') and text[-1:] == text[:1] else ""
+    path = text.strip(quote) if quote else text
+    return f"{quote}{Path(path).name}{quote}" if path.startswith(("/", "~", "./", "../")) else text

@@ -53,11 +53,6 @@ class Outcome:
     work_s: float
 
 
-def is_done(stage: Stage) -> bool:
-    """Whether the stage was built to its end, and nothing of it is lost since (`fault`)."""
-    return fault(stage) is None
-
-
 def fault(stage: Stage, read_all: bool = False) -> str | None:
     """Return why the stage is not done, or None; NOT_BUILT if it has no manifest, which is written last.
 
@@ -107,11 +102,8 @@ def newest_whole_checkpoint(stage: Stage, processes: int) -> tuple[Path | None, 
 
     A checkpoint that a kill left without its seal is neither.
     """
-    numbered = [
-        (int(p.name.removeprefix("checkpoint-")), p)
-        for p in stage.checkpoints_dir.glob("checkpoint-*")
-        if p.name.removeprefix("checkpoint-").isdigit() and (p / digests.SEAL).is_file()
-    ]
+    sealed = (seal.parent for seal in stage.checkpoints_dir.glob(f"checkpoint-*/{digests.SEAL}"))
+    numbered = [(int(number), one) for one in sealed if (number := one.name.removeprefix("checkpoint-")).isdigit()]
     damaged: dict[Path, str] = {}
     for _, path in sorted(numbered, reverse=True):
         if (found := digests.seal_fault(path)) is not None:
