@@ -94,6 +94,13 @@ def test_no_run_can_start_to_build_a_stage_that_clean_is_deleting(
     assert held == [True]
 
 
+def test_nothing_is_deleted_while_a_run_has_locked_a_stage_that_has_no_directory_yet(tmp_path: Path) -> None:
+    stage_at(tmp_path, "sft-1")
+    begun = Stage("reward", tmp_path / "stages" / "reward-1", {}, {})
+    with locks.held([begun]), pytest.raises(UserError, match="reward-1: a run is building it"):
+        clean.clean_all(str(tmp_path))
+
+
 def test_prune_deletes_finished_stages_that_no_run_shows_once_that_is_confirmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

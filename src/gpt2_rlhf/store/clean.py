@@ -18,7 +18,7 @@ _NOTHING = "nothing to delete"
 def clean(output_dir: str) -> None:
     """Delete unfinished stages that no run is building, damaged ones that were set aside, and what killed runs left."""
     root, deleted = Path(output_dir), 0
-    for stage in map(_stage, sorted({path.with_suffix("") for path in root.glob("stages/*-*")})):  # or lock files alone
+    for stage in _stages(root):
         if locks.is_held(stage):
             print(f"left {stage.directory}: a run is building it")
             continue
@@ -63,11 +63,9 @@ def _half_written(files: Iterable[Path]) -> list[Path]:
 
 
 def _stages(root: Path) -> list[Stage]:
-    return [_stage(path) for path in sorted(root.glob("stages/*-*")) if path.is_dir()]
-
-
-def _stage(directory: Path) -> Stage:
-    return Stage(directory.name.partition("-")[0], directory, {}, {})
+    """Return the stages that have a directory or, just begun, only a lock file."""
+    directories = sorted({path.with_suffix("") for path in root.glob("stages/*-*")})
+    return [Stage(directory.name.partition("-")[0], directory, {}, {}) for directory in directories]
 
 
 def _ask_and_delete(paths: Sequence[Path], root: Path) -> None:

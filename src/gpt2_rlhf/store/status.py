@@ -44,7 +44,8 @@ def _nearest_difference(stage: Stage) -> str:
             continue  # a damaged manifest
         keys = [k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)]
         keys.sort(key=lambda key: (key.startswith("needs."), key))  # a setting says more than another stage's hash
-        differences.append([_difference(key, mine, theirs, path.parent.name) for key in keys])
+        if keys:  # none: a renamed copy of this stage
+            differences.append([_difference(key, mine, theirs, path.parent.name) for key in keys])
     if not differences:
         return "never built"
     nearest = min(differences, key=len)
