@@ -56,13 +56,9 @@ def pictures(run_dir: Path, records: Mapping[str, Mapping[str, Any]], samples: S
     rewards = {name: records[name]["metrics"] for name in _REWARD_MODELS if name in records}
     is_by_function = results.reward_function({"manifests": records}) is not None
     reward_label = results.FUNCTION_SCORE if is_by_function else metrics.REWARD.label
-    logged = curves.logged(run_dir / method)
+    logged, kept_update = curves.logged(run_dir / method), records[method]["metrics"]["kept_update"]
     return [
-        (
-            _training(history, records[method]["metrics"]["kept_update"], reward_label)
-            if history[1:]
-            else _logged(method, logged)
-        ),
+        _training(history, kept_update, reward_label) if history[1:] else _logged(method, logged),
         _distributions(method, samples, "reward", metrics.REWARD),
         _distributions(method, samples, "tokens", metrics.TOKENS),
         _accuracy(rewards),
@@ -172,9 +168,7 @@ def _accuracy(rewards: Mapping[str, Mapping[str, Any]]) -> Picture:
             shown |= {f"{label}: {subset}": one for subset, one in report["by_subset"].items()}
     rows = np.arange(len(shown))
     figure, (axes,) = curves.panels(_WIDTH_IN, 1.4 + 0.38 * len(shown), 1)
-    for place, (key, label) in enumerate(
-        {"accuracy": "accuracy", "longer_answer_wins": "the longer answer wins"}.items()
-    ):
+    for place, (key, label) in enumerate((("accuracy", "accuracy"), ("longer_answer_wins", "the longer answer wins"))):
         estimates = [one[key] for one in shown.values()]
         _points(axes, place, label, estimates, rows + 0.24 * place - 0.12, linestyle="none")
     for key, label, line in (("chance", "chance", ":"), ("best_reachable", "best reachable", "--")):
@@ -235,7 +229,7 @@ def _reward_model(name: str, records: curves.Records, report: Mapping[str, Any])
 
 def _policy(method: str, records: curves.Records, history: Sequence[Measured]) -> Picture:
     label, panels = methods.LABELS[method], metrics.REPORT_PANELS[method]
-    figure = curves.of_policy(curves.merged(records, history), panels, _WIDTH_IN, 0.9 * _HEIGHT_IN)
+    figure = curves.of_policy(records, history, panels, _WIDTH_IN, 0.9 * _HEIGHT_IN)
     shown = "Reward, KL to SFT, answer length, and shares of ended answers and distinct bigrams"
     alt = f"{shown if method == 'ppo' else ', '.join(panels)} over the updates of {label}."
     shown = {f"eval/{one.heldout_key}": one.axis for one in (metrics.REWARD, metrics.KL, metrics.TOKENS)}
@@ -258,14 +252,8 @@ def _points(axes: Axes, place: int, label: str, x: Any, y: Any, **style: Any) ->
         ([one["mean"] for one in values], curves.reach(values)) if isinstance(values[0], Mapping) else (values, None)
         for values in (x, y)
     )
-    look: dict[str, Any] = {
-        "color": COLOURS[place],
-        "marker": MARKERS[place],
-        "markersize": 4,
-        "linewidth": 1.2,
-        "elinewidth": 0.7,
-    }
-    axes.errorbar(x, y, xerr=x_reach, yerr=y_reach, label=label, **look, **style)
+    style |= {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4, "linewidth": 1.2, "elinewidth": 0.7}
+    axes.errorbar(x, y, xerr=x_reach, yerr=y_reach, label=label, **style)
 
 
 def _label(figure: Figure, x: str, y: str) -> None:
