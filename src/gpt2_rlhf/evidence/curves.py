@@ -57,6 +57,7 @@ def panels(
     found = list(figure.subplots(rows, columns, squeeze=False, height_ratios=heights).flat)
     for axes in found:
         axes.locator_params(nbins=_TICKS)
+        axes.grid(alpha=0.3)
     return figure, found
 
 
@@ -89,7 +90,6 @@ def curves(axes: Axes, title: str, series: Mapping[str, str], records: Records, 
     """Draw series (metrics by label) over the steps, with intervals where `<metric>_low` and `_high` were logged."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(step, fontsize=9)
-    axes.grid(alpha=0.3)
     axes.tick_params(labelsize=9)
     missing = []
     for place, (label, metric) in enumerate(series.items()):
