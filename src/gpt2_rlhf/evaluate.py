@@ -43,20 +43,13 @@ from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import replacing, write_json
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
-SAMPLES_FILE = "samples.jsonl"
 EXAMPLES = (  # in the samples of every run, so that runs can be compared by eye; in no statistic
     "\n\nHuman: How can I improve my communication skills?\n\nAssistant:",
     "\n\nHuman: How can I learn machine learning effectively?\n\nAssistant:",
 )
-_SAMPLE_COLUMNS = {  # keys of an answer in the samples -> fields of Measured
-    "ended": "ended",
-    "tokens": "answer_tokens",
-    **MEASURES,
-    "refused": "refused",
-    "toxic": "toxic",
-}
+# keys of an answer in the samples -> fields of Measured
+_SAMPLE_COLUMNS = {"ended": "ended", "tokens": "answer_tokens", **MEASURES, "refused": "refused", "toxic": "toxic"}
 
-Part = Generations | Readings | RewardScores
 Answers = Mapping[str, Sequence[Answer]]  # by model, then by prompt: the held-out ones, then the examples
 
 
@@ -148,7 +141,7 @@ def _scores(stage: Stage, name: str, prompts: EvaluationPrompts, answers: Answer
     return RewardScores(**_load_or_compute(stage, name, compute))
 
 
-def _load_or_compute(stage: Stage, name: str, compute: Callable[[], Part]) -> dict[str, Any]:
+def _load_or_compute(stage: Stage, name: str, compute: Callable[[], Readings | RewardScores]) -> dict[str, Any]:
     """Return one model's results as JSON, from the folder that a killed evaluation left or computed now.
 
     The hash in the directory's name covers all that decides the results, so a folder there holds results for these
@@ -209,7 +202,7 @@ def _write_samples(
 
     heldout = range(len(prompts.rows))
     examples = range(len(heldout), len(prompts.texts))
-    with replacing(stage.directory / SAMPLES_FILE) as file:
+    with replacing(stage.directory / "samples.jsonl") as file:
         for place in [*examples, *heldout]:
             line = {
                 "group": "heldout" if place in heldout else "example",

@@ -33,25 +33,22 @@ class EvaluationPrompts:
 
 
 @dataclass(frozen=True)
-class Generations:
-    """A policy's answers and log-probabilities; lists by prompt or by row, nats summed over an answer."""
+class Readings:
+    """A policy's log-probabilities of models' first draws; lists by prompt or by row, nats summed over an answer."""
 
-    draws: list[list[Answer]]  # by draw, then by prompt; several draws only for best-of-n
-    logps: dict[str, list[float]]  # of each model's first draw, at the sampling temperature, EOS included
-    chosen_nll_nats: list[float]
-    chosen_tokens: list[int]
-    generated_tokens: int
+    logps: dict[str, list[float]]  # by model, at the sampling temperature, EOS included
     scored_tokens: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Readings:
-    """A policy's log-probabilities of other models' first draws, as Generations.logps."""
+class Generations(Readings):
+    """A policy's answers as well, and how likely it finds the chosen answers of the data."""
 
-    logps: dict[str, list[float]]
-    scored_tokens: int
-    seconds: float
+    draws: list[list[Answer]]  # by draw, then by prompt; several draws only for best-of-n
+    chosen_nll_nats: list[float]
+    chosen_tokens: list[int]
+    generated_tokens: int
 
 
 @dataclass(frozen=True)

@@ -127,10 +127,7 @@ def paired_figures(later: Measured, earlier: Measured, score_std: float, seed: i
 
 def shares(refused: np.ndarray | None, toxic: np.ndarray | None, seed: int) -> dict[str, Any]:
     """Return the shares of answers that refuse and that are toxic; null where that was not measured."""
-    return {
-        "refusal_rate": _share(refused, seed),
-        "toxic_rate": _share(toxic, seed),
-    }
+    return {"refusal_rate": _share(refused, seed), "toxic_rate": _share(toxic, seed)}
 
 
 def estimate(values: np.ndarray | None, seed: int) -> dict[str, Any] | None:

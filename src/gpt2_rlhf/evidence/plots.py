@@ -24,7 +24,6 @@ from gpt2_rlhf.evidence.measured import Measured, summary
 from gpt2_rlhf.evidence.tables import text
 
 Sample = Mapping[str, Any]  # a line of samples.jsonl
-Estimates = Sequence[Mapping[str, float]]  # mean, low, high and n each
 
 _WIDTH_IN, _HEIGHT_IN, _DPI = 5.0, 3.1, 180  # 900 pixels wide: twice a phone's and a half-page column's
 _LINES = (("0.35", ":"), (COLOURS[0], "--"), (COLOURS[1], "-"))  # of base, SFT and the policy
@@ -144,9 +143,8 @@ def _logged(method: str, records: curves.Records) -> Picture:
         curves.curves(axes, panel, series, records)
     names = [panel.partition(",")[0].removesuffix(" to SFT") for panel, _ in panels]
     title = f"{' and '.join(names)} while {methods.LABELS[method]} trained"
-    return Picture(
-        "training.png", title, f"{title}, of the training batches: no withheld prompts were measured.", figure
-    )
+    alt = f"{title}, of the training batches: no withheld prompts were measured."
+    return Picture("training.png", title, alt, figure)
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str]]) -> None:
@@ -239,7 +237,7 @@ def _policy(method: str, records: curves.Records, history: Sequence[Measured]) -
     return Picture(f"curves-{method}.png", label, alt, figure)
 
 
-def _heldout(axes: Axes, steps: Sequence[int], estimates: Estimates) -> None:
+def _heldout(axes: Axes, steps: Sequence[int], estimates: Sequence[Mapping[str, float]]) -> None:
     """Draw what was measured on held-out rows beside the curve of training."""
     _points(axes, 1, f"held-out, n = {estimates[0]['n']}", steps, estimates, linestyle="none", capsize=3)
     axes.legend(fontsize=8)
