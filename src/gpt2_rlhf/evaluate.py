@@ -229,8 +229,7 @@ def _metrics(
     refused, toxic = _refused_and_toxic([row["chosen"] for row in prompts.rows], prompts)
     compared["chosen"] = shares(refused, toxic, evaluate.seed)
     for name, at in groups.items():
-        of_subset = shares(refused[at], None if toxic is None else toxic[at], evaluate.seed)
-        compared["by_subset"][name]["chosen"] = of_subset
+        compared["by_subset"][name]["chosen"] = shares(refused[at], None if toxic is None else toxic[at], evaluate.seed)
     if evaluate.best_of is not None and BEST_OF_N in measured:
         compared["models"][BEST_OF_N]["kl_bound_nats"] = best_of_kl_bound_nats(evaluate.best_of)
     return {

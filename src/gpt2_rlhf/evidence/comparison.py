@@ -14,12 +14,7 @@ import numpy as np
 from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence.calibration import reward_model_fault
-from gpt2_rlhf.evidence.intervals import (
-    bootstrap_mean,
-    bootstrap_ratio,
-    bootstrap_share,
-    bootstrap_share_difference,
-)
+from gpt2_rlhf.evidence.intervals import bootstrap_mean, bootstrap_ratio, bootstrap_share, bootstrap_share_difference
 from gpt2_rlhf.evidence.measured import MEASURES, Measured
 
 BEST_OF_N = "best_of_n"

@@ -121,8 +121,8 @@ def performance(sources: Sources) -> Table:
     method, subsets = methods.of(sources), sources["evaluation"]["by_subset"]
     policy = methods.LABELS[method]
     wins = [one for one in metrics.OF_MODEL if one.key.startswith("win_rate_vs_base")]
-    usable, none = usable_measures(sources), [Cell("-")] * 2
-    by = wins[metrics.MEASURES.index(usable[0])]
+    measure, none = usable_measures(sources)[0], [Cell("-")] * 2
+    by = wins[metrics.MEASURES.index(measure)]
     sd = cell(sources, f"evaluation/paired/{method}_minus_base/reward_sd")
     won = cell(sources, f"evaluation/models/{method}/{by.key}", "share")
     rows = [
@@ -136,10 +136,9 @@ def performance(sources: Sources) -> Table:
             continue
         name = f"{kind}{ALL}" if f"{kind}{ALL}" in of_kind else of_kind[0]
         at = f"evaluation/by_subset/{name}"
-        one = next(one for one in usable if look_up(sources, f"{at}/{method}_minus_sft/{one.key}") is not None)
         refused = [cell(sources, f"{at}/models/{model}/{metrics.REFUSALS.key}", "share") for model in ("sft", method)]
-        how = f"{one.label}, {policy} - SFT, on prompts of {name}"
-        rows.append(Row(label, [Cell(how), cell(sources, f"{at}/{method}_minus_sft/{one.key}"), *refused]))
+        how = f"{measure.label}, {policy} - SFT, on prompts of {name}"
+        rows.append(Row(label, [Cell(how), cell(sources, f"{at}/{method}_minus_sft/{measure.key}"), *refused]))
     columns = {"how": "Measured as", "figure": "Figure", "sft": "SFT refuses", method: f"{policy} refuses"}
     return Table("performance", "Performance", columns, rows, "prompts")
 
