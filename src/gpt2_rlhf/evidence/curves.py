@@ -100,15 +100,13 @@ def curves(axes: Axes, title: str, series: Mapping[str, str], records: Records, 
         of_heldout = metric.startswith("eval/")
         marker = MARKERS[place] if of_heldout or len(values) == 1 else None  # a line of one point would not show
         axes.plot(steps, values, color=COLOURS[place], label=label, marker=marker, markersize=4, linewidth=1.5)
-        low_steps, lows = _series(records, f"{metric}_low")
-        _, highs = _series(records, f"{metric}_high")
+        lows, highs = (_series(records, f"{metric}_{end}")[1] for end in ("low", "high"))
         if lows:
-            axes.fill_between(low_steps, lows, highs, color=COLOURS[place], alpha=0.15, linewidth=0)
+            axes.fill_between(steps, lows, highs, color=COLOURS[place], alpha=0.15, linewidth=0)
     if len(missing) < len(series):
         axes.legend(fontsize=8, framealpha=0.8)
     else:
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
     if missing:
         axes.set_title(f"not measured: {', '.join(missing)}", loc="right", fontsize=8, color="0.4")
 
