@@ -7,15 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
 from gpt2_rlhf.store.files import read_json_lines, replacing
-
-if TYPE_CHECKING:
-    from gpt2_rlhf.models.sampling import Answer  # which imports torch
 
 DIRECTORY = "heldout"  # within the PPO stage's
 
@@ -77,14 +74,14 @@ def summary(measured: Measured) -> dict[str, float]:
     return logged
 
 
-def write(directory: Path, measured: Measured, prompts: Sequence[str], answers: Sequence["Answer"]) -> Path:
+def write(directory: Path, measured: Measured, prompts: Sequence[str], answers: Sequence[str]) -> Path:
     """Write one JSON line per prompt to update-000004.jsonl (for update 4), and return its path."""
     path = directory / f"update-{measured.update:06d}.jsonl"
     columns = (getattr(measured, field) for field in _COLUMNS.values())
     lists = [[None] * len(prompts) if values is None else values.tolist() for values in columns]
     with replacing(path) as file:
         for prompt, answer, *figures in zip(prompts, answers, *lists, strict=True):
-            line = {"prompt": prompt, "answer": answer.text, **dict(zip(_COLUMNS, figures, strict=True))}
+            line = {"prompt": prompt, "answer": answer, **dict(zip(_COLUMNS, figures, strict=True))}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return path
 
