@@ -20,14 +20,13 @@ from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.evidence import curves, results
 from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
-from gpt2_rlhf.evidence.measured import Measured, summary
+from gpt2_rlhf.evidence.measured import MEASURES, Measured, summary
 from gpt2_rlhf.evidence.tables import text
 
 Sample = Mapping[str, Any]  # a line of samples.jsonl
 
 _WIDTH_IN, _HEIGHT_IN, _DPI = 5.0, 3.1, 180  # 900 pixels wide: twice a phone's and a half-page column's
 _LINES = (("0.35", ":"), (COLOURS[0], "--"), (COLOURS[1], "-"))  # of base, SFT and the policy
-_MEASURED = {metrics.REWARD: "rewards", metrics.JUDGE_REWARD: "judge_rewards", metrics.UTILITY: "utilities"}
 _REWARD_MODELS = {"reward": "Reward model", "judge": "Judge"}
 _BINS = 30
 _PERCENT = "{x:.0%}"  # of the ticks of an axis of shares
@@ -96,8 +95,8 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
     updates = [one.update for one in history]
     kept = updates.index(kept_update) if kept_update in updates else -1
     ends, found = list[tuple[float, str]](), list[str]()
-    for place, (metric, column) in enumerate(_MEASURED.items(), start=1):  # colours as in the panel of all rewards
-        values = [getattr(one, column) for one in history]
+    for place, metric in enumerate(reversed(metrics.MEASURES), start=1):  # colours as in the panel of all rewards
+        values = [getattr(one, MEASURES[metric.key]) for one in history]
         if values[0] is None:
             continue
         since_sft = [asdict(bootstrap_mean(one - values[0])) for one in values]
