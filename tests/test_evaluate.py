@@ -255,6 +255,15 @@ def test_best_of_n_is_the_sft_answer_with_the_highest_reward(needs, monkeypatch)
     assert outcome.metrics["models"]["best_of_n"]["kl_bound_nats"] == pytest.approx(math.log(3) - 2 / 3)
 
 
+def test_of_draws_with_the_same_reward_best_of_n_is_the_first(needs):
+    indifferent = tiny_reward(tiny_tokenizer())
+    with torch.no_grad():
+        indifferent.score.weight.zero_()
+    save(indifferent, needs["reward"].model_dir)
+    for line in run_evaluation(needs)[1]:
+        assert line["answers"]["best_of_n"]["answer"] == line["answers"]["sft"]["answer"]
+
+
 @pytest.mark.parametrize("best_of", [None, 1])
 def test_without_best_of_there_is_no_best_of_n(needs, best_of: int | None):
     outcome, lines = run_evaluation(needs, evaluation=replace(EVALUATE, best_of=best_of))

@@ -25,14 +25,13 @@ from gpt2_rlhf.evidence.answers import (
     Generations,
     Readings,
     RewardScores,
-    generations_from_json,
     read_answers,
     sample_and_score,
     score_answers,
     utilities,
 )
-from gpt2_rlhf.evidence.comparison import ALL, BEST_OF_N, best_of, best_of_kl_bound_nats, compare, shares
-from gpt2_rlhf.evidence.measured import Measured
+from gpt2_rlhf.evidence.comparison import ALL, BEST_OF_N, best_of_kl_bound_nats, compare, shares
+from gpt2_rlhf.evidence.measured import MEASURES, Measured
 from gpt2_rlhf.evidence.refusals import is_refusal
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, threads, tokens
@@ -44,13 +43,13 @@ from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import replacing, write_json
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
-SAMPLES_FILE = "samples.jsonl"
 EXAMPLES = (  # in the samples of every run, so that runs can be compared by eye; in no statistic
     "\n\nHuman: How can I improve my communication skills?\n\nAssistant:",
     "\n\nHuman: How can I learn machine learning effectively?\n\nAssistant:",
 )
+# keys of an answer in the samples -> fields of Measured
+_SAMPLE_COLUMNS = {"ended": "ended", "tokens": "answer_tokens", **MEASURES, "refused": "refused", "toxic": "toxic"}
 
-Part = Generations | Readings | RewardScores
 Answers = Mapping[str, Sequence[Answer]]  # by model, then by prompt: the held-out ones, then the examples
 
 
@@ -68,16 +67,15 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     utility = load_utility(settings.data.utility)
     with work.running():
         generations = _generations(settings, stage, prompts)
-    answers = {name: generations[name].draws[0] for name in ("base", "sft", settings.method)}
-    draws = {f"sft, draw {number}": draw for number, draw in enumerate(generations["sft"].draws, start=1)}
-    with work.running():
+        answers = {name: generations[name].draws[0] for name in ("base", "sft", settings.method)}
+        draws = {f"sft, draw {number}": draw for number, draw in enumerate(generations["sft"].draws, start=1)}
         scores = {"reward": _scores(stage, "reward", prompts, {**answers, **draws})}
-    if len(draws) > 1:
-        by_draw = np.array([scores["reward"].scores[name] for name in draws])
-        answers[BEST_OF_N] = [generations["sft"].draws[draw][place] for place, draw in enumerate(best_of(by_draw))]
-        scores["reward"].scores[BEST_OF_N] = by_draw.max(axis=0).tolist()
-    if "judge" in stage.needs:
-        with work.running():
+        if len(draws) > 1:
+            by_draw = np.array([scores["reward"].scores[name] for name in draws])
+            best = by_draw.argmax(axis=0)  # the first of equals
+            answers[BEST_OF_N] = [generations["sft"].draws[draw][place] for place, draw in enumerate(best)]
+            scores["reward"].scores[BEST_OF_N] = by_draw.max(axis=0).tolist()
+        if "judge" in stage.needs:
             scores["judge"] = _scores(stage, "judge", prompts, answers)
     measured = _measured(utility, prompts, answers, generations, scores)
     _write_samples(stage, prompts, answers, measured)
@@ -114,7 +112,7 @@ def _generations(settings: Settings, stage: Stage, prompts: EvaluationPrompts) -
 
     def generated(name: str, draws: int = 1) -> Generations:
         kept = _load_or_compute(stage, name, lambda: sample_and_score(policy(name), name, prompts, draws))
-        return generations_from_json(kept)
+        return Generations(**{**kept, "draws": [[Answer(**answer) for answer in draw] for draw in kept["draws"]]})
 
     found, sft = threads.both(
         lambda: {name: generated(name) for name in ("base", settings.method)},
@@ -143,7 +141,7 @@ def _scores(stage: Stage, name: str, prompts: EvaluationPrompts, answers: Answer
     return RewardScores(**_load_or_compute(stage, name, compute))
 
 
-def _load_or_compute(stage: Stage, name: str, compute: Callable[[], Part]) -> dict[str, Any]:
+def _load_or_compute(stage: Stage, name: str, compute: Callable[[], Readings | RewardScores]) -> dict[str, Any]:
     """Return one model's results as JSON, from the folder that a killed evaluation left or computed now.
 
     The hash in the directory's name covers all that decides the results, so a folder there holds results for these
@@ -164,12 +162,11 @@ def _measured(
     scores: Mapping[str, RewardScores],
 ) -> dict[str, Measured]:
     """Return each model's figures on all prompts; utilities and chosen answers are of the held-out ones alone."""
-    count = len(prompts.rows)
-
-    def figures(name: str, given: Sequence[Answer]) -> Measured:
+    count, measured = len(prompts.rows), dict[str, Measured]()
+    for name, given in answers.items():
         policy = generations.get(name)  # None for best of n
         refused, toxic = _refused_and_toxic([answer.text for answer in given], prompts)
-        return Measured(
+        measured[name] = Measured(
             rewards=np.array(scores["reward"].scores[name]),
             judge_rewards=np.array(scores["judge"].scores[name]) if "judge" in scores else None,
             utilities=None if utility is None else utilities(utility, prompts.texts[:count], given[:count]),
@@ -182,8 +179,7 @@ def _measured(
             refused=refused,
             toxic=toxic,
         )
-
-    return {name: figures(name, given) for name, given in answers.items()}
+    return measured
 
 
 def _refused_and_toxic(answers: Sequence[str], prompts: EvaluationPrompts) -> tuple[np.ndarray, np.ndarray | None]:
@@ -196,25 +192,17 @@ def _write_samples(
 ) -> None:
     """Write one JSON line per prompt, the examples first: each model's answer and its scores."""
 
-    def figure(values: np.ndarray | None, place: int) -> float | bool | None:
-        return None if values is None or place >= values.size else values[place].item()
-
     def record(name: str, place: int) -> dict[str, Any]:
-        answer, one = answers[name][place], measured[name]
-        return {
-            "answer": answer.text,
-            "ended": answer.ended,
-            "tokens": len(answer.ids),
-            "reward": figure(one.rewards, place),
-            "judge_reward": figure(one.judge_rewards, place),
-            "utility": figure(one.utilities, place),
-            "refused": figure(one.refused, place),
-            "toxic": figure(one.toxic, place),
+        columns = {key: getattr(measured[name], field) for key, field in _SAMPLE_COLUMNS.items()}
+        figures = {
+            key: None if values is None or place >= values.size else values[place].item()
+            for key, values in columns.items()
         }
+        return {"answer": answers[name][place].text, **figures}
 
     heldout = range(len(prompts.rows))
     examples = range(len(heldout), len(prompts.texts))
-    with replacing(stage.directory / SAMPLES_FILE) as file:
+    with replacing(stage.directory / "samples.jsonl") as file:
         for place in [*examples, *heldout]:
             line = {
                 "group": "heldout" if place in heldout else "example",
@@ -241,8 +229,7 @@ def _metrics(
     refused, toxic = _refused_and_toxic([row["chosen"] for row in prompts.rows], prompts)
     compared["chosen"] = shares(refused, toxic, evaluate.seed)
     for name, at in groups.items():
-        of_subset = shares(refused[at], None if toxic is None else toxic[at], evaluate.seed)
-        compared["by_subset"][name]["chosen"] = of_subset
+        compared["by_subset"][name]["chosen"] = shares(refused[at], None if toxic is None else toxic[at], evaluate.seed)
     if evaluate.best_of is not None and BEST_OF_N in measured:
         compared["models"][BEST_OF_N]["kl_bound_nats"] = best_of_kl_bound_nats(evaluate.best_of)
     return {

@@ -7,7 +7,6 @@ import pytest
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.evidence.comparison import (
-    best_of,
     best_of_kl_bound_nats,
     compare,
     paired_figures,
@@ -184,11 +183,6 @@ def test_unknown_figures_are_null_and_the_metrics_are_json():
     assert metrics["models"]["ppo"]["win_rate_vs_base_by_utility"] is None
     pair = metrics["paired"]["ppo_minus_sft"]
     assert pair["judge_reward"] is pair["utility"] is pair["by_judge"] is None
-
-
-def test_the_best_draw_is_the_first_with_the_highest_reward():
-    rewards = np.array([[1, 5, 2], [3, 5, 0], [2, 4, 1]])  # three draws for each of three prompts
-    assert best_of(rewards).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(("n", "nats"), [(1, 0.0), (2, 0.1931), (4, 0.6363)])

@@ -8,7 +8,6 @@ from PIL import Image
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.evidence import curves, measured
 from gpt2_rlhf.evidence.measured import Measured
-from gpt2_rlhf.models.sampling import Answer
 
 SHARE = {"mean": 1.0, "low": 0.94, "high": 1 - 1e-16, "n": 60}
 
@@ -23,7 +22,7 @@ def measure(directory: Path, update: int, reward: float) -> None:
     zeros = np.zeros(2)
     rewards = np.array([reward - 1, reward + 1])
     one = Measured(rewards, None, None, zeros, zeros == 0, zeros, zeros, zeros, zeros, update=update)
-    measured.write(directory / "heldout", one, ["p", "q"], [Answer("", [], True)] * 2)
+    measured.write(directory / "heldout", one, ["p", "q"], [""] * 2)
 
 
 def lines(figure, panel: int) -> dict[str, list[tuple[float, float]]]:

@@ -6,7 +6,6 @@ import pytest
 
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
 from gpt2_rlhf.evidence.measured import Measured, read, summary, write
-from gpt2_rlhf.models.sampling import Answer
 from helpers.tiny import assert_same_figures
 
 PROMPTS = [f"\n\nHuman: {question}\n\nAssistant:" for question in ("Hi", "bake bread?", "Tell me about the sea.")]
@@ -28,7 +27,7 @@ def made_up(update: int, judge: bool = True) -> Measured:
     )
 
 
-ANSWERS = [Answer(" line\u2028separator\n", [1, 2], True), Answer("", [], True), Answer(" \ufffd", [3], False)]
+ANSWERS = [" line\u2028separator\n", "", " \ufffd"]
 
 
 @pytest.mark.parametrize("judge", [True, False])

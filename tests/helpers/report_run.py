@@ -11,7 +11,6 @@ from gpt2_rlhf.evidence.calibration import calibration, length_bias
 from gpt2_rlhf.evidence.comparison import compare, shares
 from gpt2_rlhf.evidence.intervals import bootstrap_mean, wilson
 from gpt2_rlhf.evidence.measured import Measured
-from gpt2_rlhf.models.sampling import Answer
 
 HOSTILE = (
     "</script><script>document.title = 'hostile'</script>",
@@ -59,7 +58,7 @@ def write(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             zeros,
             update=update,
         )
-        heldout.write(run_dir / "ppo" / "heldout", at, ["p"] * 3, [Answer("", [], True)] * 3)
+        heldout.write(run_dir / "ppo" / "heldout", at, ["p"] * 3, [""] * 3)
     _write_samples(run_dir / "samples.jsonl", measured)
     return records, _summary(records)
 

@@ -7,6 +7,7 @@ it was trained to be read at EOS.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,25 +33,22 @@ class EvaluationPrompts:
 
 
 @dataclass(frozen=True)
-class Generations:
-    """A policy's answers and log-probabilities; lists by prompt or by row, nats summed over an answer."""
+class Readings:
+    """A policy's log-probabilities of models' first draws; lists by prompt or by row, nats summed over an answer."""
 
-    draws: list[list[Answer]]  # by draw, then by prompt; several draws only for best-of-n
-    logps: dict[str, list[float]]  # of each model's first draw, at the sampling temperature, EOS included
-    chosen_nll_nats: list[float]
-    chosen_tokens: list[int]
-    generated_tokens: int
+    logps: dict[str, list[float]]  # by model, at the sampling temperature, EOS included
     scored_tokens: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Readings:
-    """A policy's log-probabilities of other models' first draws, as Generations.logps."""
+class Generations(Readings):
+    """A policy's answers as well, and how likely it finds the chosen answers of the data."""
 
-    logps: dict[str, list[float]]
-    scored_tokens: int
-    seconds: float
+    draws: list[list[Answer]]  # by draw, then by prompt; several draws only for best-of-n
+    chosen_nll_nats: list[float]
+    chosen_tokens: list[int]
+    generated_tokens: int
 
 
 @dataclass(frozen=True)
@@ -68,25 +66,20 @@ def sample_and_score(model: PreTrainedModel, name: str, prompts: EvaluationPromp
     The first draw depends on `evaluate.seed` alone, so more draws do not change it and all models share its random
     numbers.
     """
-    settings, tokenizer, count = prompts.settings, prompts.tokenizer, len(prompts.texts)
-    chosen = tokens.encode_sft(tokenizer, prompts.rows)
-
-    def answers_to(texts: list[str], seed: int) -> list[Answer]:
-        return sample(
-            model,
-            tokenizer,
-            texts,
-            seed=seed,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            batch_size=settings.batch_size,
-            show=shown(f"answers of {name}"),
-        )
-
-    work = Stopwatch()
+    settings, count, work = prompts.settings, len(prompts.texts), Stopwatch()
+    chosen = tokens.encode_sft(prompts.tokenizer, prompts.rows)
+    answers_to = partial(
+        sample,
+        model,
+        prompts.tokenizer,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        batch_size=settings.batch_size,
+        show=shown(f"answers of {name}"),
+    )
     with work.running():
-        first = answers_to(prompts.texts, settings.seed)
-        more = answers_to(prompts.texts * (draws - 1), settings.seed + 1)
+        first = answers_to(prompts.texts, seed=settings.seed)
+        more = answers_to(prompts.texts * (draws - 1), seed=settings.seed + 1)
         nll_nats, chosen_tokens = answer_nll(model, chosen, settings.batch_size, shown(f"{name} reads answers"))
     own = read_answers(model, name, prompts, {name: first})
     return Generations(
@@ -122,10 +115,7 @@ def read_answers(
 
 
 def score_answers(
-    model: PreTrainedModel,
-    name: str,
-    prompts: EvaluationPrompts,
-    answers: Mapping[str, Sequence[Answer]],
+    model: PreTrainedModel, name: str, prompts: EvaluationPrompts, answers: Mapping[str, Sequence[Answer]]
 ) -> RewardScores:
     """Score every model's answers with reward model `name` ("reward" or "judge").
 
@@ -146,11 +136,6 @@ def score_answers(
         scored_tokens=sum(map(len, distinct)),
         seconds=work.seconds,
     )
-
-
-def generations_from_json(kept: Mapping[str, Any]) -> Generations:
-    """Return the Generations that dataclasses.asdict turned into this mapping."""
-    return Generations(**{**kept, "draws": [[Answer(**answer) for answer in draw] for draw in kept["draws"]]})
 
 
 def scored_sequences(

@@ -25,8 +25,7 @@ def calibration(margins: np.ndarray, seed: int) -> dict[str, Any]:
     counts one half. `expected_error` is the mean over pairs of |observed - predicted| of their bin (Guo et al. 2017,
     arXiv:1706.04599). Noise alone keeps it above 0; the low end of its interval allows for that.
     """
-    with np.errstate(over="ignore"):  # exp(-|d|) may underflow to 0
-        claims = 1 / (1 + np.exp(-np.abs(margins)))
+    claims = 1 / (1 + np.exp(-np.abs(margins)))
     right = 0.5 + 0.5 * np.sign(margins)
     bins = np.minimum(((claims - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
     filled = np.unique(bins)
@@ -82,24 +81,19 @@ def _correlation(left: np.ndarray, right: np.ndarray, seed: int) -> dict[str, An
 
 def length_alone(report: Mapping[str, Any]) -> float:
     """Return how often length alone is right: the longer or the shorter answer, whichever is right more often."""
-    return max(_longer(report), 1 - _longer(report))
-
-
-def _longer(report: Mapping[str, Any]) -> float:
-    return report["baselines"]["longer_answer_wins"]["mean"]
+    longer = report["baselines"]["longer_answer_wins"]["mean"]
+    return max(longer, 1 - longer)
 
 
 def reward_model_fault(report: Mapping[str, Any], name: str = "reward") -> str | None:
     """Return a fault if the reward model of stage `name` is, by its report, no better than chance or length alone."""
-    accuracy, longer = report["accuracy"], _longer(report)
-    found = f"{100 * accuracy['mean']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+    accuracy, by_length = report["accuracy"], length_alone(report)
+    interval = f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+    found = f"{name}: the reward model is right on {100 * accuracy['mean']:.1f} % {interval} of held-out pairs"
     what_next = f"give it more pairs (data.train_pairs, data.shares.{name}) or steps, and check the labels"
     if accuracy["low"] <= 0.5:
-        return f"{name}: the reward model is right on {found} of held-out pairs, where chance is 50 %; {what_next}"
-    if accuracy["mean"] <= length_alone(report):
-        rule = "longer" if longer >= 0.5 else "shorter"
-        return (
-            f"{name}: the reward model is right on {found} of held-out pairs, and taking the {rule} answer is right on "
-            f"{100 * length_alone(report):.1f} %; {what_next}"
-        )
+        return f"{found}, where chance is 50 %; {what_next}"
+    if accuracy["mean"] <= by_length:
+        rule = "longer" if report["baselines"]["longer_answer_wins"]["mean"] >= 0.5 else "shorter"
+        return f"{found}, and taking the {rule} answer is right on {100 * by_length:.1f} %; {what_next}"
     return None

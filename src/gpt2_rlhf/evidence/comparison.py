@@ -14,13 +14,8 @@ import numpy as np
 from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence.calibration import reward_model_fault
-from gpt2_rlhf.evidence.intervals import (
-    bootstrap_mean,
-    bootstrap_ratio,
-    bootstrap_share,
-    bootstrap_share_difference,
-)
-from gpt2_rlhf.evidence.measured import Measured
+from gpt2_rlhf.evidence.intervals import bootstrap_mean, bootstrap_ratio, bootstrap_share, bootstrap_share_difference
+from gpt2_rlhf.evidence.measured import MEASURES, Measured
 
 BEST_OF_N = "best_of_n"
 ALL = ", all"  # ends the name of the group of all subsets of a kind, such as "helpful, all"
@@ -59,6 +54,14 @@ def compare(
     """
     policy = methods.of(measured)
     pairs = (("sft", "base"), (policy, "sft"), (policy, "base"), (policy, BEST_OF_N))  # later less earlier
+    by_subset = {}
+    for name, prompts in groups.items():
+        part = {model: one.at(prompts) for model, one in measured.items()}
+        by_subset[name] = {
+            "prompts": int(prompts.sum()),
+            "models": {model: model_figures(one, seed) for model, one in part.items()},
+            f"{policy}_minus_sft": paired_figures(part[policy], part["sft"], score_std, seed),
+        }
     return {
         "models": {
             name: {
@@ -73,25 +76,14 @@ def compare(
             for later, earlier in pairs
             if earlier in measured
         },
-        "by_subset": {
-            name: {
-                "prompts": int(prompts.sum()),
-                "models": {model: model_figures(one.at(prompts), seed) for model, one in measured.items()},
-                f"{policy}_minus_sft": paired_figures(
-                    measured[policy].at(prompts), measured["sft"].at(prompts), score_std, seed
-                ),
-            }
-            for name, prompts in groups.items()
-        },
+        "by_subset": by_subset,
     }
 
 
 def answer_figures(one: Measured, seed: int) -> dict[str, Any]:
     """Return means over one model's answers; null where unknown."""
     return {
-        "reward": estimate(one.rewards, seed),
-        "judge_reward": estimate(one.judge_rewards, seed),
-        "utility": estimate(one.utilities, seed),
+        **{key: estimate(getattr(one, field), seed) for key, field in MEASURES.items()},
         "answer_tokens": estimate(one.answer_tokens, seed),
         "eos_rate": _share(one.ended, seed),
         "distinct_2": estimate(one.distinct_2, seed),
@@ -115,12 +107,10 @@ def paired_figures(later: Measured, earlier: Measured, score_std: float, seed: i
     scores, can be compared between reward models; null if the scores have no spread. `length_matched` counts only the
     prompts whose two answers differ in length by at most 2 tokens or 10 % of the longer one; null if there are none.
     """
-    reward = later.rewards - earlier.rewards
-    judge_reward = _difference(later.judge_rewards, earlier.judge_rewards)
+    differences = _differences(later, earlier)
+    reward, judge_reward = later.rewards - earlier.rewards, differences["judge_reward"]
     return {
-        "reward": estimate(reward, seed),
-        "judge_reward": estimate(judge_reward, seed),
-        "utility": estimate(_difference(later.utilities, earlier.utilities), seed),
+        **{key: estimate(difference, seed) for key, difference in differences.items()},
         "reward_sd": None if score_std == 0 else estimate(reward / score_std, seed),
         "by_reward": _outcomes(reward, seed),
         "by_judge": None if judge_reward is None else _outcomes(judge_reward, seed),
@@ -132,20 +122,12 @@ def paired_figures(later: Measured, earlier: Measured, score_std: float, seed: i
 
 def shares(refused: np.ndarray | None, toxic: np.ndarray | None, seed: int) -> dict[str, Any]:
     """Return the shares of answers that refuse and that are toxic; null where that was not measured."""
-    return {
-        "refusal_rate": None if refused is None else _share(refused, seed),
-        "toxic_rate": None if toxic is None else _share(toxic, seed),
-    }
+    return {"refusal_rate": _share(refused, seed), "toxic_rate": _share(toxic, seed)}
 
 
 def estimate(values: np.ndarray | None, seed: int) -> dict[str, Any] | None:
     """Return the mean of the values with its interval; None where they are unknown, or not finite after divergence."""
     return None if values is None or not np.isfinite(values).all() else asdict(bootstrap_mean(values, seed))
-
-
-def best_of(rewards: np.ndarray) -> np.ndarray:
-    """Return the draw with the highest reward, shape (prompts,); the first of equals. rewards: (draws, prompts)."""
-    return rewards.argmax(axis=0)
 
 
 def best_of_kl_bound_nats(n: int) -> float:
@@ -163,15 +145,10 @@ def _win_rates(measured: Mapping[str, Measured], name: str, rival: str, seed: in
     The key without `_by` is by the reward model, whose reward PPO is trained to raise, so the others say more. A win
     rate is null by an unknown measure, and of a model against itself.
     """
-    one, other, key = measured[name], measured[rival], f"win_rate_vs_{rival}"
-    differences = {
-        key: one.rewards - other.rewards,
-        f"{key}_by_judge": _difference(one.judge_rewards, other.judge_rewards),
-        f"{key}_by_utility": _difference(one.utilities, other.utilities),
-    }
+    differences = _differences(measured[name], measured[rival]).values()
     return {
-        key: None if name == rival or difference is None else _share(0.5 + 0.5 * np.sign(difference), seed)
-        for key, difference in differences.items()
+        f"win_rate_vs_{rival}{by}": None if name == rival or one is None else _share(0.5 + 0.5 * np.sign(one), seed)
+        for by, one in zip(("", "_by_judge", "_by_utility"), differences, strict=True)
     }
 
 
@@ -179,12 +156,13 @@ def _share_difference(later: np.ndarray | None, earlier: np.ndarray | None, seed
     return None if later is None or earlier is None else asdict(bootstrap_share_difference(later, earlier, seed))
 
 
-def _share(outcomes: np.ndarray, seed: int) -> dict[str, Any]:
-    return asdict(bootstrap_share(outcomes, seed))
+def _share(outcomes: np.ndarray | None, seed: int) -> dict[str, Any] | None:
+    return None if outcomes is None else asdict(bootstrap_share(outcomes, seed))
 
 
-def _difference(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray | None:
-    return None if left is None or right is None else left - right
+def _differences(later: Measured, earlier: Measured) -> dict[str, np.ndarray | None]:
+    pairs = {key: (getattr(later, field), getattr(earlier, field)) for key, field in MEASURES.items()}
+    return {key: None if one is None or other is None else one - other for key, (one, other) in pairs.items()}
 
 
 def _outcomes(difference: np.ndarray, seed: int) -> dict[str, Any]:

@@ -5,17 +5,14 @@ Nothing here imports torch, so that plots and the report can read the files with
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
 from gpt2_rlhf.store.files import read_json_lines, replacing
-
-if TYPE_CHECKING:
-    from gpt2_rlhf.models.sampling import Answer  # which imports torch
 
 DIRECTORY = "heldout"  # within the PPO stage's
 
@@ -48,15 +45,12 @@ class Measured:
 
     def at(self, prompts: np.ndarray) -> "Measured":
         """Return the figures of some of the prompts, given by a mask or by their numbers."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: one[prompts] for name, one in columns.items() if isinstance(one, np.ndarray)})
+        return replace(self, **{name: one[prompts] for name, one in vars(self).items() if isinstance(one, np.ndarray)})
 
 
-# keys of the files -> fields of Measured
-_COLUMNS = {
-    "reward": "rewards",
-    "judge_reward": "judge_rewards",
-    "utility": "utilities",
+MEASURES = {"reward": "rewards", "judge_reward": "judge_rewards", "utility": "utilities"}  # keys -> fields of Measured
+_COLUMNS = {  # of the files, in the same way
+    **MEASURES,
     "kl_nats": "kl_nats",
     "kl_k1": "kl_k1",
     "kl_k3": "kl_k3",
@@ -64,37 +58,31 @@ _COLUMNS = {
     "ended": "ended",
     "distinct_2": "distinct_2",
 }
+_LOGGED_AS = {"tokens": "answer_tokens", "ended": "eos_rate"}
 
 
 def summary(measured: Measured) -> dict[str, float]:
     """Return what to log of one update: means over prompts, and the 95 % intervals of rewards and utility."""
     logged: dict[str, float] = {}
-    for name in ("reward", "judge_reward", "utility"):
-        values = getattr(measured, _COLUMNS[name])
-        if values is not None:
+    for key, field in _COLUMNS.items():
+        name, values = f"eval/{_LOGGED_AS.get(key, key)}", getattr(measured, field)
+        if values is not None and key in MEASURES:
             estimate = bootstrap_mean(values)
-            logged |= {f"eval/{name}": estimate.mean, f"eval/{name}_low": estimate.low}
-            logged[f"eval/{name}_high"] = estimate.high
-    means = {
-        "kl_nats": measured.kl_nats,
-        "kl_k1": measured.kl_k1,
-        "kl_k3": measured.kl_k3,
-        "answer_tokens": measured.answer_tokens,
-        "eos_rate": measured.ended,
-        "distinct_2": measured.distinct_2,
-    }
-    return logged | {f"eval/{name}": float(values.mean()) for name, values in means.items() if values is not None}
+            logged |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        elif values is not None:
+            logged[name] = float(values.mean())
+    return logged
 
 
-def write(directory: Path, measured: Measured, prompts: Sequence[str], answers: Sequence["Answer"]) -> Path:
+def write(directory: Path, measured: Measured, prompts: Sequence[str], answers: Sequence[str]) -> Path:
     """Write one JSON line per prompt to update-000004.jsonl (for update 4), and return its path."""
     path = directory / f"update-{measured.update:06d}.jsonl"
-    columns = {key: getattr(measured, field) for key, field in _COLUMNS.items()}
-    lists = {key: None if values is None else values.tolist() for key, values in columns.items()}
+    columns = (getattr(measured, field) for field in _COLUMNS.values())
+    lists = [[None] * len(prompts) if values is None else values.tolist() for values in columns]
     with replacing(path) as file:
-        for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            figures = {key: None if values is None else values[place] for key, values in lists.items()}
-            file.write(json.dumps({"prompt": prompt, "answer": answer.text, **figures}, ensure_ascii=False) + "\n")
+        for prompt, answer, *figures in zip(prompts, answers, *lists, strict=True):
+            line = {"prompt": prompt, "answer": answer, **dict(zip(_COLUMNS, figures, strict=True))}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return path
 
 
@@ -106,9 +94,8 @@ def read(directory: Path, up_to_update: int) -> list[Measured]:
 
 def _read_one(update: int, path: Path) -> Measured:
     rows = read_json_lines(path)
-
-    def column(key: str) -> Any:
-        values = [row[key] for row in rows]
-        return None if values[0] is None else np.array(values)
-
-    return Measured(**{field: column(key) for key, field in _COLUMNS.items()}, update=update)
+    columns = {field: [row[key] for row in rows] for key, field in _COLUMNS.items()}
+    known: dict[str, Any] = {
+        field: None if values[0] is None else np.array(values) for field, values in columns.items()
+    }
+    return Measured(**known, update=update)

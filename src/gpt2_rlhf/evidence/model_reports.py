@@ -15,10 +15,7 @@ from gpt2_rlhf.models.scoring import answer_nll, score
 
 
 def heldout_loss(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
-    batch_size: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], batch_size: int
 ) -> Estimate:
     """Return the mean negative log-likelihood per token of `chosen` and its EOS, in nats; rows are resampled whole."""
     return bootstrap_ratio(*answer_nll(model, tokens.encode_sft(tokenizer, rows), batch_size, shown("held-out loss")))

@@ -20,15 +20,13 @@ from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.evidence import curves, results
 from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
-from gpt2_rlhf.evidence.measured import Measured, summary
+from gpt2_rlhf.evidence.measured import MEASURES, Measured, summary
 from gpt2_rlhf.evidence.tables import text
 
 Sample = Mapping[str, Any]  # a line of samples.jsonl
-Estimates = Sequence[Mapping[str, float]]  # mean, low, high and n each
 
 _WIDTH_IN, _HEIGHT_IN, _DPI = 5.0, 3.1, 180  # 900 pixels wide: twice a phone's and a half-page column's
 _LINES = (("0.35", ":"), (COLOURS[0], "--"), (COLOURS[1], "-"))  # of base, SFT and the policy
-_MEASURED = {metrics.REWARD: "rewards", metrics.JUDGE_REWARD: "judge_rewards", metrics.UTILITY: "utilities"}
 _REWARD_MODELS = {"reward": "Reward model", "judge": "Judge"}
 _BINS = 30
 _PERCENT = "{x:.0%}"  # of the ticks of an axis of shares
@@ -56,13 +54,9 @@ def pictures(run_dir: Path, records: Mapping[str, Mapping[str, Any]], samples: S
     rewards = {name: records[name]["metrics"] for name in _REWARD_MODELS if name in records}
     is_by_function = results.reward_function({"manifests": records}) is not None
     reward_label = results.FUNCTION_SCORE if is_by_function else metrics.REWARD.label
-    logged = curves.logged(run_dir / method)
+    logged, kept_update = curves.logged(run_dir / method), records[method]["metrics"]["kept_update"]
     return [
-        (
-            _training(history, records[method]["metrics"]["kept_update"], reward_label)
-            if history[1:]
-            else _logged(method, logged)
-        ),
+        _training(history, kept_update, reward_label) if history[1:] else _logged(method, logged),
         _distributions(method, samples, "reward", metrics.REWARD),
         _distributions(method, samples, "tokens", metrics.TOKENS),
         _accuracy(rewards),
@@ -101,8 +95,8 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
     updates = [one.update for one in history]
     kept = updates.index(kept_update) if kept_update in updates else -1
     ends, found = list[tuple[float, str]](), list[str]()
-    for place, (metric, column) in enumerate(_MEASURED.items(), start=1):  # colours as in the panel of all rewards
-        values = [getattr(one, column) for one in history]
+    for place, metric in enumerate(reversed(metrics.MEASURES), start=1):  # colours as in the panel of all rewards
+        values = [getattr(one, MEASURES[metric.key]) for one in history]
         if values[0] is None:
             continue
         since_sft = [asdict(bootstrap_mean(one - values[0])) for one in values]
@@ -122,7 +116,6 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
         axes.axvline(kept_update, color="0.35", linestyle=":", linewidth=1)
         axes.set_ylabel(label, fontsize=9)
         axes.tick_params(labelsize=9)
-        axes.grid(alpha=0.3)
         axes.margins(x=0)
         axes.spines[["top", "right"]].set_visible(False)
     changes.axhline(0, color="0.35", linewidth=0.8)
@@ -149,9 +142,8 @@ def _logged(method: str, records: curves.Records) -> Picture:
         curves.curves(axes, panel, series, records)
     names = [panel.partition(",")[0].removesuffix(" to SFT") for panel, _ in panels]
     title = f"{' and '.join(names)} while {methods.LABELS[method]} trained"
-    return Picture(
-        "training.png", title, f"{title}, of the training batches: no withheld prompts were measured.", figure
-    )
+    alt = f"{title}, of the training batches: no withheld prompts were measured."
+    return Picture("training.png", title, alt, figure)
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str]]) -> None:
@@ -172,9 +164,7 @@ def _accuracy(rewards: Mapping[str, Mapping[str, Any]]) -> Picture:
             shown |= {f"{label}: {subset}": one for subset, one in report["by_subset"].items()}
     rows = np.arange(len(shown))
     figure, (axes,) = curves.panels(_WIDTH_IN, 1.4 + 0.38 * len(shown), 1)
-    for place, (key, label) in enumerate(
-        {"accuracy": "accuracy", "longer_answer_wins": "the longer answer wins"}.items()
-    ):
+    for place, (key, label) in enumerate((("accuracy", "accuracy"), ("longer_answer_wins", "the longer answer wins"))):
         estimates = [one[key] for one in shown.values()]
         _points(axes, place, label, estimates, rows + 0.24 * place - 0.12, linestyle="none")
     for key, label, line in (("chance", "chance", ":"), ("best_reachable", "best reachable", "--")):
@@ -235,7 +225,7 @@ def _reward_model(name: str, records: curves.Records, report: Mapping[str, Any])
 
 def _policy(method: str, records: curves.Records, history: Sequence[Measured]) -> Picture:
     label, panels = methods.LABELS[method], metrics.REPORT_PANELS[method]
-    figure = curves.of_policy(curves.merged(records, history), panels, _WIDTH_IN, 0.9 * _HEIGHT_IN)
+    figure = curves.of_policy(records, history, panels, _WIDTH_IN, 0.9 * _HEIGHT_IN)
     shown = "Reward, KL to SFT, answer length, and shares of ended answers and distinct bigrams"
     alt = f"{shown if method == 'ppo' else ', '.join(panels)} over the updates of {label}."
     shown = {f"eval/{one.heldout_key}": one.axis for one in (metrics.REWARD, metrics.KL, metrics.TOKENS)}
@@ -246,7 +236,7 @@ def _policy(method: str, records: curves.Records, history: Sequence[Measured]) -
     return Picture(f"curves-{method}.png", label, alt, figure)
 
 
-def _heldout(axes: Axes, steps: Sequence[int], estimates: Estimates) -> None:
+def _heldout(axes: Axes, steps: Sequence[int], estimates: Sequence[Mapping[str, float]]) -> None:
     """Draw what was measured on held-out rows beside the curve of training."""
     _points(axes, 1, f"held-out, n = {estimates[0]['n']}", steps, estimates, linestyle="none", capsize=3)
     axes.legend(fontsize=8)
@@ -258,14 +248,8 @@ def _points(axes: Axes, place: int, label: str, x: Any, y: Any, **style: Any) ->
         ([one["mean"] for one in values], curves.reach(values)) if isinstance(values[0], Mapping) else (values, None)
         for values in (x, y)
     )
-    look: dict[str, Any] = {
-        "color": COLOURS[place],
-        "marker": MARKERS[place],
-        "markersize": 4,
-        "linewidth": 1.2,
-        "elinewidth": 0.7,
-    }
-    axes.errorbar(x, y, xerr=x_reach, yerr=y_reach, label=label, **look, **style)
+    style |= {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4, "linewidth": 1.2, "elinewidth": 0.7}
+    axes.errorbar(x, y, xerr=x_reach, yerr=y_reach, label=label, **style)
 
 
 def _label(figure: Figure, x: str, y: str) -> None:
@@ -274,5 +258,4 @@ def _label(figure: Figure, x: str, y: str) -> None:
     axes.set_xlabel(x, fontsize=10)
     axes.set_ylabel(y, fontsize=10)
     axes.tick_params(labelsize=9)
-    axes.grid(alpha=0.3)
     figure.legend(fontsize=8, ncols=2, loc="outside upper center")

@@ -34,17 +34,13 @@ def overview(sources: Sources) -> Table:
     three, method = three_models(methods.of(sources)), methods.of(sources)
     policy, gain = three[method], f"{method}_minus_sft"
     won = metrics.WINS_VS_SFT[metrics.MEASURES.index(usable_measures(sources)[0])]
-    rows = [
-        Row(
-            f"{policy}'s answer is better",
-            [Cell("")] * 3 + [cell(sources, f"evaluation/models/{method}/{won.key}", won.unit)],
-        )
-    ]
-    for place, (one, label) in enumerate(_IN_SHORT.items()):
-        is_measure = one in metrics.MEASURES
+    rows = []
+    for one, label in _IN_SHORT.items():
         means = [cell(sources, f"evaluation/models/{name}/{one.key}/mean", one.unit) for name in three]
-        change = cell(sources, f"evaluation/paired/{gain}/{one.key}", one.unit) if is_measure else Cell("")
-        rows.insert(place if is_measure else len(rows), Row(label, [*means, change], one.better))
+        change = cell(sources, f"evaluation/paired/{gain}/{one.key}", one.unit)
+        rows.append(Row(label, [*means, change if one in metrics.MEASURES else Cell("")], one.better))
+    better = cell(sources, f"evaluation/models/{method}/{won.key}", won.unit)
+    rows.insert(len(metrics.MEASURES), Row(f"{policy}'s answer is better", [*[Cell("")] * 3, better]))
     columns = {**three, gain: f"{policy} against SFT"}
     return Table("overview", "Mean per answer", columns, [row for row in rows if row.cells[2].text != "-"])
 
@@ -125,14 +121,13 @@ def performance(sources: Sources) -> Table:
     method, subsets = methods.of(sources), sources["evaluation"]["by_subset"]
     policy = methods.LABELS[method]
     wins = [one for one in metrics.OF_MODEL if one.key.startswith("win_rate_vs_base")]
-    usable, none = usable_measures(sources), [Cell("-")] * 2
-    by = wins[metrics.MEASURES.index(usable[0])]
+    measure, none = usable_measures(sources)[0], [Cell("-")] * 2
+    by = wins[metrics.MEASURES.index(measure)]
     sd = cell(sources, f"evaluation/paired/{method}_minus_base/reward_sd")
+    won = cell(sources, f"evaluation/models/{method}/{by.key}", "share")
     rows = [
         Row("Reward", [Cell(f"{policy} - base, in standard deviations of the score"), sd, *none]),
-        Row(
-            "Wins against base", [Cell(by.title), cell(sources, f"evaluation/models/{method}/{by.key}", "share"), *none]
-        ),
+        Row("Wins against base", [Cell(by.title), won, *none]),
     ]
     for label, kind in (("Safety", "harmless"), ("Helpfulness", "helpful")):
         of_kind = [one for one in subsets if one.startswith(kind)]
@@ -141,10 +136,9 @@ def performance(sources: Sources) -> Table:
             continue
         name = f"{kind}{ALL}" if f"{kind}{ALL}" in of_kind else of_kind[0]
         at = f"evaluation/by_subset/{name}"
-        one = next(one for one in usable if look_up(sources, f"{at}/{method}_minus_sft/{one.key}") is not None)
         refused = [cell(sources, f"{at}/models/{model}/{metrics.REFUSALS.key}", "share") for model in ("sft", method)]
-        how = f"{one.label}, {policy} - SFT, on prompts of {name}"
-        rows.append(Row(label, [Cell(how), cell(sources, f"{at}/{method}_minus_sft/{one.key}"), *refused]))
+        how = f"{measure.label}, {policy} - SFT, on prompts of {name}"
+        rows.append(Row(label, [Cell(how), cell(sources, f"{at}/{method}_minus_sft/{measure.key}"), *refused]))
     columns = {"how": "Measured as", "figure": "Figure", "sft": "SFT refuses", method: f"{policy} refuses"}
     return Table("performance", "Performance", columns, rows, "prompts")
 
@@ -163,12 +157,8 @@ def over_seeds(sources: Sources) -> Table:
         Row(one.title, [cell(sources, f"seeds/over_seeds/{one.key}/{key}", one.unit) for key in columns], one.better)
         for one in metrics.OF_MODEL
     ]
-    return Table(
-        "over_seeds",
-        f"{methods.LABELS[methods.of(sources)]} over seeds",
-        columns,
-        [row for row in rows if row.is_known],
-    )
+    title = f"{methods.LABELS[methods.of(sources)]} over seeds"
+    return Table("over_seeds", title, columns, [row for row in rows if row.is_known])
 
 
 def sft_loss(sources: Sources) -> Table:

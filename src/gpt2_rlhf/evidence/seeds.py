@@ -25,25 +25,23 @@ def spread(settings: Ppo, runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> di
         return None
     method = methods.of(runs[0])
     keys = [one.key for one in metrics.OF_MODEL if one.over_seeds]
-    by_seed = [
-        {
-            "seed": run[method]["seed"],
-            **{name: run[method]["metrics"].get(name) for name in ("kept_update", "stopped")},
-            "collapsed": collapse(_found(run, method), settings.guard),
-            **{name: run["evaluate"]["metrics"]["models"][method].get(name) for name in keys},
-        }
-        for run in runs
-    ]
+    by_seed: list[dict[str, Any]] = []
+    for run in runs:
+        policy, evaluation = run[method]["metrics"], run["evaluate"]["metrics"]
+        found = {method: policy, "evaluation": evaluation, "judge": run["judge"]["metrics"] if "judge" in run else None}
+        by_seed.append(
+            {
+                "seed": run[method]["seed"],
+                **{name: policy.get(name) for name in ("kept_update", "stopped")},
+                "collapsed": collapse(found, settings.guard),
+                **{name: evaluation["models"][method].get(name) for name in keys},
+            }
+        )
     return {
         "by_seed": by_seed,
         **{name: [one["seed"] for one in by_seed if one[name] is not None] for name in ("collapsed", "stopped")},
         "over_seeds": {name: over_seeds([one[name] for one in by_seed]) for name in keys},
     }
-
-
-def _found(run: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
-    names = {method: method, "evaluation": "evaluate", "judge": "judge"}
-    return {key: run[name]["metrics"] if name in run else None for key, name in names.items()}
 
 
 def collapse(found: Mapping[str, Any], guard: Guard) -> str | None:

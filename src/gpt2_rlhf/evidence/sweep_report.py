@@ -265,6 +265,5 @@ def _draw(file: Path, figures: Sequence[Mapping[str, Any]], shown: Sequence[Metr
         )
         axes.set_title(metric.label, loc="left", fontsize=11)
         axes.set_xticks(range(1, len(figures) + 1))
-        axes.grid(alpha=0.3)
     panels[-1].set_xlabel("point", fontsize=9)
     curves.save(figure, file, dpi=150)

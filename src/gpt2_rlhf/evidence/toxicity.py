@@ -15,11 +15,7 @@ from gpt2_rlhf.config.errors import UserError
 
 
 def check() -> None:
-    """Refuse to go on without the classifier.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Raise a UserError where the classifier is not installed."""
     if importlib.util.find_spec("profanity_check") is None:
         raise UserError(
             "evaluate.toxicity: true, but alt-profanity-check is not installed; run pip install 'gpt2-rlhf[safety]', "

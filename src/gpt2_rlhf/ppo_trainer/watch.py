@@ -78,7 +78,7 @@ class Watch:
             UserError: a reward or utility is not finite, or what `best_by` names was not measured.
         """
         measured, answers = self._measure_policy(update, policy, reference)
-        heldout_files.write(self._directory, measured, self._prompts, answers)
+        heldout_files.write(self._directory, measured, self._prompts, [answer.text for answer in answers])
         self._history.append(measured)
         return self._result()
 
