@@ -4,6 +4,7 @@ Under torchrun or accelerate launch every process runs this; the training stages
 the first process does the rest.
 """
 
+import os
 import runpy
 import sys
 import time
@@ -14,9 +15,9 @@ from gpt2_rlhf import building, publish
 from gpt2_rlhf.config import compose, functions, preflight
 from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import Launch, Settings
 from gpt2_rlhf.evidence import product, report, summary, terminal, toxicity
-from gpt2_rlhf.launch import child, relaunch, slurm, whole_run, world
+from gpt2_rlhf.launch import child, slurm, whole_run, world
 from gpt2_rlhf.models import memory, model_checks, model_files
 from gpt2_rlhf.rows import sources
 from gpt2_rlhf.store import clean, digests, status
@@ -38,32 +39,27 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
     if world.is_started_by_launcher():
         child.die_with_parent()
     with world.together():
-        _build_and_show(overrides, last)
-
-
-def _build_and_show(overrides: Sequence[str], last: str) -> None:
-    started = time.perf_counter()
-    composed = compose.load(overrides)
-    preflight.check_overrides(composed.overrides, composed.settings.method)
-    check(composed.settings, last)
-    if composed.settings.dry_run:
-        if world.rank() == 0:
-            show_plan(plan(composed, last))
-        return
-    if relaunch.is_needed(composed.settings.launch):
-        relaunch.relaunch(composed.settings.launch, "pipeline" if last == LAST else last, overrides)
-    planned = plan(composed, last)
-    missing = building.missing_stages(planned)
-    building.refuse_forced(planned, missing)
-    built: list[Stage] = []
-    while missing:  # again if a damaged stage came out differently, so that others were built on another
-        if again := [one for one in missing if one in built]:
-            wrong = fault(again[0], read_all=True)
-            raise UserError(f"{again[0].directory}: {wrong}, just after it was built; check the disk")
-        built += building.build(planned, missing)
+        started = time.perf_counter()
+        composed = compose.load(overrides)
+        preflight.check_overrides(composed.overrides, composed.settings.method)
+        check(composed.settings, last)
+        if composed.settings.dry_run:
+            if world.rank() == 0:
+                show_plan(plan(composed, last))
+            return
+        _relaunch(composed.settings.launch, ["pipeline" if last == LAST else last, *overrides])
+        planned = plan(composed, last)
         missing = building.missing_stages(planned)
-    if world.rank() == 0:
-        finish(planned, built, time.perf_counter() - started)
+        building.refuse_forced(planned, missing)
+        built: list[Stage] = []
+        while missing:  # again if a damaged stage came out differently, so that others were built on another
+            if again := [one for one in missing if one in built]:
+                wrong = fault(again[0], read_all=True)
+                raise UserError(f"{again[0].directory}: {wrong}, just after it was built; check the disk")
+            built += building.build(planned, missing)
+            missing = building.missing_stages(planned)
+        if world.rank() == 0:
+            finish(planned, built, time.perf_counter() - started)
 
 
 def check(settings: Settings, last: str = LAST) -> None:
@@ -178,6 +174,16 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
     _print_end(planned)
     if planned.last.name == LAST and publish.targets(planned.settings.publish):
         (publish.show if planned.settings.publish.dry_run else publish.push)(planned)
+
+
+def _relaunch(launch: Launch, arguments: Sequence[str]) -> None:
+    """Replace this process by accelerate's launcher if a config file of it is set and it has not started this one."""
+    if launch.accelerate_config is None or launch.processes == 1 or world.is_started_by_launcher():
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, world.cores() // launch.processes)))
+    options = ["--config_file", launch.accelerate_config, "--num_processes", str(launch.processes)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    os.execv(sys.executable, [*launcher, "-m", "gpt2_rlhf", *arguments])
 
 
 def _show_rows(planned: Run) -> None:
