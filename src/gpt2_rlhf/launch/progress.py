@@ -18,16 +18,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.launch import world
+from gpt2_rlhf.launch.child import Interrupted
 from gpt2_rlhf.launch.progress_line import Doing, tell
 from gpt2_rlhf.store.files import replacing
-
-
-class Interrupted(Exception):
-    """A signal to stop arrived; a checkpoint has been written."""
-
-    def __init__(self, signum: int, checkpoint: str | None):
-        self.signum, self.checkpoint = signum, checkpoint
-        super().__init__(signal.Signals(signum).name)
 
 
 class Progress(TrainerCallback):
