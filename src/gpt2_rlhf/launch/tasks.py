@@ -84,9 +84,12 @@ def run_all(
                 ready = all(codes.get(need) == 0 for need in task.needs & directories)
                 if ready and len(running) < at_once:
                     waiting.remove(task)
-                    with _signals_blocked():  # until the child has its own handlers
+                    signal.pthread_sigmask(signal.SIG_BLOCK, world.STOPS)  # until the child has its own handlers
+                    try:
                         display.start(task.directory, task.name)
                         running.append(_start(task, at_once, display.is_live))
+                    finally:
+                        signal.pthread_sigmask(signal.SIG_UNBLOCK, world.STOPS)
                     for signum in received[-1:]:  # it came before `forward` knew the child, through another thread
                         running[-1].send(signum)
             if not running:
@@ -203,15 +206,6 @@ def _start(task: Task, at_once: int, with_lines: bool) -> _Running:
         process.start()
         to.close()
     return _Running(task, started, [received for received, _ in pipes])
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    signal.pthread_sigmask(signal.SIG_BLOCK, world.STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, world.STOPS)
 
 
 @contextlib.contextmanager
