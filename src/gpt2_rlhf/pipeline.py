@@ -161,19 +161,28 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
 
     built: the stages that this call built; all others were reused. wall_s: seconds this call took so far.
     """
+    settings, last = planned.settings, planned.last
     runs.link_stages(planned)
     clean.delete(clean.leftovers([planned.directory, *(stage.directory for stage in planned.stages)]))
-    if planned.last.name == LAST:
+    if last.name == LAST:
         figures = summary.write(planned, built, wall_s)
         print(f"\n{terminal.story(figures)}", end="", flush=True)
-        report.write(planned.directory, planned.settings, planned.manifests()[0], figures)
+        report.write(planned.directory, settings, planned.manifests()[0], figures)
         product.write(planned)  # after the report, whose plots it takes along
-    if planned.last.name == "data":
+    elif last.name == "data":
         _show_rows(planned)
     runs.make_newest(planned)
-    _print_end(planned)
-    if planned.last.name == LAST and publish.targets(planned.settings.publish):
-        (publish.show if planned.settings.publish.dry_run else publish.push)(planned)
+    latest = runs.latest(settings.output_dir)
+    if last.name != LAST:
+        print(f"{last.name} is done: {latest / last.name} ({manifest(last)['wall_s']:.1f} s when it was built)")
+        return
+    print(f"Report:  {latest / report.DIRECTORY / report.PAGE}")
+    print(f"Model:   {latest / 'model'}")
+    print(f"Samples: {latest / 'samples.jsonl'}")
+    if settings.publish.repo_id is None:
+        print("Next: `make chat` talks to these models; `make show` prints all tables")
+    if publish.targets(settings.publish):
+        (publish.show if settings.publish.dry_run else publish.push)(planned)
 
 
 def _relaunch(launch: Launch, arguments: Sequence[str]) -> None:
@@ -194,18 +203,6 @@ def _show_rows(planned: Run) -> None:
     rows = {name: tables.load(planned.last.directory, name, preview.ROWS_SHOWN) for name in ("sft", "reward", "ppo")}
     settings = planned.settings
     print(f"{preview.preview(tokens.load_base_tokenizer(settings.model, settings.data.template), rows)}\n")
-
-
-def _print_end(planned: Run) -> None:
-    latest, last = runs.latest(planned.settings.output_dir), planned.last
-    if last.name != LAST:
-        print(f"{last.name} is done: {latest / last.name} ({manifest(last)['wall_s']:.1f} s when it was built)")
-        return
-    print(f"Report:  {latest / report.DIRECTORY / report.PAGE}")
-    print(f"Model:   {latest / 'model'}")
-    print(f"Samples: {latest / 'samples.jsonl'}")
-    if planned.settings.publish.repo_id is None:
-        print("Next: `make chat` talks to these models; `make show` prints all tables")
 
 
 if __name__ == "__main__":  # `python -m gpt2_rlhf.pipeline` is `python -m gpt2_rlhf pipeline`
