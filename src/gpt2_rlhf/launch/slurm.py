@@ -110,10 +110,8 @@ def run_all(
     codes: dict[Path, int] = {}
     try:
         for task in tasks:
-            found = queued(task.directory)
-            if found is None:
-                _submit(task, launch, [jobs[need] for need in sorted(task.needs) if need in jobs])
-                found = State(_record(task.directory)["job"], "PENDING", "None", "")
+            needs = [jobs[need] for need in sorted(task.needs) if need in jobs]
+            found = queued(task.directory) or _submit(task, launch, needs)
             jobs[task.directory] = found.job
             print(f"{task.name}: {found}; its log is {_log(task.directory)}", flush=True)
         _wait(tasks, jobs, codes, is_done, on_end)
@@ -159,16 +157,14 @@ def _wait(
             elif is_done(task):
                 codes[directory] = 0
                 on_end(task, 0)
-            elif time.monotonic() - seen[directory] > (_PATIENCE_S if _may_come(found) else 0):
+            elif (
+                time.monotonic() - seen[directory] > _PATIENCE_S
+                or (found is not None and found.state != "COMPLETED")  # no result may still come
+            ):
                 codes[directory] = 1
                 say(f"error: {task.name}: {_why(task, jobs[directory], found)}")
                 on_end(task, 1)
         time.sleep(_POLL_S)
-
-
-def _may_come(found: State | None) -> bool:
-    """Whether a job that is not active may still be shown, or its result."""
-    return found is None or found.state == "COMPLETED"
 
 
 def _why(task: Task, job: str, found: State | None) -> str:
@@ -223,8 +219,8 @@ def _states() -> dict[str, State] | None:
     return {line.split("|")[0]: State(*line.split("|")) for line in found.stdout.splitlines() if line.count("|") == 3}
 
 
-def _submit(task: Task, launch: Launch, needs: Sequence[str]) -> None:
-    """Submit a task, and write its record.
+def _submit(task: Task, launch: Launch, needs: Sequence[str]) -> State:
+    """Submit a task, write its record, and return the state of its job.
 
     Raises:
         UserError: Slurm refuses the job.
@@ -263,19 +259,17 @@ def _submit(task: Task, launch: Launch, needs: Sequence[str]) -> None:
         said = (str(error).splitlines() or [""])[-1].removeprefix("sbatch: error: ")
         raise UserError(f"launch.slurm: Slurm refuses the job of {task.name}: {said}") from error
     write_json(_record_path(task.directory), {"job": job.job_id, "log": str(job.paths.stdout)})
+    return State(job.job_id, "PENDING", "None", "")
 
 
 def work(task: Task, threads: int) -> None:
     """Run a task as one of the processes of a job; after Slurm's signal, have the job requeued."""
-    numbers = {"RANK": "PROCID", "LOCAL_RANK": "LOCALID", "WORLD_SIZE": "NTASKS", "LOCAL_WORLD_SIZE": "NTASKS_PER_NODE"}
     if task.processes > 1:
-        import submitit
+        from submitit.helpers import TorchDistributedEnvironment
 
-        os.environ.update({name: os.environ[f"SLURM_{known}"] for name, known in numbers.items()})
-        os.environ["MASTER_ADDR"] = submitit.JobEnvironment().hostnames[0]
-        os.environ["MASTER_PORT"] = str(
-            15000 + int(os.environ["SLURM_JOB_ID"]) % 15000
-        )  # below those that systems give
+        port = 15000 + int(os.environ["SLURM_JOB_ID"]) % 15000  # below those that systems give
+        os.environ["MASTER_PORT"] = str(port)
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     before = _checkpoints(task)
     for signum in world.STOPS:  # submitit's own handlers would ignore one that comes during the imports
