@@ -240,7 +240,7 @@ def _run_in_order(jobs: Mapping[Path, Job], goes_on: Callable[[int], bool], stag
     for stage in stages:
         task = _task(jobs[stage.directory], 1)
         if stage.name in TRAINED:
-            tasks.run(replace(task, action=partial(world.in_own_group, world.numbered_group(), task.action)))
+            tasks.run(replace(task, action=partial(world.in_own_group, stage.directory.name, task.action)))
         elif is_first:
             tasks.run(task)
         if is_first:
@@ -255,12 +255,7 @@ def _run_in_order(jobs: Mapping[Path, Job], goes_on: Callable[[int], bool], stag
 
 
 def _build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Path, int]:
-    """Build what is missing of one or several runs as jobs, a shared stage once; return 0 by directory of those done.
-
-    Raises:
-        UserError: Slurm refuses a job.
-        SystemExit: Ctrl-C came; the jobs go on.
-    """
+    """Build what is missing of one or several runs as jobs, as `_build`."""
     _begin(missing)
     jobs, submitted = _jobs(planned), list[Task]()
     trained = [stage for stage in missing if stage.name in TRAINED]
@@ -274,7 +269,7 @@ def _build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Pa
         submitted,
         planned[0].settings.launch,
         is_done=lambda task: fault(jobs[task.directory].stage) is None,
-        on_end=lambda task, code: None if code else show_found(jobs[task.directory]),
+        on_done=lambda task: show_found(jobs[task.directory]),
     )
 
 
@@ -311,11 +306,7 @@ def _check(settings: Settings, stages: Sequence[Stage], log_dir: Path) -> int:
 
 
 def _wait_until_seen(path: Path, is_seen: Callable[[], bool]) -> None:
-    """Wait until this node sees what the first process has written; a network file system may take a minute.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Wait until this node sees what the first process has written; a network file system may take a minute."""
     if not world.wait_for(is_seen, _SEEN_WITHIN_S):
         raise UserError(
             f"output_dir: {path} is written, but not seen whole{world.which()}; expected a folder on a disk that all "

@@ -93,7 +93,7 @@ def run_all(
     tasks: Sequence[Task],
     launch: Launch,
     is_done: Callable[[Task], bool],
-    on_end: Callable[[Task, int], None],
+    on_done: Callable[[Task], None],
 ) -> dict[Path, int]:
     """Submit each task as a job that begins when those that it needs have ended well, and wait for all.
 
@@ -114,7 +114,7 @@ def run_all(
             found = queued(task.directory) or _submit(task, launch, needs)
             jobs[task.directory] = found.job
             print(f"{task.name}: {found}; its log is {_log(task.directory)}", flush=True)
-        _wait(tasks, jobs, codes, is_done, on_end)
+        _wait(tasks, jobs, codes, is_done, on_done)
     except KeyboardInterrupt:
         left = [job for directory, job in jobs.items() if directory not in codes]
         say(
@@ -130,7 +130,7 @@ def _wait(
     jobs: Mapping[Path, str],
     codes: dict[Path, int],
     is_done: Callable[[Task], bool],
-    on_end: Callable[[Task, int], None],
+    on_done: Callable[[Task], None],
 ) -> None:
     shown: dict[Path, str] = {}  # the newest state that was printed
     seen, printed = (dict.fromkeys(jobs, time.monotonic()) for _ in range(2))
@@ -156,14 +156,13 @@ def _wait(
                 shown[directory] = found.state
             elif is_done(task):
                 codes[directory] = 0
-                on_end(task, 0)
+                on_done(task)
             elif (
                 time.monotonic() - seen[directory] > _PATIENCE_S
                 or (found is not None and found.state != "COMPLETED")  # no result may still come
             ):
                 codes[directory] = 1
                 say(f"error: {task.name}: {_why(task, jobs[directory], found)}")
-                on_end(task, 1)
         time.sleep(_POLL_S)
 
 
@@ -220,11 +219,7 @@ def _states() -> dict[str, State] | None:
 
 
 def _submit(task: Task, launch: Launch, needs: Sequence[str]) -> State:
-    """Submit a task, write its record, and return the state of its job.
-
-    Raises:
-        UserError: Slurm refuses the job.
-    """
+    """Submit a task, write its record, and return the state of its job."""
     import submitit
     from submitit.core.utils import FailedJobError
 
