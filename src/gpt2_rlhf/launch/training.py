@@ -118,7 +118,6 @@ def _check_optimizer(name: str, config: TrainingArguments) -> None:
     if config.fsdp and optim not in sharding.OPTIMIZERS:
         expected = ", ".join(sharding.OPTIMIZERS)
         raise UserError(f"{name}.args.optim: {optim}: its state cannot be shared (launch.sharded); expected {expected}")
-    weight = torch.nn.Parameter(torch.zeros(1))
     try:
         Trainer.get_optimizer_cls_and_kwargs(config)
     except (ValueError, ImportError, NotImplementedError) as error:
@@ -127,7 +126,7 @@ def _check_optimizer(name: str, config: TrainingArguments) -> None:
     try:
         get_scheduler(
             config.lr_scheduler_type,
-            torch.optim.SGD([weight]),
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]),
             num_warmup_steps=config.get_warmup_steps(10),
             num_training_steps=10,
             scheduler_specific_kwargs=config.lr_scheduler_kwargs,  # type: ignore[arg-type]  # parsed if it was JSON
