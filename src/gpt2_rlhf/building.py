@@ -186,7 +186,7 @@ def _build(planned: Sequence[Run], missing: Sequence[Stage], at_once: int | None
         if world.agree(lambda: "locked") and not is_first:
             lock = locks.lock_path(missing[0])
             _wait_until_seen(lock, lock.exists)
-        codes = run([one for one in missing if one.name == "data"], [_module(one.name) for one in missing])
+        codes = run([one for one in missing if one.name == "data"], [one.name for one in missing])
         if not all(map(goes_on, codes.values())):
             return codes
         wanted = set[Path]()
@@ -199,7 +199,7 @@ def _build(planned: Sequence[Run], missing: Sequence[Stage], at_once: int | None
                 codes[log_dir] = code
             else:
                 wanted |= {stage.directory for stage in rest}
-        return codes | run([one for one in missing if one.directory in wanted], ["gpt2_rlhf.evidence.plots"])
+        return codes | run([one for one in missing if one.directory in wanted], ["evidence.plots"])
 
 
 def _run(
@@ -322,17 +322,13 @@ def _task(job: Job, processes: int) -> Task:
     return Task(job.label, stage.directory, action, needs, count, job.settings.launch.threads)
 
 
-def _import_all(modules: Sequence[str]) -> None:
-    with contextlib.suppress(Exception), garbage.without_collections():  # it is raised again where it is needed
-        for module in modules:
-            import_module(module)
-
-
-def _module(name: str) -> str:
-    return f"gpt2_rlhf.{'reward' if name == 'judge' else name}"
+def _import_all(names: Sequence[str]) -> None:
+    with contextlib.suppress(Exception):  # it is raised again where it is needed
+        for name in names:
+            _step(name)
 
 
 def _step(name: str) -> ModuleType:
     """Import the module of a stage, when it is built: torch and TRL take seconds, and each method has its trainer."""
     with garbage.without_collections():
-        return import_module(_module(name))
+        return import_module(f"gpt2_rlhf.{'reward' if name == 'judge' else name}")

@@ -128,8 +128,7 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
     )
     states = ["shared" if stage in shared else status.status(stage, processes)[0] for stage in stages]
     missing = [stage for stage, state in zip(stages, states, strict=True) if state not in ("done", "shared")]
-    names = dict.fromkeys(stage.name for stage in stages if stage != data)
-    found = estimates.of(list(names), settings, tables, processes)
+    found = estimates.of([name for name in planned.plans[0] if name != "data"], settings, tables, processes)
     seconds = {"data": data_s, **{name: one.seconds for name, one in found.items()}}
     line = "{:<10}{:<10}{:>10}{:>9}{:>10}{:>9}   {}".format
     print(line("stage", "state", "rows", "updates", "memory", "time", "directory"))
