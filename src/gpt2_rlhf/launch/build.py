@@ -18,12 +18,10 @@ from gpt2_rlhf.launch import child, world
 from gpt2_rlhf.store.digests import digest
 from gpt2_rlhf.store.stage import TRAINED, Outcome, Stage, write_manifest
 
-Step = Callable[[Settings, Stage], Outcome]
-
 _LIBRARIES = ("trl", "transformers", "torch", "accelerate", "datasets", "peft", "huggingface_hub", "hydra-core")
 
 
-def build(step: Step, settings: Settings, stage: Stage) -> None:
+def build(step: Callable[[Settings, Stage], Outcome], settings: Settings, stage: Stage) -> None:
     """Run the step of a stage, write its manifest, and delete its checkpoints."""
     started, started_at = time.perf_counter(), datetime.now(UTC)
     stage.directory.mkdir(parents=True, exist_ok=True)

@@ -131,15 +131,11 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
     """Raise a stop a moment later if it came in a destructor or in a callback of a weak reference, where it is lost."""
     stop = lost.exc_value
-    if not isinstance(stop, Interrupted):
+    if isinstance(stop, Interrupted):
+        signal.signal(signal.SIGALRM, lambda _signum, frame: _stop(stop.signum, frame))
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
         sys.__unraisablehook__(lost)
-        return
-
-    def again(_signum: int, _frame: FrameType | None) -> None:
-        raise Interrupted(stop.signum)
-
-    signal.signal(signal.SIGALRM, again)
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def _ignore_signals() -> None:
