@@ -121,9 +121,8 @@ def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
     seconds = {stage.directory: found[stage.name].seconds for stage in stages}
     whole = whole_run.in_words(whole_run.write(stages, seconds, stages_at_once(settings.launch)))
     each = ", ".join(f"{name} {whole_run.in_words(one.seconds)}" for name, one in found.items())
-    sizes = {name: one.memory for name, one in found.items() if one.memory is not None}
-    print(f"about {whole}: {each}")
-    print(f"memory: {', '.join(f'{name} {memory.in_words(one.total)}' for name, one in sizes.items())}", flush=True)
+    sizes = (f"{name} {memory.in_words(one.memory.total)}" for name, one in found.items() if one.memory is not None)
+    print(f"about {whole}: {each}\nmemory: {', '.join(sizes)}", flush=True)
 
 
 def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:

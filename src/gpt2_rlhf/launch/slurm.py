@@ -56,11 +56,6 @@ class State:
     reason: str
     nodes: str
 
-    @property
-    def is_active(self) -> bool:
-        """Whether it waits or runs."""
-        return self.state in _ACTIVE
-
     def __str__(self) -> str:
         where = f" on {self.nodes}" if self.nodes else f" ({self.reason})" if self.reason != "None" else ""
         return f"job {self.job} {self.state.lower()}{where}"
@@ -145,7 +140,7 @@ def _wait(
             if states is None or directory in codes:
                 continue
             found = states.get(jobs[directory])
-            if found is not None and found.is_active:
+            if found is not None and found.state in _ACTIVE:
                 seen[directory] = time.monotonic()
                 if found.state != shown.get(directory, "PENDING"):
                     print(f"{task.name}: {found}", flush=True)
@@ -183,7 +178,7 @@ def queued(directory: Path) -> State | None:
     """Return the state of the job of a task if it waits or runs."""
     record = _record(directory)
     found = (_states() or {}).get(record["job"]) if record else None
-    return found if found is not None and found.is_active else None
+    return found if found is not None and found.state in _ACTIVE else None
 
 
 def status(directory: Path) -> tuple[str, str] | None:
