@@ -123,7 +123,10 @@ def _status(overrides: Sequence[str]) -> None:
     table.add_column("State", no_wrap=True)
     table.add_column("Why", overflow="fold")
     for stage in run.stages:
-        state = slurm.status(stage.directory) or status.status(stage, run.processes)
+        if (job := slurm.queued(stage.directory)) is None:
+            state = status.status(stage, run.processes)
+        else:
+            state = "running" if job.state == "RUNNING" else "queued", str(job)
         table.add_row(*map(printable, (stage.directory.name, *state)))
     console = Console(width=_WIDTH, highlight=False, markup=False)
     with console.capture() as text:  # rich itself would exit without a word after a broken pipe

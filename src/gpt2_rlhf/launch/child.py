@@ -94,9 +94,8 @@ def _say_first(line: str) -> None:
 
 def reason(log_dir: Path, code: int) -> str:
     """Return in one line why a process ended with this code, as it wrote it in its log."""
-    ended = {128 + signum: f"stopped by {signal.Signals(signum).name}" for signum in (*world.STOPS, signal.SIGKILL)}
-    if code in ended:
-        return ended[code]
+    if code - 128 in (*world.STOPS, signal.SIGKILL):
+        return f"stopped by {signal.Signals(code - 128).name}"
     logs = sorted(log_dir.glob("error*.log"), key=lambda path: path.stat().st_mtime)  # the first to fail is the cause
     return next(filter(None, map(last_line, logs)), f"exit code {code}")
 

@@ -181,12 +181,6 @@ def queued(directory: Path) -> State | None:
     return found if found is not None and found.state in _ACTIVE else None
 
 
-def status(directory: Path) -> tuple[str, str] | None:
-    """Return ("running" | "queued", which job and where or why) for a task whose job runs or waits, or None."""
-    found = queued(directory)
-    return None if found is None else ("running" if found.state == "RUNNING" else "queued", str(found))
-
-
 def _record(directory: Path) -> dict[str, Any]:
     try:
         return json.loads(_record_path(directory).read_text(encoding="utf-8"))
