@@ -75,25 +75,10 @@ def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
         UserError: another run is building one of them.
         SystemExit: one failed; it has said why.
     """
-    finished = [stage for stage in planned.stages if stage not in missing]
-    if planned.settings.launch.slurm is not None:
-        codes = build_by_slurm([planned], missing)
-        if any(codes.values()):
-            raise SystemExit(1)
-        return [stage for stage in missing if stage.directory in codes]
-    with locks.held(list(missing) if world.rank() == 0 else []):
-        if world.rank() == 0:
-            _begin(missing)
-        if world.agree(lambda: "locked") and world.rank() > 0:
-            lock = locks.lock_path(missing[0])
-            _wait_until_seen(lock, lock.exists)
-        rest = [stage for stage in missing if stage.name != "data"]
-        built = _build([stage for stage in missing if stage.name == "data"], planned, finished, _modules(rest))
-        if len(built) < len(missing) and not _are_changed(finished):
-            if world.rank() == 0 and (check := _check_task(planned, rest, rest[0].directory)):
-                tasks.run(check)
-            built += _build(rest, planned, finished, ["gpt2_rlhf.evidence.plots"])
-        return built
+    codes = _build([planned], missing, None, keeps_going=False)
+    if (code := next(filter(None, codes.values()), 0)) != 0:
+        raise SystemExit(code)
+    return [stage for stage in missing if stage.directory in codes]
 
 
 def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
@@ -108,56 +93,11 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
         UserError: another run is building a stage, or a stage was trained with force=true and is not to be used.
         SystemExit: Ctrl-C or SIGTERM came.
     """
-    missing = unfinished(list({stage.directory: stage for one in planned for stage in one.stages}.values()))
+    missing = unfinished([job.stage for job in _jobs(planned).values()])
     for one in planned:
         refuse_forced(one, missing)
-    if not missing:
-        return {}
-    if planned[0].settings.launch.slurm is not None:
-        codes = build_by_slurm(planned, missing)
-        return {directory: child.reason(directory, code) for directory, code in codes.items() if code != 0}
-    jobs = _jobs(planned)
-    refused: dict[Path, int] = {}
-    with locks.held(missing):
-        _begin(missing)
-        every = [job.stage for job in jobs.values()]
-        of_data = [jobs[stage.directory] for stage in missing if stage.name == "data"]
-        codes = _run(of_data, at_once, lambda code: True, every, _modules(missing))
-        wanted: set[Path] = set()
-        for one in planned:
-            rest = [stage for stage in one.stages if stage in missing and stage.name != "data"]
-            if all(codes.get(stage.directory, 0) == 0 for stage in one.stages):
-                check = _check_task(one, rest, one.directory)
-                refused |= tasks.run_all([check], 1) if check else {}
-                wanted |= {stage.directory for stage in rest if not refused.get(one.directory)}
-        chosen = [jobs[stage.directory] for stage in missing if stage.directory in wanted]
-        codes |= _run(chosen, at_once, lambda code: True, every)
-    return {directory: child.reason(directory, code) for directory, code in (codes | refused).items() if code != 0}
-
-
-def build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Path, int]:
-    """Build what is missing of one or several runs as jobs, a shared stage once; return 0 by directory of those done.
-
-    Raises:
-        UserError: Slurm refuses a job.
-        SystemExit: Ctrl-C came; the jobs go on.
-    """
-    _begin(missing)
-    jobs = _jobs(planned)
-    trained = [jobs[stage.directory] for stage in missing if stage.name in TRAINED]
-    submitted = []
-    for stage in missing:
-        job = jobs[stage.directory]
-        # each checks its own arguments; of one run the first checks all, and of several a shared stage must not fail
-        to_check = trained if len(planned) == 1 and job in trained[:1] else [one for one in trained if one == job]
-        action = partial(_build_in_job, job, [one.stage for one in to_check])
-        submitted.append(replace(_task(job, job.settings.launch.processes), action=action))
-    return slurm.run_all(
-        submitted,
-        planned[0].settings.launch,
-        is_done=lambda task: fault(jobs[task.directory].stage) is None,
-        on_end=lambda task, code: None if code else show_found(jobs[task.directory]),
-    )
+    codes = _build(planned, missing, at_once, keeps_going=True) if missing else {}
+    return {directory: child.reason(directory, code) for directory, code in codes.items() if code != 0}
 
 
 def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
@@ -181,9 +121,8 @@ def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
     seconds = {stage.directory: found[stage.name].seconds for stage in stages}
     whole = whole_run.in_words(whole_run.write(stages, seconds, stages_at_once(settings.launch)))
     each = ", ".join(f"{name} {whole_run.in_words(one.seconds)}" for name, one in found.items())
-    sizes = {name: one.memory for name, one in found.items() if one.memory is not None}
-    print(f"about {whole}: {each}")
-    print(f"memory: {', '.join(f'{name} {memory.in_words(one.total)}' for name, one in sizes.items())}", flush=True)
+    sizes = (f"{name} {memory.in_words(one.memory.total)}" for name, one in found.items() if one.memory is not None)
+    print(f"about {whole}: {each}\nmemory: {', '.join(sizes)}", flush=True)
 
 
 def check_arguments(settings: Settings, stages: Sequence[Stage]) -> None:
@@ -226,14 +165,124 @@ def _jobs(planned: Sequence[Run]) -> dict[Path, Job]:
     return jobs
 
 
+def _build(planned: Sequence[Run], missing: Sequence[Stage], at_once: int | None, keeps_going: bool) -> dict[Path, int]:
+    """Build what is missing of one or several runs, a shared stage once; return the exit codes by directory.
+
+    keeps_going: as `build_all`, with the code of a refused run by its own directory; otherwise as `build`.
+    """
+    if planned[0].settings.launch.slurm is not None:
+        return _build_by_slurm(planned, missing)
+    jobs, is_first = _jobs(planned), world.rank() == 0
+    finished = [job.stage for job in jobs.values() if job.stage not in missing]
+
+    def goes_on(code: int) -> bool:  # not if a finished stage was built on what this one was before
+        return keeps_going or (code == 0 and not world.agree(lambda: " ".join(filter(None, map(fault, finished)))))
+
+    run = partial(_run, jobs, at_once or stages_at_once(planned[0].settings.launch), goes_on)
+    with locks.held(list(missing) if is_first else []):
+        if is_first:
+            _begin(missing)
+        if world.agree(lambda: "locked") and not is_first:
+            lock = locks.lock_path(missing[0])
+            _wait_until_seen(lock, lock.exists)
+        codes = run([one for one in missing if one.name == "data"], [one.name for one in missing])
+        if not all(map(goes_on, codes.values())):
+            return codes
+        wanted = set[Path]()
+        for one in planned:
+            rest = [stage for stage in one.stages if stage in missing and stage.name != "data"]
+            if not rest or any(codes.get(stage.directory) for stage in one.stages):  # its data failed
+                continue
+            log_dir = one.directory if keeps_going else rest[0].directory  # which several runs may share
+            if is_first and (code := _check(one.settings, rest, log_dir)) != 0:
+                codes[log_dir] = code
+            else:
+                wanted |= {stage.directory for stage in rest}
+        return codes | run([one for one in missing if one.directory in wanted], ["evidence.plots"])
+
+
+def _run(
+    jobs: Mapping[Path, Job],
+    at_once: int,
+    goes_on: Callable[[int], bool],
+    stages: Sequence[Stage],
+    then: Sequence[str],
+) -> dict[Path, int]:
+    """Build stages side by side where they do not need each other, and return the exit codes by directory.
+
+    jobs: those of all stages, in order, also if they are built before or later. goes_on: whether to go on with what
+    does not need a stage that ended with this code. then: modules that come next, which are imported meanwhile.
+    """
+    if world.is_started_by_launcher():
+        return _run_in_order(jobs, goes_on, stages)
+    expected = whole_run.read(stages)
+
+    def show_end(task: Task, code: int) -> bool:
+        if code == 0:
+            show_found(jobs[task.directory])
+        return goes_on(code)
+
+    def overall(running: Mapping[Path, whole_run.Running], took: Mapping[Path, float]) -> str:
+        numbers = [str(place) for place, directory in enumerate(jobs, start=1) if directory in running]
+        left_s = whole_run.left_s(stages, expected, running, took, at_once)
+        left = "" if left_s is None else f", about {whole_run.in_words(left_s)} left"
+        return f"stage{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)} of {len(jobs)}{left}"
+
+    every = [_task(job, job.settings.launch.processes) for job in (jobs[stage.directory] for stage in stages)]
+    return tasks.run_all(every, at_once, show_end, overall, meanwhile=partial(_import_all, then))
+
+
+def _run_in_order(jobs: Mapping[Path, Job], goes_on: Callable[[int], bool], stages: Sequence[Stage]) -> dict[Path, int]:
+    """Build stages one after the other, as one of the processes that a launcher has started; otherwise as `_run`."""
+    codes: dict[Path, int] = {}
+    is_first = world.rank() == 0
+    for stage in stages:
+        task = _task(jobs[stage.directory], 1)
+        if stage.name in TRAINED:
+            tasks.run(replace(task, action=partial(world.in_own_group, stage.directory.name, task.action)))
+        elif is_first:
+            tasks.run(task)
+        if is_first:
+            show_found(jobs[stage.directory])
+        codes[stage.directory] = 0
+        is_last = not goes_on(0)  # for which all wait until the first process has built the stage
+        if not is_first:
+            _wait_until_seen(stage.directory, lambda stage=stage: fault(stage, read_all=True) is None)
+        if is_last:
+            break
+    return codes
+
+
+def _build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Path, int]:
+    """Build what is missing of one or several runs as jobs, as `_build`."""
+    _begin(missing)
+    jobs, submitted = _jobs(planned), list[Task]()
+    trained = [stage for stage in missing if stage.name in TRAINED]
+    for stage in missing:
+        job = jobs[stage.directory]
+        # each checks its own arguments; of one run the first checks all, and of several a shared stage must not fail
+        to_check = trained if len(planned) == 1 and stage in trained[:1] else [stage]
+        task = _task(job, job.settings.launch.processes)
+        submitted.append(replace(task, action=partial(_build_in_job, job, to_check)))
+    return slurm.run_all(
+        submitted,
+        planned[0].settings.launch,
+        is_done=lambda task: fault(jobs[task.directory].stage) is None,
+        on_done=lambda task: show_found(jobs[task.directory]),
+    )
+
+
+def _build_in_job(job: Job, to_check: Sequence[Stage]) -> None:
+    """Build one stage, as one of the processes of a job; the first checks the arguments of stages before."""
+    is_first = world.rank() == 0
+    with locks.held([job.stage] if is_first else []):
+        if is_first and (code := _check(job.settings, to_check, job.stage.directory)) != 0:
+            raise SystemExit(code)
+        tasks.run(_task(job, 1))
+
+
 def _begin(missing: Sequence[Stage]) -> None:
-    _set_aside(missing)
-    names = ", ".join(dict.fromkeys(stage.name for stage in missing))
-    print(f"building {names} in {missing[0].directory.parent}", flush=True)
-
-
-def _set_aside(missing: Sequence[Stage]) -> None:
-    """Rename the directories of finished stages that are lost or damaged, and print why and where they are."""
+    """Rename the directories of finished stages that are lost or damaged, and print that and what is built."""
     for stage in missing:
         wrong = fault(stage, read_all=True)
         if wrong is not None and wrong != NOT_BUILT:
@@ -242,99 +291,26 @@ def _set_aside(missing: Sequence[Stage]) -> None:
                 f"{digests.set_aside(stage.directory)}",
                 flush=True,
             )
+    names = ", ".join(dict.fromkeys(stage.name for stage in missing))
+    print(f"building {names} in {missing[0].directory.parent}", flush=True)
 
 
-def _check_task(planned: Run, stages: Sequence[Stage], log_dir: Path) -> Task | None:
+def _check(settings: Settings, stages: Sequence[Stage], log_dir: Path) -> int:
+    """Run `check_before_training` in a process of its own if a stage trains, and return its exit code."""
     if not any(stage.name in TRAINED for stage in stages):
-        return None
+        return 0
     for stage in stages:
         _step(stage.name)  # before the check is forked, which would import them for itself alone
-    return Task("check", log_dir, partial(check_before_training, planned.settings, stages))
-
-
-def _build(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage], then: Sequence[str]) -> list[Stage]:
-    """Build stages that need no other unfinished ones; as `build`. then: as in `_run`."""
-    if world.is_started_by_launcher():
-        return _build_in_order(stages, planned, finished)
-    jobs = [Job(stage, planned.label(stage), planned.settings) for stage in stages]
-    codes = _run(jobs, None, lambda code: code == 0 and not _are_changed(finished), planned.stages, then)
-    if (code := next(filter(None, codes.values()), 0)) != 0:
-        raise SystemExit(code)
-    return [stage for stage in stages if stage.directory in codes]
-
-
-def _run(
-    jobs: Sequence[Job],
-    at_once: int | None,
-    goes_on: Callable[[int], bool],
-    every: Sequence[Stage],
-    then: Sequence[str] = (),
-) -> dict[Path, int]:
-    """Build stages side by side where they do not need each other, and return the exit codes by directory.
-
-    goes_on: whether to go on with what does not need a stage that ended with this code. every: all stages, in order,
-    those that are built before or later too. then: modules that come next, which are imported meanwhile.
-    """
-    by_directory = {job.stage.directory: job for job in jobs}
-    count = at_once or max((stages_at_once(job.settings.launch) for job in jobs), default=1)
-    stages = [job.stage for job in jobs]
-    expected = whole_run.read(stages)
-
-    def show_end(task: Task, code: int) -> bool:
-        if code == 0:
-            show_found(by_directory[task.directory])
-        return goes_on(code)
-
-    def overall(running: Mapping[Path, whole_run.Running], took: Mapping[Path, float]) -> str:
-        numbers = [str(place) for place, stage in enumerate(every, start=1) if stage.directory in running]
-        left_s = whole_run.left_s(stages, expected, running, took, count)
-        left = "" if left_s is None else f", about {whole_run.in_words(left_s)} left"
-        return f"stage{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)} of {len(every)}{left}"
-
-    tasks_of = [_task(job, job.settings.launch.processes) for job in jobs]
-    return tasks.run_all(tasks_of, count, show_end, overall, meanwhile=partial(_import_all, then))
-
-
-def _build_in_order(stages: Sequence[Stage], planned: Run, finished: Sequence[Stage]) -> list[Stage]:
-    """Build stages one after the other, as one of the processes that a launcher has started; as `build`."""
-    for count, stage in enumerate(stages, start=1):
-        is_first, is_trained = world.rank() == 0, stage.name in TRAINED
-        job = Job(stage, planned.label(stage), planned.settings)
-        task = _task(job, 1)
-        if is_trained:
-            tasks.run(replace(task, action=partial(world.in_own_group, world.numbered_group(), task.action)))
-        elif is_first:
-            tasks.run(task)
-        if is_first:
-            show_found(job)
-        is_last = _are_changed(finished)  # for which all wait until the first process has built the stage
-        if not is_first:
-            _wait_until_seen(stage.directory, lambda stage=stage: fault(stage, read_all=True) is None)
-        if is_last:
-            return list(stages[:count])
-    return list(stages)
+    return tasks.run_all([Task("check", log_dir, partial(check_before_training, settings, stages))], 1)[log_dir]
 
 
 def _wait_until_seen(path: Path, is_seen: Callable[[], bool]) -> None:
-    """Wait until this node sees what the first process has written; a network file system may take a minute.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Wait until this node sees what the first process has written; a network file system may take a minute."""
     if not world.wait_for(is_seen, _SEEN_WITHIN_S):
         raise UserError(
             f"output_dir: {path} is written, but not seen whole{world.which()}; expected a folder on a disk that all "
             "nodes share"
         )
-
-
-def _build_in_job(job: Job, to_check: Sequence[Stage]) -> None:
-    """Build one stage, as one of the processes of a job; the first checks the arguments of stages before."""
-    is_first = world.rank() == 0
-    with locks.held([job.stage] if is_first else []):
-        if is_first and to_check:
-            tasks.run(Task("check", job.stage.directory, partial(check_before_training, job.settings, to_check)))
-        tasks.run(_task(job, 1))
 
 
 def _task(job: Job, processes: int) -> Task:
@@ -345,26 +321,13 @@ def _task(job: Job, processes: int) -> Task:
     return Task(job.label, stage.directory, action, needs, count, job.settings.launch.threads)
 
 
-def _are_changed(finished: Sequence[Stage]) -> bool:
-    """Whether a finished stage was built on what an earlier one was before it was built again."""
-    return bool(world.agree(lambda: "yes" if any(fault(one) is not None for one in finished) else ""))
-
-
-def _import_all(modules: Sequence[str]) -> None:
-    with contextlib.suppress(Exception), garbage.without_collections():  # it is raised again where it is needed
-        for module in modules:
-            import_module(module)
-
-
-def _modules(stages: Sequence[Stage]) -> list[str]:
-    return [_module(stage.name) for stage in stages]
-
-
-def _module(name: str) -> str:
-    return f"gpt2_rlhf.{'reward' if name == 'judge' else name}"
+def _import_all(names: Sequence[str]) -> None:
+    with contextlib.suppress(Exception):  # it is raised again where it is needed
+        for name in names:
+            _step(name)
 
 
 def _step(name: str) -> ModuleType:
     """Import the module of a stage, when it is built: torch and TRL take seconds, and each method has its trainer."""
     with garbage.without_collections():
-        return import_module(_module(name))
+        return import_module(f"gpt2_rlhf.{'reward' if name == 'judge' else name}")

@@ -21,15 +21,9 @@ from gpt2_rlhf.evidence import summary, terminal
 from gpt2_rlhf.launch import slurm
 from gpt2_rlhf.store import clean, status
 from gpt2_rlhf.store import run as runs
+from gpt2_rlhf.store.run import Run
 
-USAGE = """usage: gpt2-rlhf {verb} {arguments}
-   or: make {target}
-
-{about}
-"""
-
-SETTINGS = """
-Settings are Hydra overrides. Every argument of TRL's SFTConfig, RewardConfig,
+SETTINGS = """Settings are Hydra overrides. Every argument of TRL's SFTConfig, RewardConfig,
 PPOConfig, RLOOConfig and DPOConfig is one:
   seed=7  data.path=my_pairs.jsonl  ppo.args.kl_coef=0.2  sft.peft.r=8
 
@@ -81,12 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> None:
     verb, *rest = arguments or ["--help"]
     if verb in ("--help", "-h", "help"):
-        print(_list())
+        print("usage: gpt2-rlhf VERB [key=value ...]\n")
+        for name, about in VERBS.items():
+            print(f"  {name:<10} {about}")
+        print("\ngpt2-rlhf VERB --help says more.")
         return
     if verb not in VERBS:
         raise UserError(f"there is no command {verb!r}; expected one of {', '.join(VERBS)}")
     if "--help" in rest or "-h" in rest:
-        print(_usage(verb))
+        _print_usage(verb)
         return
     actions: dict[str, Callable[[Sequence[str]], None]] = {
         "pipeline": _pipeline,
@@ -96,7 +93,7 @@ def _run(arguments: Sequence[str]) -> None:
         "show": _show,
         "chat": _chat,
         "card": _card,
-        "publish": _publish,
+        "publish": lambda overrides: publish.main(_run_with_a_card(overrides)),
         "clean": _clean,
         "prune": lambda overrides: clean.prune(compose.load(overrides).settings.output_dir),
     }
@@ -126,7 +123,10 @@ def _status(overrides: Sequence[str]) -> None:
     table.add_column("State", no_wrap=True)
     table.add_column("Why", overflow="fold")
     for stage in run.stages:
-        state = slurm.status(stage.directory) or status.status(stage, run.processes)
+        if (job := slurm.queued(stage.directory)) is None:
+            state = status.status(stage, run.processes)
+        else:
+            state = "running" if job.state == "RUNNING" else "queued", str(job)
         table.add_row(*map(printable, (stage.directory.name, *state)))
     console = Console(width=_WIDTH, highlight=False, markup=False)
     with console.capture() as text:  # rich itself would exit without a word after a broken pipe
@@ -155,18 +155,14 @@ def _chat(arguments: Sequence[str]) -> None:
 
 
 def _card(overrides: Sequence[str]) -> None:
-    for path in publish.write_cards(pipeline.plan(_with_a_card(overrides))):
+    for path in publish.write_cards(_run_with_a_card(overrides)):
         print(path)
 
 
-def _publish(overrides: Sequence[str]) -> None:
-    publish.main(pipeline.plan(_with_a_card(overrides)))
-
-
-def _with_a_card(overrides: Sequence[str]) -> compose.Composed:
+def _run_with_a_card(overrides: Sequence[str]) -> Run:
     composed = compose.load(overrides)
     preflight.check_ranges(composed.settings, lambda key: key.startswith("card."))
-    return composed
+    return pipeline.plan(composed)
 
 
 def _clean(arguments: Sequence[str]) -> None:
@@ -175,17 +171,10 @@ def _clean(arguments: Sequence[str]) -> None:
     delete(compose.load(overrides).settings.output_dir)
 
 
-def _list() -> str:
-    lines = [f"  {verb:<10} {about}" for verb, about in VERBS.items()]
-    return "\n".join(["usage: gpt2-rlhf VERB [key=value ...]", "", *lines, "", "gpt2-rlhf VERB --help says more."])
-
-
-def _usage(verb: str) -> str:
+def _print_usage(verb: str) -> None:
     arguments = _OWN_ARGUMENTS.get(verb, "[key=value ...]")
     target = f"{verb} {arguments}" if verb != "clean" else "clean, or for --all: make clean-all"
-    usage = USAGE.format(verb=verb, arguments=arguments, target=target, about=VERBS[verb])
-    if verb in _OWN_ARGUMENTS:
-        return usage
-    return usage + SETTINGS.format(
-        groups="\n".join(f"  {group}={' | '.join(options)}" for group, options in compose.groups().items())
-    )
+    print(f"usage: gpt2-rlhf {verb} {arguments}\n   or: make {target}\n\n{VERBS[verb]}\n")
+    if verb not in _OWN_ARGUMENTS:
+        groups = "\n".join(f"  {group}={' | '.join(options)}" for group, options in compose.groups().items())
+        print(SETTINGS.format(groups=groups))

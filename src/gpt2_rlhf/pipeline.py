@@ -4,6 +4,7 @@ Under torchrun or accelerate launch every process runs this; the training stages
 the first process does the rest.
 """
 
+import os
 import runpy
 import sys
 import time
@@ -14,9 +15,9 @@ from gpt2_rlhf import building, publish
 from gpt2_rlhf.config import compose, functions, preflight
 from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import Launch, Settings
 from gpt2_rlhf.evidence import product, report, summary, terminal, toxicity
-from gpt2_rlhf.launch import child, relaunch, slurm, whole_run, world
+from gpt2_rlhf.launch import child, slurm, whole_run, world
 from gpt2_rlhf.models import memory, model_checks, model_files
 from gpt2_rlhf.rows import sources
 from gpt2_rlhf.store import clean, digests, status
@@ -38,32 +39,27 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
     if world.is_started_by_launcher():
         child.die_with_parent()
     with world.together():
-        _build_and_show(overrides, last)
-
-
-def _build_and_show(overrides: Sequence[str], last: str) -> None:
-    started = time.perf_counter()
-    composed = compose.load(overrides)
-    preflight.check_overrides(composed.overrides, composed.settings.method)
-    check(composed.settings, last)
-    if composed.settings.dry_run:
-        if world.rank() == 0:
-            show_plan(plan(composed, last))
-        return
-    if relaunch.is_needed(composed.settings.launch):
-        relaunch.relaunch(composed.settings.launch, "pipeline" if last == LAST else last, overrides)
-    planned = plan(composed, last)
-    missing = building.missing_stages(planned)
-    building.refuse_forced(planned, missing)
-    built: list[Stage] = []
-    while missing:  # again if a damaged stage came out differently, so that others were built on another
-        if again := [one for one in missing if one in built]:
-            wrong = fault(again[0], read_all=True)
-            raise UserError(f"{again[0].directory}: {wrong}, just after it was built; check the disk")
-        built += building.build(planned, missing)
+        started = time.perf_counter()
+        composed = compose.load(overrides)
+        preflight.check_overrides(composed.overrides, composed.settings.method)
+        check(composed.settings, last)
+        if composed.settings.dry_run:
+            if world.rank() == 0:
+                show_plan(plan(composed, last))
+            return
+        _relaunch(composed.settings.launch, ["pipeline" if last == LAST else last, *overrides])
+        planned = plan(composed, last)
         missing = building.missing_stages(planned)
-    if world.rank() == 0:
-        finish(planned, built, time.perf_counter() - started)
+        building.refuse_forced(planned, missing)
+        built: list[Stage] = []
+        while missing:  # again if a damaged stage came out differently, so that others were built on another
+            if again := [one for one in missing if one in built]:
+                wrong = fault(again[0], read_all=True)
+                raise UserError(f"{again[0].directory}: {wrong}, just after it was built; check the disk")
+            built += building.build(planned, missing)
+            missing = building.missing_stages(planned)
+        if world.rank() == 0:
+            finish(planned, built, time.perf_counter() - started)
 
 
 def check(settings: Settings, last: str = LAST) -> None:
@@ -132,8 +128,7 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
     )
     states = ["shared" if stage in shared else status.status(stage, processes)[0] for stage in stages]
     missing = [stage for stage, state in zip(stages, states, strict=True) if state not in ("done", "shared")]
-    names = dict.fromkeys(stage.name for stage in stages if stage != data)
-    found = estimates.of(list(names), settings, tables, processes)
+    found = estimates.of([name for name in planned.plans[0] if name != "data"], settings, tables, processes)
     seconds = {"data": data_s, **{name: one.seconds for name, one in found.items()}}
     line = "{:<10}{:<10}{:>10}{:>9}{:>10}{:>9}   {}".format
     print(line("stage", "state", "rows", "updates", "memory", "time", "directory"))
@@ -165,19 +160,38 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
 
     built: the stages that this call built; all others were reused. wall_s: seconds this call took so far.
     """
+    settings, last = planned.settings, planned.last
     runs.link_stages(planned)
     clean.delete(clean.leftovers([planned.directory, *(stage.directory for stage in planned.stages)]))
-    if planned.last.name == LAST:
+    if last.name == LAST:
         figures = summary.write(planned, built, wall_s)
         print(f"\n{terminal.story(figures)}", end="", flush=True)
-        report.write(planned.directory, planned.settings, planned.manifests()[0], figures)
+        report.write(planned.directory, settings, planned.manifests()[0], figures)
         product.write(planned)  # after the report, whose plots it takes along
-    if planned.last.name == "data":
+    elif last.name == "data":
         _show_rows(planned)
     runs.make_newest(planned)
-    _print_end(planned)
-    if planned.last.name == LAST and publish.targets(planned.settings.publish):
-        (publish.show if planned.settings.publish.dry_run else publish.push)(planned)
+    latest = runs.latest(settings.output_dir)
+    if last.name != LAST:
+        print(f"{last.name} is done: {latest / last.name} ({manifest(last)['wall_s']:.1f} s when it was built)")
+        return
+    print(f"Report:  {latest / report.DIRECTORY / report.PAGE}")
+    print(f"Model:   {latest / 'model'}")
+    print(f"Samples: {latest / 'samples.jsonl'}")
+    if settings.publish.repo_id is None:
+        print("Next: `make chat` talks to these models; `make show` prints all tables")
+    if publish.targets(settings.publish):
+        (publish.show if settings.publish.dry_run else publish.push)(planned)
+
+
+def _relaunch(launch: Launch, arguments: Sequence[str]) -> None:
+    """Replace this process by accelerate's launcher if a config file of it is set and it has not started this one."""
+    if launch.accelerate_config is None or launch.processes == 1 or world.is_started_by_launcher():
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, world.cores() // launch.processes)))
+    options = ["--config_file", launch.accelerate_config, "--num_processes", str(launch.processes)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    os.execv(sys.executable, [*launcher, "-m", "gpt2_rlhf", *arguments])
 
 
 def _show_rows(planned: Run) -> None:
@@ -188,18 +202,6 @@ def _show_rows(planned: Run) -> None:
     rows = {name: tables.load(planned.last.directory, name, preview.ROWS_SHOWN) for name in ("sft", "reward", "ppo")}
     settings = planned.settings
     print(f"{preview.preview(tokens.load_base_tokenizer(settings.model, settings.data.template), rows)}\n")
-
-
-def _print_end(planned: Run) -> None:
-    latest, last = runs.latest(planned.settings.output_dir), planned.last
-    if last.name != LAST:
-        print(f"{last.name} is done: {latest / last.name} ({manifest(last)['wall_s']:.1f} s when it was built)")
-        return
-    print(f"Report:  {latest / report.DIRECTORY / report.PAGE}")
-    print(f"Model:   {latest / 'model'}")
-    print(f"Samples: {latest / 'samples.jsonl'}")
-    if planned.settings.publish.repo_id is None:
-        print("Next: `make chat` talks to these models; `make show` prints all tables")
 
 
 if __name__ == "__main__":  # `python -m gpt2_rlhf.pipeline` is `python -m gpt2_rlhf pipeline`

@@ -39,14 +39,13 @@ def run(overrides: Sequence[str]) -> None:
             pipeline.show_plan(one, [stage for earlier in planned[: number - 1] for stage in earlier.stages])
         return
     faults = _build(expanded, planned, settings.sweep.parallel)
-    built = [
-        Built(point.label, run, next((faults[place] for place in _places(run) if place in faults), None))
-        for point, run in zip(expanded, planned, strict=True)
-    ]
-    for one in built:
-        if one.fault is None:
-            runs.link_stages(one.run)
-            summary.write(one.run, [], 0.0)
+    built: list[Built] = []
+    for point, one in zip(expanded, planned, strict=True):
+        places = [one.directory, *(stage.directory for stage in one.stages)]
+        built.append(Built(point.label, one, next(filter(None, map(faults.get, places)), None)))
+        if built[-1].fault is None:
+            runs.link_stages(one)
+            summary.write(one, [], 0.0)
     directory = Path(settings.output_dir) / "sweeps" / content_sha256([one.name for one in planned])[:12]
     print(f"\n{sweep_report.write(directory, built, settings.sweep.best_by)}")
     print(f"Table: {directory / 'sweep.md'}   figures: {directory / 'sweep.json'}   picture: {directory / 'sweep.png'}")
@@ -91,7 +90,3 @@ def _build(expanded: Sequence[Point], planned: Sequence[Run], parallel: int) -> 
             print(f"\npoint {number} of {len(planned)}: {point.label}", flush=True)
             faults |= building.build_all([one], None)
     return faults
-
-
-def _places(run: Run) -> list[Path]:
-    return [run.directory, *(stage.directory for stage in run.stages)]

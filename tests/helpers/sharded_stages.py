@@ -19,7 +19,7 @@ from gpt2_rlhf import data, pipeline, reward, sft
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.launch import training, world
 from gpt2_rlhf.launch.build import build
-from gpt2_rlhf.launch.progress import Interrupted
+from gpt2_rlhf.launch.child import Interrupted
 from gpt2_rlhf.store.stage import Stage, fault, write_manifest
 
 NAMES = ("sft", "reward", "reward with an adapter")

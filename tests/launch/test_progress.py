@@ -7,7 +7,8 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gpt2_rlhf.launch import progress
-from gpt2_rlhf.launch.progress import Interrupted, Progress, StopOnSignal
+from gpt2_rlhf.launch.child import Interrupted
+from gpt2_rlhf.launch.progress import Progress, StopOnSignal
 from gpt2_rlhf.launch.progress_line import Doing
 
 

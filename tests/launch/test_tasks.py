@@ -15,7 +15,7 @@ import torch
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.launch import tasks, world
-from gpt2_rlhf.launch.progress import Interrupted
+from gpt2_rlhf.launch.child import Interrupted
 from gpt2_rlhf.launch.tasks import Task
 
 

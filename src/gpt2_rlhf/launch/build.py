@@ -18,12 +18,10 @@ from gpt2_rlhf.launch import child, world
 from gpt2_rlhf.store.digests import digest
 from gpt2_rlhf.store.stage import TRAINED, Outcome, Stage, write_manifest
 
-Step = Callable[[Settings, Stage], Outcome]
-
 _LIBRARIES = ("trl", "transformers", "torch", "accelerate", "datasets", "peft", "huggingface_hub", "hydra-core")
 
 
-def build(step: Step, settings: Settings, stage: Stage) -> None:
+def build(step: Callable[[Settings, Stage], Outcome], settings: Settings, stage: Stage) -> None:
     """Run the step of a stage, write its manifest, and delete its checkpoints."""
     started, started_at = time.perf_counter(), datetime.now(UTC)
     stage.directory.mkdir(parents=True, exist_ok=True)
@@ -40,7 +38,10 @@ def build(step: Step, settings: Settings, stage: Stage) -> None:
 def _manifest(
     settings: Settings, stage: Stage, outcome: Outcome, started: float, started_at: datetime
 ) -> dict[str, Any]:
-    weights = sorted(stage.model_dir.glob("*.safetensors"))
+    import torch  # with TRL, only where a stage is built
+
+    from gpt2_rlhf.launch import training
+
     return {
         "stage": stage.name,
         "directory": stage.directory.name,
@@ -51,30 +52,17 @@ def _manifest(
         "wall_s": time.perf_counter() - started,
         "work_s": outcome.work_s,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "device": _device(),
-        "precision": _precision(settings, stage),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "precision": training.precisions(settings).get(stage.name),  # None for a stage that trains nothing
         "report_to": settings.trained_by(stage.name).args["report_to"] if stage.name in TRAINED else None,
         "platform": platform.platform(),
         "cpus": world.cores(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "git_commit": _git_commit(),
-        "weights_sha256": {path.name: digest(path) for path in weights},
+        "weights_sha256": {path.name: digest(path) for path in sorted(stage.model_dir.glob("*.safetensors"))},
         "metrics": outcome.metrics,
     }
-
-
-def _device() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def _precision(settings: Settings, stage: Stage) -> str | None:
-    """Return the type in which the stage trained, or None for a stage that trains nothing."""
-    from gpt2_rlhf.launch import training  # which imports torch
-
-    return training.precisions(settings).get(stage.name)
 
 
 def _git_commit() -> str | None:

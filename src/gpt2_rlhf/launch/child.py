@@ -19,6 +19,14 @@ LOST = 75  # exit code of a process that lost its connection to another
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
+class Interrupted(BaseException):
+    """A signal to stop arrived; if something was being trained, this checkpoint has been written."""
+
+    def __init__(self, signum: int, checkpoint: str | None = None):
+        self.signum, self.checkpoint = signum, checkpoint
+        super().__init__(signal.Signals(signum).name)
+
+
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, so that a killed run leaves no process behind."""
     if sys.platform == "linux":
@@ -44,18 +52,17 @@ def work(
         world.take(place)
         code = _guarded(name, log_dir, action)
         _ignore_signals()
-    except _Stopped as stop:
+    except Interrupted as stop:
         if world.speaks():
-            say(f"\n{name} stopped by {stop}; {AGAIN}")
+            written = f" after writing {stop.checkpoint}" if stop.checkpoint else ""
+            say(f"\n{name} stopped by {stop}{written}; {AGAIN}")
         code = 128 + stop.signum
     sys.exit(code)
 
 
 def _guarded(name: str, log_dir: Path, action: Callable[[], None]) -> int:
     """Call `action`, print one line if it fails, and return the exit code."""
-    from torch.distributed import DistError  # this process has both by now
-
-    from gpt2_rlhf.launch.progress import Interrupted
+    from torch.distributed import DistError  # this process has it by now
 
     try:
         action()
@@ -64,18 +71,16 @@ def _guarded(name: str, log_dir: Path, action: Callable[[], None]) -> int:
         _keep(f"{error}\n", log_dir)
         _say_first(f"error: {error}")
         return 2
-    except Interrupted as stop:
-        if world.speaks():
-            say(f"\n{name} stopped by {stop} after writing {stop.checkpoint}; {AGAIN}")
-        return 128 + stop.signum
     except Exception as error:
         if (line := in_one_line(error, log_dir)) is not None:
             _keep(f"{name}: {line}\n", log_dir)
             _say_first(f"error: {name}: {line}")
             return 2
-        details = _log(error, log_dir)
+        log = log_path(log_dir, world.rank())
+        fault = _keep("".join(traceback.format_exception(error)), log_dir)  # whole, for a report
         if world.size(1) > 1 and (isinstance(error, DistError) or "gloo" in str(error)):
             return LOST
+        details = f"details in {log}" if fault is None else f"{log} cannot be written: {fault.strerror}"
         _say_first(f"error: {name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]} ({details})")
         return 1
     return 0
@@ -89,9 +94,8 @@ def _say_first(line: str) -> None:
 
 def reason(log_dir: Path, code: int) -> str:
     """Return in one line why a process ended with this code, as it wrote it in its log."""
-    ended = {128 + signum: f"stopped by {signal.Signals(signum).name}" for signum in (*world.STOPS, signal.SIGKILL)}
-    if code in ended:
-        return ended[code]
+    if code - 128 in (*world.STOPS, signal.SIGKILL):
+        return f"stopped by {signal.Signals(code - 128).name}"
     logs = sorted(log_dir.glob("error*.log"), key=lambda path: path.stat().st_mtime)  # the first to fail is the cause
     return next(filter(None, map(last_line, logs)), f"exit code {code}")
 
@@ -102,13 +106,6 @@ def last_line(log: Path) -> str:
         return (log.read_text(encoding="utf-8").strip().splitlines() or [""])[-1]
     except OSError:
         return ""
-
-
-def _log(error: Exception, log_dir: Path) -> str:
-    """Keep the traceback of a defect, of ours or of a library, whole for a report; return where it is."""
-    if (fault := _keep("".join(traceback.format_exception(error)), log_dir)) is not None:
-        return f"{log_path(log_dir, world.rank())} cannot be written: {fault.strerror}"
-    return f"details in {log_path(log_dir, world.rank())}"
 
 
 def log_path(log_dir: Path, rank: int) -> Path:
@@ -125,31 +122,19 @@ def _keep(text: str, log_dir: Path) -> OSError | None:
     return None
 
 
-class _Stopped(BaseException):
-    """Ctrl-C or SIGTERM arrived while nothing was being trained."""
-
-    def __init__(self, signum: int):
-        self.signum = signum
-        super().__init__(signal.Signals(signum).name)
-
-
 def _stop(signum: int, frame: FrameType | None) -> None:
     _ignore_signals()  # the terminal sends it as well as the parent, and twice would be a traceback
-    raise _Stopped(signum)
+    raise Interrupted(signum)
 
 
 def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
     """Raise a stop a moment later if it came in a destructor or in a callback of a weak reference, where it is lost."""
     stop = lost.exc_value
-    if not isinstance(stop, _Stopped):
+    if isinstance(stop, Interrupted):
+        signal.signal(signal.SIGALRM, lambda _signum, frame: _stop(stop.signum, frame))
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
         sys.__unraisablehook__(lost)
-        return
-
-    def again(_signum: int, _frame: FrameType | None) -> None:
-        raise _Stopped(stop.signum)
-
-    signal.signal(signal.SIGALRM, again)
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def _ignore_signals() -> None:

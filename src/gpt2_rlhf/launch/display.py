@@ -66,7 +66,7 @@ class Display:
     def end(self, directory: Path) -> None:
         """Show a task no longer, so that what it came to can be printed."""
         self._took[directory] = time.monotonic() - self._running.pop(directory).started
-        self.clear()
+        self._draw([])
 
     def receive(self, directory: Path, message: Doing | tuple[str, str]) -> None:
         """Take what a task does, or a line that it printed on this stream."""
@@ -74,7 +74,7 @@ class Display:
             shown = self._running[directory]
             shown.doing, shown.told, shown.is_new = message, time.monotonic(), True
             return
-        self.clear()
+        self._draw([])
         stream, line = message
         print(line, file=getattr(sys, stream), flush=True)
 
@@ -93,10 +93,6 @@ class Display:
                 if now - one.printed >= LINE_EVERY_S:
                     print(one.line(now, None), flush=True)
                     one.printed, one.is_new = now, False
-
-    def clear(self) -> None:
-        """Remove the lines from the terminal, for what is printed next."""
-        self._draw([])
 
     def leave(self) -> None:
         """Leave the lines where they are, since something was printed below them."""

@@ -1,8 +1,8 @@
-"""Tell the progress of a trainer, write its metrics to metrics.jsonl, and stop it with a checkpoint on a signal.
+"""Tell the progress of a trainer, write its metrics, seal its checkpoints, and stop it with one on a signal.
 
-Both callbacks work with SFTTrainer, RewardTrainer and PPOTrainer. The ETA is from the steps of this process alone, so
-it is right after a resume. metrics.jsonl is the log history of the trainer, which its checkpoints restore: each log is
-in it once, also after a resume.
+PPOTrainer seals its own checkpoints; the other callbacks work with each of TRL's trainers. The ETA is from the steps of
+this process alone, so it is right after a resume. metrics.jsonl is the log history of the trainer, which its
+checkpoints restore: each log is in it once, also after a resume.
 """
 
 import json
@@ -18,16 +18,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gpt2_rlhf.config import metrics
 from gpt2_rlhf.launch import world
+from gpt2_rlhf.launch.child import Interrupted
 from gpt2_rlhf.launch.progress_line import Doing, tell
+from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import replacing
-
-
-class Interrupted(Exception):
-    """A signal to stop arrived; a checkpoint has been written."""
-
-    def __init__(self, signum: int, checkpoint: str | None):
-        self.signum, self.checkpoint = signum, checkpoint
-        super().__init__(signal.Signals(signum).name)
 
 
 class Progress(TrainerCallback):
@@ -63,6 +57,17 @@ class Progress(TrainerCallback):
             f"{label} {self._figures[key]:z.3g}" for key, label in metrics.PROGRESS.items() if key in self._figures
         ]
         tell(Doing(f"{state.global_step}/{state.max_steps}", eta_s, shown))
+
+
+class SealCheckpoints(TrainerCallback):
+    """Flush each checkpoint of transformers' Trainer to the disk and record its files, so that it counts as whole."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seal the checkpoint when each process has written its random state."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            digests.seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
 class StopOnSignal(TrainerCallback):

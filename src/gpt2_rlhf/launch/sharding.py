@@ -82,7 +82,7 @@ def free(whole: nn.Module) -> None:
 @torch.no_grad()
 def gather(sharded: nn.Module, whole: nn.Module) -> None:
     """Fill a whole copy with the weights of the sharded model; all processes call it together."""
-    for shard, weight in _pairs(sharded, whole):
+    for shard, weight in zip(sharded.parameters(), whole.parameters(), strict=True):
         full = shard.full_tensor() if isinstance(shard, DTensor) else shard
         weight.untyped_storage().resize_(full.numel() * full.element_size())
         weight.copy_(full)
@@ -91,14 +91,9 @@ def gather(sharded: nn.Module, whole: nn.Module) -> None:
 @torch.no_grad()
 def scatter(whole: nn.Module, sharded: nn.Module) -> None:
     """Copy each process's share of the whole copy, which is the same in all of them, into the sharded model."""
-    for shard, weight in _pairs(sharded, whole):
+    for shard, weight in zip(sharded.parameters(), whole.parameters(), strict=True):
         if isinstance(shard, DTensor):
             mine = distribute_tensor(weight.to(shard.device), shard.device_mesh, shard.placements, src_data_rank=None)
             shard.copy_(mine)
         else:
             shard.copy_(weight)
-
-
-def _pairs(sharded: nn.Module, whole: nn.Module) -> Any:
-    """Return each weight of the sharded model with that of its whole copy, which was made of the same modules."""
-    return zip(sharded.parameters(), whole.parameters(), strict=True)

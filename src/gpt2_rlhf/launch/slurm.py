@@ -56,11 +56,6 @@ class State:
     reason: str
     nodes: str
 
-    @property
-    def is_active(self) -> bool:
-        """Whether it waits or runs."""
-        return self.state in _ACTIVE
-
     def __str__(self) -> str:
         where = f" on {self.nodes}" if self.nodes else f" ({self.reason})" if self.reason != "None" else ""
         return f"job {self.job} {self.state.lower()}{where}"
@@ -93,7 +88,7 @@ def run_all(
     tasks: Sequence[Task],
     launch: Launch,
     is_done: Callable[[Task], bool],
-    on_end: Callable[[Task, int], None],
+    on_done: Callable[[Task], None],
 ) -> dict[Path, int]:
     """Submit each task as a job that begins when those that it needs have ended well, and wait for all.
 
@@ -110,13 +105,11 @@ def run_all(
     codes: dict[Path, int] = {}
     try:
         for task in tasks:
-            found = queued(task.directory)
-            if found is None:
-                _submit(task, launch, [jobs[need] for need in sorted(task.needs) if need in jobs])
-                found = State(_record(task.directory)["job"], "PENDING", "None", "")
+            needs = [jobs[need] for need in sorted(task.needs) if need in jobs]
+            found = queued(task.directory) or _submit(task, launch, needs)
             jobs[task.directory] = found.job
             print(f"{task.name}: {found}; its log is {_log(task.directory)}", flush=True)
-        _wait(tasks, jobs, codes, is_done, on_end)
+        _wait(tasks, jobs, codes, is_done, on_done)
     except KeyboardInterrupt:
         left = [job for directory, job in jobs.items() if directory not in codes]
         say(
@@ -132,7 +125,7 @@ def _wait(
     jobs: Mapping[Path, str],
     codes: dict[Path, int],
     is_done: Callable[[Task], bool],
-    on_end: Callable[[Task, int], None],
+    on_done: Callable[[Task], None],
 ) -> None:
     shown: dict[Path, str] = {}  # the newest state that was printed
     seen, printed = (dict.fromkeys(jobs, time.monotonic()) for _ in range(2))
@@ -147,7 +140,7 @@ def _wait(
             if states is None or directory in codes:
                 continue
             found = states.get(jobs[directory])
-            if found is not None and found.is_active:
+            if found is not None and found.state in _ACTIVE:
                 seen[directory] = time.monotonic()
                 if found.state != shown.get(directory, "PENDING"):
                     print(f"{task.name}: {found}", flush=True)
@@ -158,17 +151,14 @@ def _wait(
                 shown[directory] = found.state
             elif is_done(task):
                 codes[directory] = 0
-                on_end(task, 0)
-            elif time.monotonic() - seen[directory] > (_PATIENCE_S if _may_come(found) else 0):
+                on_done(task)
+            elif (
+                time.monotonic() - seen[directory] > _PATIENCE_S
+                or (found is not None and found.state != "COMPLETED")  # no result may still come
+            ):
                 codes[directory] = 1
                 say(f"error: {task.name}: {_why(task, jobs[directory], found)}")
-                on_end(task, 1)
         time.sleep(_POLL_S)
-
-
-def _may_come(found: State | None) -> bool:
-    """Whether a job that is not active may still be shown, or its result."""
-    return found is None or found.state == "COMPLETED"
 
 
 def _why(task: Task, job: str, found: State | None) -> str:
@@ -188,13 +178,7 @@ def queued(directory: Path) -> State | None:
     """Return the state of the job of a task if it waits or runs."""
     record = _record(directory)
     found = (_states() or {}).get(record["job"]) if record else None
-    return found if found is not None and found.is_active else None
-
-
-def status(directory: Path) -> tuple[str, str] | None:
-    """Return ("running" | "queued", which job and where or why) for a task whose job runs or waits, or None."""
-    found = queued(directory)
-    return None if found is None else ("running" if found.state == "RUNNING" else "queued", str(found))
+    return found if found is not None and found.state in _ACTIVE else None
 
 
 def _record(directory: Path) -> dict[str, Any]:
@@ -223,12 +207,8 @@ def _states() -> dict[str, State] | None:
     return {line.split("|")[0]: State(*line.split("|")) for line in found.stdout.splitlines() if line.count("|") == 3}
 
 
-def _submit(task: Task, launch: Launch, needs: Sequence[str]) -> None:
-    """Submit a task, and write its record.
-
-    Raises:
-        UserError: Slurm refuses the job.
-    """
+def _submit(task: Task, launch: Launch, needs: Sequence[str]) -> State:
+    """Submit a task, write its record, and return the state of its job."""
     import submitit
     from submitit.core.utils import FailedJobError
 
@@ -263,19 +243,17 @@ def _submit(task: Task, launch: Launch, needs: Sequence[str]) -> None:
         said = (str(error).splitlines() or [""])[-1].removeprefix("sbatch: error: ")
         raise UserError(f"launch.slurm: Slurm refuses the job of {task.name}: {said}") from error
     write_json(_record_path(task.directory), {"job": job.job_id, "log": str(job.paths.stdout)})
+    return State(job.job_id, "PENDING", "None", "")
 
 
 def work(task: Task, threads: int) -> None:
     """Run a task as one of the processes of a job; after Slurm's signal, have the job requeued."""
-    numbers = {"RANK": "PROCID", "LOCAL_RANK": "LOCALID", "WORLD_SIZE": "NTASKS", "LOCAL_WORLD_SIZE": "NTASKS_PER_NODE"}
     if task.processes > 1:
-        import submitit
+        from submitit.helpers import TorchDistributedEnvironment
 
-        os.environ.update({name: os.environ[f"SLURM_{known}"] for name, known in numbers.items()})
-        os.environ["MASTER_ADDR"] = submitit.JobEnvironment().hostnames[0]
-        os.environ["MASTER_PORT"] = str(
-            15000 + int(os.environ["SLURM_JOB_ID"]) % 15000
-        )  # below those that systems give
+        port = 15000 + int(os.environ["SLURM_JOB_ID"]) % 15000  # below those that systems give
+        os.environ["MASTER_PORT"] = str(port)
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     before = _checkpoints(task)
     for signum in world.STOPS:  # submitit's own handlers would ignore one that comes during the imports

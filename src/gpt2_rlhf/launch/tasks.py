@@ -84,9 +84,12 @@ def run_all(
                 ready = all(codes.get(need) == 0 for need in task.needs & directories)
                 if ready and len(running) < at_once:
                     waiting.remove(task)
-                    with _signals_blocked():  # until the child has its own handlers
+                    signal.pthread_sigmask(signal.SIG_BLOCK, world.STOPS)  # until the child has its own handlers
+                    try:
                         display.start(task.directory, task.name)
                         running.append(_start(task, at_once, display.is_live))
+                    finally:
+                        signal.pthread_sigmask(signal.SIG_UNBLOCK, world.STOPS)
                     for signum in received[-1:]:  # it came before `forward` knew the child, through another thread
                         running[-1].send(signum)
             if not running:
@@ -122,8 +125,8 @@ class _Running:
     """The processes of a task that was started."""
 
     task: Task
-    processes: Sequence[BaseProcess]
-    messages: list[Connection]  # of each process
+    processes: list[BaseProcess] = field(default_factory=list)
+    messages: list[Connection] = field(default_factory=list)  # of each process
     killed: set[int | None] = field(default_factory=set)  # process ids; no cause of a failure
     deadline: float | None = None
 
@@ -193,25 +196,16 @@ def _after_the_launcher(code: int, received: Sequence[int]) -> int:
 def _start(task: Task, at_once: int, with_lines: bool) -> _Running:
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     sys.stdout.flush()
-    places = world.places(task.processes, task.threads, at_once)
-    pipes = [context.Pipe(duplex=False) for _ in places]
-    started = [
-        context.Process(target=child.work, args=(task.name, task.directory, place, task.action, to, with_lines))
-        for place, (_, to) in zip(places, pipes, strict=True)
-    ]
-    for process, (_, to) in zip(started, pipes, strict=True):
+    started = _Running(task)
+    for place in world.places(task.processes, task.threads, at_once):
+        messages, to = context.Pipe(duplex=False)
+        arguments = (task.name, task.directory, place, task.action, to, with_lines)
+        process = context.Process(target=child.work, args=arguments)
         process.start()
         to.close()
-    return _Running(task, started, [received for received, _ in pipes])
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    signal.pthread_sigmask(signal.SIG_BLOCK, world.STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, world.STOPS)
+        started.processes.append(process)
+        started.messages.append(messages)
+    return started
 
 
 @contextlib.contextmanager
@@ -223,7 +217,11 @@ def _signals_passed_to(running: Sequence[_Running], display: Display) -> Iterato
         received.append(signum)
         kills = received.count(signal.SIGINT) > 1
         if not kills and not world.is_started_by_launcher():
-            _announce_stop(signum, " and ".join(one.task.name for one in running) or "the run")
+            names = " and ".join(one.task.name for one in running) or "the run"
+            again = "; Ctrl-C again stops at once" if signum == signal.SIGINT else ""
+            line = f"\n{signal.Signals(signum).name}: stopping {names}, after a checkpoint if it is training{again}\n"
+            with contextlib.suppress(OSError):
+                os.write(2, line.encode())  # past the buffers, since a print may have been interrupted
             display.leave()
         for one in list(running):
             one.send(signal.SIGKILL if kills else signum)
@@ -238,11 +236,3 @@ def _signals_passed_to(running: Sequence[_Running], display: Display) -> Iterato
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _announce_stop(signum: int, names: str) -> None:
-    """Say what a signal will do; written past the buffers, since a handler may have interrupted a print."""
-    again = "; Ctrl-C again stops at once" if signum == signal.SIGINT else ""
-    line = f"\n{signal.Signals(signum).name}: stopping {names}, after a checkpoint if it is training{again}\n"
-    with contextlib.suppress(OSError):
-        os.write(2, line.encode())

@@ -1,21 +1,11 @@
 """What SFT, the reward model and PPO share: arguments that the pipeline sets, their check, callbacks, resuming."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import (
-    PrinterCallback,
-    SchedulerType,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    get_scheduler,
-)
+from transformers import PrinterCallback, SchedulerType, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
@@ -26,7 +16,7 @@ from gpt2_rlhf.config.methods import LABELS
 from gpt2_rlhf.config.ppo_sizes import Sizes
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.launch import sharding
-from gpt2_rlhf.launch.progress import Progress, StopOnSignal
+from gpt2_rlhf.launch.progress import Progress, SealCheckpoints, StopOnSignal
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.stage import TRAINED, Stage, manifest, newest_whole_checkpoint
 
@@ -118,7 +108,6 @@ def _check_optimizer(name: str, config: TrainingArguments) -> None:
     if config.fsdp and optim not in sharding.OPTIMIZERS:
         expected = ", ".join(sharding.OPTIMIZERS)
         raise UserError(f"{name}.args.optim: {optim}: its state cannot be shared (launch.sharded); expected {expected}")
-    weight = torch.nn.Parameter(torch.zeros(1))
     try:
         Trainer.get_optimizer_cls_and_kwargs(config)
     except (ValueError, ImportError, NotImplementedError) as error:
@@ -127,7 +116,7 @@ def _check_optimizer(name: str, config: TrainingArguments) -> None:
     try:
         get_scheduler(
             config.lr_scheduler_type,
-            torch.optim.SGD([weight]),
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]),
             num_warmup_steps=config.get_warmup_steps(10),
             num_training_steps=10,
             scheduler_specific_kwargs=config.lr_scheduler_kwargs,  # type: ignore[arg-type]  # parsed if it was JSON
@@ -154,17 +143,6 @@ def callbacks(stage: Stage) -> list[TrainerCallback]:
     """Return the callbacks of a stage: progress and metrics, sealed checkpoints, then stopping on a signal."""
     sealing = [] if stage.name == "ppo" else [SealCheckpoints()]  # our PPO seals its own
     return [Progress(stage.name, stage.directory / "metrics.jsonl"), *sealing, StopOnSignal()]
-
-
-class SealCheckpoints(TrainerCallback):
-    """Flush each checkpoint of transformers' Trainer to the disk and record its files, so that it counts as whole."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Seal the checkpoint when each process has written its random state."""
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        if state.is_world_process_zero:
-            digests.seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
 def config(kind: Callable[..., Any], stage: Stage, chosen: Mapping[str, Any]) -> Any:

@@ -85,11 +85,7 @@ def on_this_machine(processes: int) -> int:
 
 
 def _number(name: str, default: int, least: int) -> int:
-    """Return the number that a launcher has set in the environment.
-
-    Raises:
-        UserError: it is none.
-    """
+    """Return the number that a launcher has set in the environment; refuse what is none."""
     text = os.environ.get(name, str(default))
     if not text.isdecimal() or int(text) < least:
         raise UserError(f"{name}: {text!r} in the environment; expected a whole number of {least} or more; {_UNSET}")
@@ -178,14 +174,10 @@ def together() -> Iterator[None]:
         raise
 
 
-def numbered_group() -> str:
-    """Return a key for `in_own_group`, the same in each process and used once."""
-    return f"group {next(_agreements)}"
-
-
 def in_own_group(key: str, action: Callable[[], None]) -> None:
     """Call `action`, whose process group meets at a port that the first process opens for it.
 
+    key: the same in each process, and used once.
     The launcher's own store has the keys of earlier groups, and a fixed port might be in use.
 
     Raises:
