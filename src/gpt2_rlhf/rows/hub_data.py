@@ -13,11 +13,11 @@ from gpt2_rlhf.config.settings import Data
 from gpt2_rlhf.rows.layout import File, layout
 
 
-def locate(data: Data) -> tuple[Path | None, list[File], list[str]]:
+def locate(data: Data, download: bool = False) -> tuple[Path | None, list[File], list[str]]:
     """Return the folder of a Hub data set, the files to read and the names of those not read.
 
-    The folder is None if a file must still be downloaded. Makes no request if all files are there, since a commit does
-    not change.
+    Makes no request if all files are there, since a commit does not change. download: fetch the files that are missing,
+    and compare all with their hashes; otherwise the folder is None if a file is missing.
 
     Raises:
         UserError: the Hub has no such data set, revision or subset, gives no access, or cannot be reached.
@@ -32,24 +32,14 @@ def locate(data: Data) -> tuple[Path | None, list[File], list[str]]:
                 raise CachedRepoTreeNotFoundError  # a branch moves, so the cache may hold an older state of it
             tree = get_cached_repo_tree(data.name, repo_type="dataset", revision=data.revision)
             files, not_read = layout([file.path for file in tree], title, data.subsets, where)
-            return _snapshot(data, files, local_files_only=True), files, not_read
+            root = _snapshot(data, files, local_files_only=True)
         except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
-            return None, *layout(_names_on_hub(data), title, data.subsets, where)
-
-
-def download(data: Data) -> tuple[Path, list[File]]:
-    """Return the folder and the files to read of a Hub data set, after a download of the missing files.
-
-    Raises:
-        UserError: as `locate`.
-    """
-    root, files, _ = locate(data)
-    if root is None:
-        with hub_errors("data", data.name, data.revision):
-            root = _snapshot(data, files, local_files_only=False)
-    for file in files:
-        require_undamaged("data", root / file.name)
-    return root, files
+            files, not_read = layout(_names_on_hub(data), title, data.subsets, where)
+            root = _snapshot(data, files, local_files_only=False) if download else None
+    if download and root is not None:
+        for file in files:
+            require_undamaged("data", root / file.name)
+    return root, files, not_read
 
 
 def _snapshot(data: Data, files: list[File], local_files_only: bool) -> Path:

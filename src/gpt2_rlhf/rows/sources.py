@@ -55,7 +55,8 @@ def read(data: Data) -> Iterator[RawRow]:
     if is_embedded(data):
         yield from _embedded(data)
         return
-    root, files = _local(data)[:2] if data.path is not None else hub_data.download(data)
+    root, files, _ = _located(data, download=True)
+    assert root is not None
     for file in files:
         check_first_row(root / file.name)
     for file in files:
@@ -119,8 +120,8 @@ def is_embedded(data: Data) -> bool:
     return data.path is None and data.name == "embedded"
 
 
-def _located(data: Data) -> tuple[Path | None, list[File], list[str]]:
-    return _local(data) if data.path is not None else hub_data.locate(data)
+def _located(data: Data, download: bool = False) -> tuple[Path | None, list[File], list[str]]:
+    return _local(data) if data.path is not None else hub_data.locate(data, download)
 
 
 def _local(data: Data) -> tuple[Path, list[File], list[str]]:
