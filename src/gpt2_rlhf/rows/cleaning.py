@@ -7,6 +7,7 @@ test set are dropped, so that the test set stays unseen. Over-long prompts lose 
 import hashlib
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,11 +27,6 @@ HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 
 ANSWER_TOO_LONG = "answer too long"
 PROMPT_TOO_LONG = "prompt too long"
-SPECIAL_TOKEN = "special token in the text"  # the trainers would take it for the end of the answer
-COPY = "same row in another file"  # some data sets hold their rows several times, for several uses
-LEAKED = "leaked from train"  # its prompt is in the test set
-SAME_CONVERSATION = "same conversation as test"
-LEAKED_ONCE_CUT = "leaked from train once cut"  # it differed from the test prompt only in turns that were cut
 
 CountTokens = Callable[[list[str]], list[int]]
 
@@ -57,22 +53,12 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
-    """What the limits leave of a row: its prompt, cut where needed, and the numbers of tokens."""
-
-    prompt: str
-    prompt_tokens: int
-    chosen_tokens: int
-    rejected_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Fitted:
     """A usable row, and what the limits leave of it, or the reason why it is dropped."""
 
     split: Split
     pair: Pair
-    fit: _Fit | str
+    fit: tuple[str, int, int, int] | str  # its prompt, cut where needed, and the tokens of prompt, chosen and rejected
 
 
 @dataclass
@@ -82,16 +68,12 @@ class Side:
     kept: list[Measured] = field(default_factory=list)
     other_markers: list[str] = field(default_factory=list)  # names of the kept rows whose markers were replaced
     turns_cut: int = 0  # how many of the kept rows lost turns of their prompt
-    dropped: dict[str, list[str]] = field(default_factory=dict)  # names of rows by reason
+    dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names of rows by reason
 
     @property
     def rows_read(self) -> int:
         """Number of rows of this side in the source."""
         return len(self.kept) + sum(map(len, self.dropped.values()))
-
-    def drop(self, reason: str, row: str) -> None:
-        """Note a row that cannot be used."""
-        self.dropped.setdefault(reason, []).append(row)
 
 
 @dataclass(frozen=True)
@@ -116,19 +98,22 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
     conversation_of = conversations(one.pair.prompt for one in found)
     unsplit = {one.pair.prompt for one in found if one.split == "unsplit"}
     held_out = _held_out({conversation_of[prompt] for prompt in unsplit})
-    sides: dict[bool, list[_Fitted]] = {False: [], True: []}  # by whether they are of the test side
+    train_rows: list[_Fitted] = []
+    test_rows: list[_Fitted] = []
     for one in found:
         is_test = one.split == "test" or (one.split == "unsplit" and conversation_of[one.pair.prompt] in held_out)
-        sides[is_test].append(one)
-    test_prompts = {one.pair.prompt for one in sides[True]}
+        (test_rows if is_test else train_rows).append(one)
+    test_prompts = {one.pair.prompt for one in test_rows}
     in_test = {conversation_of[prompt] for prompt in test_prompts}
-    for one in sides[False]:
-        if conversation_of[one.pair.prompt] in in_test:
-            train.drop(LEAKED if one.pair.prompt in test_prompts else SAME_CONVERSATION, one.pair.row)
-    _keep(test, sides[True], conversation_of)
-    cut_test_prompts = {measured.pair.prompt for measured in test.kept}
-    unseen = [one for one in sides[False] if conversation_of[one.pair.prompt] not in in_test]
-    _keep(train, unseen, conversation_of, cut_test_prompts)
+    unseen: list[_Fitted] = []
+    for one in train_rows:
+        if conversation_of[one.pair.prompt] not in in_test:
+            unseen.append(one)
+        else:
+            reason = "leaked from train" if one.pair.prompt in test_prompts else "same conversation as test"
+            train.dropped[reason].append(one.pair.row)
+    _keep(test, test_rows, conversation_of)
+    _keep(train, unseen, conversation_of, {measured.pair.prompt for measured in test.kept})
     for name, side, other in (("train", train, "test"), ("test", test, "train")):
         side.other_markers = [kept.pair.row for kept in side.kept if kept.pair.row in other_markers]
         if not side.kept:
@@ -169,8 +154,8 @@ def _usable_rows(
                     other_markers.add(raw.name)
                 yield raw.split, row
                 continue
-            row = COPY
-        (test if raw.split == "test" else train).drop(row, raw.name)
+            row = "same row in another file"  # some data sets hold their rows several times, for several uses
+        (test if raw.split == "test" else train).dropped[row].append(raw.name)
     line.end()
 
 
@@ -182,7 +167,7 @@ def _usable(raw: RawRow, rules: Rules) -> Pair | str:
         return str(reason)
     texts = (row.prompt, row.chosen, row.rejected)
     if any(token in text for token in rules.special_tokens for text in texts):
-        return SPECIAL_TOKEN
+        return "special token in the text"  # the trainers would take it for the end of the answer
     return rules.refusal(row.prompt) or row
 
 
@@ -211,8 +196,8 @@ def _fit(rows: Sequence[tuple[Split, Pair]], data: Data, rules: Rules) -> list[_
     chosen = _counted_within(limit, {n: row.chosen for n, row in enumerate(pairs)}, count)
     rejected = _counted_within(limit, {n: pairs[n].rejected for n in chosen}, count)
     prompts = fit_prompts([pairs[n].prompt for n in rejected], data.max_prompt_tokens, rules.count_prompts)
-    fits: dict[int, _Fit | str] = {
-        n: PROMPT_TOO_LONG if prompt is None else _Fit(*prompt, chosen[n], rejected[n])
+    fits = {
+        n: PROMPT_TOO_LONG if prompt is None else (*prompt, chosen[n], rejected[n])
         for n, prompt in zip(rejected, prompts, strict=True)
     }
     return [_Fitted(split, row, fits.get(n, ANSWER_TOO_LONG)) for n, (split, row) in enumerate(rows)]
@@ -228,15 +213,14 @@ def _keep(
     for one in rows:
         row, fit = one.pair, one.fit
         if isinstance(fit, str):
-            side.drop(fit, row.row)
-        elif fit.prompt in other_prompts:
-            side.drop(LEAKED_ONCE_CUT, row.row)
+            side.dropped[fit].append(row.row)
+        elif (prompt := fit[0]) in other_prompts:  # it differed from the test prompt only in turns that were cut
+            side.dropped["leaked from train once cut"].append(row.row)
         else:
-            is_cut = fit.prompt != row.prompt
+            is_cut = prompt != row.prompt
             side.turns_cut += is_cut
-            kept = replace(row, prompt=fit.prompt) if is_cut else row
-            conversation = conversation_of[row.prompt]
-            side.kept.append(Measured(kept, conversation, fit.prompt_tokens, fit.chosen_tokens, fit.rejected_tokens))
+            kept = replace(row, prompt=prompt) if is_cut else row
+            side.kept.append(Measured(kept, conversation_of[row.prompt], *fit[1:]))
 
 
 def _counted_within(limit_tokens: int, texts: Mapping[int, str], count_tokens: CountTokens) -> dict[int, int]:
