@@ -33,13 +33,7 @@ _MARKER = r"(?:#+ *|<\|)?({names})(?: *:|\|>)"
 _FIRST_MARKER = re.compile(rf"^[ \t]*{_MARKER.format(names='|'.join(_SIDES))}", re.IGNORECASE | re.MULTILINE)
 _WRITTEN_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")  # as CSV files have them
 
-MALFORMED = "malformed row"  # not an object; other faults name the column
 NO_ASSISTANT = "no assistant turn"  # the conversation does not end with one
-NO_PROMPT = "no prompt (expected a column prompt, question or instruction, or transcripts)"
-TURN_INSIDE = "a turn inside a message or an answer"
-PROMPTS_DIFFER = "prompts differ"
-EMPTY = "empty answer"
-IDENTICAL = "identical answers"
 
 
 class Unusable(Exception):
@@ -65,21 +59,20 @@ def pair(values: Any, subset: str, row: str) -> Pair:
         Unusable: gives the reason.
     """
     if not isinstance(values, Mapping):
-        raise Unusable(MALFORMED)
+        raise Unusable("malformed row")
     prompt, chosen, rejected = _texts(_prompt(values), values.get("chosen"), values.get("rejected"))
     if not chosen or not rejected:
-        raise Unusable(EMPTY)
+        raise Unusable("empty answer")
     if chosen == rejected:
-        raise Unusable(IDENTICAL)
+        raise Unusable("identical answers")
     system, own_subset = values.get("system"), values.get("subset")
-    has_own_subset = isinstance(own_subset, str) and own_subset != ""
     if system and not prompt.startswith(SYSTEM):
         prompt = f"{SYSTEM} {_text(system, 'system').strip()}{prompt}"
     return Pair(
         prompt=prompt,
         chosen=f" {chosen}",
         rejected=f" {rejected}",
-        subset=_text(own_subset, "subset") if has_own_subset else subset,
+        subset=_text(own_subset, "subset") if isinstance(own_subset, str) and own_subset else subset,
         row=row,
         chosen_probability=_probability(values.get("chosen_probability")),
     )
@@ -129,16 +122,14 @@ def _texts(shared: str | None, chosen: Any, rejected: Any) -> tuple[str, str, st
     """
     chosen_prompt, chosen_answer = _conversation(chosen, "chosen", shared)
     rejected_prompt, rejected_answer = _conversation(rejected, "rejected", shared)
-    if shared is None and chosen_prompt is None and rejected_prompt is None:
-        raise Unusable(NO_PROMPT)
-    has_two = shared is None or None not in (chosen_prompt, rejected_prompt)
-    if has_two and chosen_prompt != rejected_prompt:
-        raise Unusable(PROMPTS_DIFFER)
-    for own_prompt in (chosen_prompt, rejected_prompt):
-        # some data sets repeat the prompt in the answers, a few with a system turn that the prompt column lacks
-        if shared is not None and own_prompt is not None and not own_prompt.endswith(shared):
-            raise Unusable(PROMPTS_DIFFER)
-    return chosen_prompt or rejected_prompt or str(shared), chosen_answer, rejected_answer
+    prompts = [prompt for prompt in (chosen_prompt, rejected_prompt) if prompt is not None]
+    if shared is None and not prompts:
+        raise Unusable("no prompt (expected a column prompt, question or instruction, or transcripts)")
+    has_too_few = shared is None and len(prompts) < 2
+    # some data sets repeat the prompt in the answers, a few with a system turn that the prompt column lacks
+    if has_too_few or len(set(prompts)) > 1 or not all(prompt.endswith(shared or "") for prompt in prompts):
+        raise Unusable("prompts differ")
+    return prompts[0] if prompts else str(shared), chosen_answer, rejected_answer
 
 
 def _conversation(value: Any, column: str, shared: str | None) -> tuple[str | None, str]:
@@ -250,7 +241,7 @@ def _one_turn(text: str, marker: str) -> str:
     """Return the text of a turn without the marker that it may start with; refuse markers of more turns."""
     text = f"\n\n{text.strip()}".removeprefix(marker)
     if HUMAN in text or ASSISTANT in text:
-        raise Unusable(TURN_INSIDE)
+        raise Unusable("a turn inside a message or an answer")
     return text.strip()
 
 
