@@ -46,7 +46,8 @@ def expected(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, 
         UserError: all rows were read, and none can be used.
     """
     started = time.perf_counter()
-    first = list(_first_rows(data)) if sources.is_here(data) else []
+    few = dataclasses.replace(data, train_pairs=_READ, test_pairs=1) if sources.is_embedded(data) else data
+    first = list(islice(sources.read(few), _READ)) if sources.is_here(data) else []
     texts = list(_usable(first, tokenizer))
     if 0 < len(first) < _READ and not texts:
         raise UserError(f"data: {sources.describe(data)}: none of {len(first)} rows can be used; `make data` says why")
@@ -64,14 +65,11 @@ def expected(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, 
         splits = Counter(row.split for row in sources.read(data))
         train = splits["train"] + round((1 - HELD_OUT_SHARE) * splits["unsplit"])
         test = splits.total() - train
-    rows = train + test
-    train, test = min(train, data.train_pairs or train), min(test, data.test_pairs or test)
-    return _divided(data, whole, train, test), seconds * rows if texts else None
-
-
-def _first_rows(data: Data) -> Iterator[RawRow]:
-    few = dataclasses.replace(data, train_pairs=_READ, test_pairs=1) if sources.is_embedded(data) else data
-    return islice(sources.read(few), _READ)
+    shares = data.shares if data.disjoint else dict.fromkeys(TABLES, 1.0)
+    rows = {name: round(share * min(train, data.train_pairs or train)) for name, share in shares.items()}
+    rows["test"] = min(test, data.test_pairs or test)
+    tables = {name: dataclasses.replace(whole, rows=count) for name, count in rows.items()}
+    return tables, seconds * (train + test) if texts else None
 
 
 def _usable(rows: Iterable[RawRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[Texts]:
@@ -81,15 +79,6 @@ def _usable(rows: Iterable[RawRow], tokenizer: PreTrainedTokenizerBase) -> Itera
             row = pair(raw.values, raw.subset, raw.name)
             if tokens.refusal(tokenizer, row.prompt) is None:
                 yield row.prompt, row.chosen, row.rejected
-
-
-def _divided(data: Data, whole: Lengths, train: int, test: int) -> dict[str, Lengths]:
-    """Return the lengths of each table, which are those of `whole`."""
-    shares = data.shares if data.disjoint else dict.fromkeys(TABLES, 1.0)
-    rows = {name: round(share * train) for name, share in shares.items()} | {"test": test}
-    return {
-        name: Lengths(count, whole.prompt, whole.answer, whole.longest, whole.spread) for name, count in rows.items()
-    }
 
 
 def _lengths(
