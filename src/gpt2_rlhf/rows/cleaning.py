@@ -19,7 +19,7 @@ from gpt2_rlhf.launch.progress_line import ProgressLine
 from gpt2_rlhf.rows.conversations import Conversation, conversations
 from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
-from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, has_other_markers, pair
+from gpt2_rlhf.rows.transcripts import CountTokens, Pair, Unusable, fit_prompts, has_other_markers, pair
 
 _ROWS_AT_ONCE = 128  # counted by one thread; at most tokens._TEXTS_AT_ONCE, above which it would start threads itself
 
@@ -27,8 +27,6 @@ HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 
 ANSWER_TOO_LONG = "answer too long"
 PROMPT_TOO_LONG = "prompt too long"
-
-CountTokens = Callable[[list[str]], list[int]]
 
 
 @dataclass(frozen=True)

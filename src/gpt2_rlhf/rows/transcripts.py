@@ -7,8 +7,10 @@ part of the answer because GPT-2's BPE then gives prompt and answer the same tok
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from gpt2_rlhf.models.templates import ASSISTANT, HUMAN, SYSTEM
@@ -34,6 +36,8 @@ _FIRST_MARKER = re.compile(rf"^[ \t]*{_MARKER.format(names='|'.join(_SIDES))}", 
 _WRITTEN_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")  # as CSV files have them
 
 NO_ASSISTANT = "no assistant turn"  # the conversation does not end with one
+
+CountTokens = Callable[[list[str]], list[int]]
 
 
 class Unusable(Exception):
@@ -88,31 +92,27 @@ def has_other_markers(values: Mapping[str, Any]) -> bool:
     return _with_turns(text, is_prompt=column != "chosen").lstrip() != text
 
 
-def fit_prompts(
-    prompts: Sequence[str], limit_tokens: int, count_tokens: Callable[[list[str]], list[int]]
-) -> list[tuple[str, int] | None]:
+def fit_prompts(prompts: Sequence[str], limit_tokens: int, count_tokens: CountTokens) -> list[tuple[str, int] | None]:
     """Return each prompt with its number of tokens, after cutting as many turns from its left as the limit requires.
 
     A cut prompt starts with a Human turn. None stands for a prompt whose last Human turn alone is over the limit.
     """
-    starts = {
-        prompt: [0, *(found.start() for found in re.finditer(HUMAN, prompt) if found.start() > 0)] for prompt in prompts
-    }
-    fitted: dict[str, tuple[str, int] | None] = dict.fromkeys(starts)
-    spans = {prompt: (0, len(turns)) for prompt, turns in starts.items()}  # in which the first turn to keep is
-    tried = dict.fromkeys(starts, 0)
-    while tried:  # bisection, since counting again for each turn takes minutes for a prompt of thousands of turns
-        candidates = [prompt[starts[prompt][turn] :] for prompt, turn in tried.items()]
-        counts = count_tokens(candidates)
-        for (prompt, turn), candidate, tokens in zip(tried.items(), candidates, counts, strict=True):
-            low, high = spans[prompt]
-            if tokens <= limit_tokens:
-                fitted[prompt] = candidate, tokens
-                spans[prompt] = low, turn
-            else:
-                spans[prompt] = turn + 1, high
-        tried = {prompt: sum(spans[prompt]) // 2 for prompt in tried if spans[prompt][0] < spans[prompt][1]}
-    return [fitted[prompt] for prompt in prompts]
+    counts = zip(prompts, count_tokens(list(prompts)), strict=True)
+    return [
+        (prompt, tokens) if tokens <= limit_tokens else _cut(prompt, limit_tokens, count_tokens)
+        for prompt, tokens in counts
+    ]
+
+
+def _cut(prompt: str, limit_tokens: int, count_tokens: CountTokens) -> tuple[str, int] | None:
+    @cache
+    def tokens_from(start: int) -> int:
+        return count_tokens([prompt[start:]])[0]
+
+    starts = [found.start() for found in re.finditer(HUMAN, prompt) if found.start() > 0]
+    # bisection, since counting again for each turn takes minutes for a prompt of thousands of turns
+    first = bisect_left(starts, True, key=lambda start: tokens_from(start) <= limit_tokens)
+    return (prompt[starts[first] :], tokens_from(starts[first])) if first < len(starts) else None
 
 
 def _texts(shared: str | None, chosen: Any, rejected: Any) -> tuple[str, str, str]:
