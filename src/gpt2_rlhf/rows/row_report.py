@@ -21,10 +21,7 @@ _NAMES_SHOWN = 10
 def make(
     data: Data, cleaned: Cleaned, tables: Mapping[str, Sequence[Pair]], not_read: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the report on the whole source, as data.json has it; its rows may be more than the tables take.
-
-    not_read: the names of the source's files that are not read.
-    """
+    """Return the report on the whole source, as data.json has it; its rows may be more than the tables take."""
     subsets = {
         name: Counter(measured.pair.subset for measured in side.kept)
         for name, side in (("train", cleaned.train), ("test", cleaned.test))

@@ -18,8 +18,6 @@ from gpt2_rlhf.rows.layout import File, Split, layout
 from gpt2_rlhf.rows.row_files import ENDINGS, check_first_row, ending, rows
 from gpt2_rlhf.store.files import sha256
 
-_EMBEDDED_DIR = Path(embedded.__file__).parent
-
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
@@ -109,7 +107,7 @@ def fingerprint(data: Data) -> str:
         return f"sha256:{digest.hexdigest()}"
     if data.name != "embedded":
         return f"{data.name}@{data.revision}/{','.join(sorted(data.subsets)) if data.subsets else '*'}"
-    for source in sorted(_EMBEDDED_DIR.glob("*.py")):
+    for source in sorted(Path(embedded.__file__).parent.glob("*.py")):
         if source.name != "build.py":  # it trains the bundled model and does not affect the rows
             digest.update(source.read_bytes())
     return f"embedded:{digest.hexdigest()}:{data.train_pairs}:{data.test_pairs}:{data.seed}"
