@@ -163,8 +163,7 @@ def _usable(raw: RawRow, rules: Rules) -> Pair | str:
         row = pair(raw.values, raw.subset, raw.name)
     except Unusable as reason:
         return str(reason)
-    texts = (row.prompt, row.chosen, row.rejected)
-    if any(token in text for token in rules.special_tokens for text in texts):
+    if any(token in text for token in rules.special_tokens for text in (row.prompt, row.chosen, row.rejected)):
         return "special token in the text"  # the trainers would take it for the end of the answer
     return rules.refusal(row.prompt) or row
 

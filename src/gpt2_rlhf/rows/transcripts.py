@@ -15,12 +15,11 @@ from typing import Any
 
 from gpt2_rlhf.models.templates import ASSISTANT, HUMAN, SYSTEM
 
-_ROLES = {
-    HUMAN: ("user", "human", "prompter"),
-    ASSISTANT: ("assistant", "gpt", "model", "bot"),
-    SYSTEM: ("system",),
+_TURNS = {  # the marker of a message by its role
+    **dict.fromkeys(("user", "human", "prompter"), HUMAN),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot"), ASSISTANT),
+    "system": SYSTEM,
 }
-_TURNS = {role: marker for marker, roles in _ROLES.items() for role in roles}
 _PROMPTS = ("prompt", "question", "instruction", "conversations")  # columns, of which a row fills one
 COLUMNS = (*_PROMPTS, "input", "system", "chosen", "rejected", "subset", "chosen_probability")  # that `pair` reads
 
