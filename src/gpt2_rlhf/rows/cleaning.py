@@ -50,13 +50,14 @@ class Measured:
     rejected_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Fitted:
-    """A usable row, and what the limits leave of it, or the reason why it is dropped."""
+@dataclass(slots=True)
+class _Usable:
+    """A usable row, and what `_fit` finds that the limits leave of it, or the reason why it is dropped."""
 
     split: Split
     pair: Pair
-    fit: tuple[str, int, int, int] | str  # its prompt, cut where needed, and the tokens of prompt, chosen and rejected
+    has_other_markers: bool
+    fit: tuple[str, int, int, int] | str = ANSWER_TOO_LONG  # its prompt, maybe cut; tokens of prompt, chosen, rejected
 
 
 @dataclass
@@ -90,20 +91,19 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
         UserError: no training rows or no test rows are left.
     """
     train, test = Side(), Side()
-    other_markers: set[str] = set()
-    found = _fitted(_usable_rows(rows, rules, train, test, other_markers), data, rules)
+    found = _fitted(_usable_rows(rows, rules, train, test), data, rules)
     found.sort(key=lambda one: one.split == "unsplit")  # rows of training and test files come first
     conversation_of = conversations(one.pair.prompt for one in found)
     unsplit = {one.pair.prompt for one in found if one.split == "unsplit"}
     held_out = _held_out({conversation_of[prompt] for prompt in unsplit})
-    train_rows: list[_Fitted] = []
-    test_rows: list[_Fitted] = []
+    train_rows: list[_Usable] = []
+    test_rows: list[_Usable] = []
     for one in found:
         is_test = one.split == "test" or (one.split == "unsplit" and conversation_of[one.pair.prompt] in held_out)
         (test_rows if is_test else train_rows).append(one)
     test_prompts = {one.pair.prompt for one in test_rows}
     in_test = {conversation_of[prompt] for prompt in test_prompts}
-    unseen: list[_Fitted] = []
+    unseen: list[_Usable] = []
     for one in train_rows:
         if conversation_of[one.pair.prompt] not in in_test:
             unseen.append(one)
@@ -113,7 +113,6 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
     _keep(test, test_rows, conversation_of)
     _keep(train, unseen, conversation_of, {measured.pair.prompt for measured in test.kept})
     for name, side, other in (("train", train, "test"), ("test", test, "train")):
-        side.other_markers = [kept.pair.row for kept in side.kept if kept.pair.row in other_markers]
         if not side.kept:
             reasons = ", ".join(f"{len(names)} {why} ({names[0]})" for why, names in side.dropped.items())
             raise UserError(
@@ -136,10 +135,8 @@ def _held_out(found: set[Conversation]) -> set[Conversation]:
     return set(by_hash[: math.ceil(HELD_OUT_SHARE * len(by_hash))])
 
 
-def _usable_rows(
-    rows: Iterable[RawRow], rules: Rules, train: Side, test: Side, other_markers: set[str]
-) -> Iterator[tuple[Split, Pair]]:
-    """Yield the pairs that can be used, drop the other rows, and note the names of those with other markers."""
+def _usable_rows(rows: Iterable[RawRow], rules: Rules, train: Side, test: Side) -> Iterator[_Usable]:
+    """Yield the rows that can be used, and drop the others."""
     files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
     line = ProgressLine("rows read")
     for raw in rows:
@@ -148,9 +145,7 @@ def _usable_rows(
         if isinstance(row, Pair):
             file = sys.intern(raw.name.rpartition(":")[0])
             if files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) == file:
-                if has_other_markers(raw.values):
-                    other_markers.add(raw.name)
-                yield raw.split, row
+                yield _Usable(raw.split, row, has_other_markers(raw.values))
                 continue
             row = "same row in another file"  # some data sets hold their rows several times, for several uses
         (test if raw.split == "test" else train).dropped[row].append(raw.name)
@@ -168,14 +163,14 @@ def _usable(raw: RawRow, rules: Rules) -> Pair | str:
     return rules.refusal(row.prompt) or row
 
 
-def _fitted(rows: Iterator[tuple[Split, Pair]], data: Data, rules: Rules) -> list[_Fitted]:
+def _fitted(rows: Iterator[_Usable], data: Data, rules: Rules) -> list[_Usable]:
     """Return all rows with what the limits leave of them; threads count tokens while this one reads rows."""
     threads = ThreadPoolExecutor()
     try:
         batches = iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])
         measured = [(threads.submit(_fit, batch, data, rules), len(batch)) for batch in batches]
         line = ProgressLine("rows measured", sum(count for _, count in measured))
-        found: list[_Fitted] = []
+        found: list[_Usable] = []
         for batch, count in measured:
             found += batch.result()
             line.add(count)
@@ -185,24 +180,21 @@ def _fitted(rows: Iterator[tuple[Split, Pair]], data: Data, rules: Rules) -> lis
         threads.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what was not counted is not needed
 
 
-def _fit(rows: Sequence[tuple[Split, Pair]], data: Data, rules: Rules) -> list[_Fitted]:
+def _fit(rows: list[_Usable], data: Data, rules: Rules) -> list[_Usable]:
     """Return the rows, each with what the limits leave of it."""
     # what the first text that is too long decides about a row, the others need not be counted for
     limit, count = data.max_answer_tokens, rules.count_answers
-    pairs = [row for _, row in rows]
-    chosen = _counted_within(limit, {n: row.chosen for n, row in enumerate(pairs)}, count)
-    rejected = _counted_within(limit, {n: pairs[n].rejected for n in chosen}, count)
-    prompts = fit_prompts([pairs[n].prompt for n in rejected], data.max_prompt_tokens, rules.count_prompts)
-    fits = {
-        n: PROMPT_TOO_LONG if prompt is None else (*prompt, chosen[n], rejected[n])
-        for n, prompt in zip(rejected, prompts, strict=True)
-    }
-    return [_Fitted(split, row, fits.get(n, ANSWER_TOO_LONG)) for n, (split, row) in enumerate(rows)]
+    chosen = _counted_within(limit, {n: row.pair.chosen for n, row in enumerate(rows)}, count)
+    rejected = _counted_within(limit, {n: rows[n].pair.rejected for n in chosen}, count)
+    prompts = fit_prompts([rows[n].pair.prompt for n in rejected], data.max_prompt_tokens, rules.count_prompts)
+    for n, prompt in zip(rejected, prompts, strict=True):
+        rows[n].fit = PROMPT_TOO_LONG if prompt is None else (*prompt, chosen[n], rejected[n])
+    return rows
 
 
 def _keep(
     side: Side,
-    rows: Sequence[_Fitted],
+    rows: Sequence[_Usable],
     conversation_of: Mapping[str, Conversation],
     other_prompts: Set[str] = frozenset(),
 ) -> None:
@@ -216,6 +208,8 @@ def _keep(
         else:
             is_cut = prompt != row.prompt
             side.turns_cut += is_cut
+            if one.has_other_markers:
+                side.other_markers.append(row.row)
             kept = replace(row, prompt=prompt) if is_cut else row
             side.kept.append(Measured(kept, conversation_of[row.prompt], *fit[1:]))
 
