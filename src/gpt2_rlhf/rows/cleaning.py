@@ -58,6 +58,7 @@ class _Usable:
     pair: Pair
     has_other_markers: bool
     fit: tuple[str, int, int, int] | str = ANSWER_TOO_LONG  # its prompt, maybe cut; tokens of prompt, chosen, rejected
+    conversation: Conversation = ()  # named once all rows are read
 
 
 @dataclass
@@ -94,24 +95,25 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
     found = _fitted(_usable_rows(rows, rules, train, test), data, rules)
     found.sort(key=lambda one: one.split == "unsplit")  # rows of training and test files come first
     conversation_of = conversations(one.pair.prompt for one in found)
-    unsplit = {one.pair.prompt for one in found if one.split == "unsplit"}
-    held_out = _held_out({conversation_of[prompt] for prompt in unsplit})
+    for one in found:
+        one.conversation = conversation_of[one.pair.prompt]
+    held_out = _held_out({one.conversation for one in found if one.split == "unsplit"})
     train_rows: list[_Usable] = []
     test_rows: list[_Usable] = []
     for one in found:
-        is_test = one.split == "test" or (one.split == "unsplit" and conversation_of[one.pair.prompt] in held_out)
+        is_test = one.split == "test" or (one.split == "unsplit" and one.conversation in held_out)
         (test_rows if is_test else train_rows).append(one)
     test_prompts = {one.pair.prompt for one in test_rows}
-    in_test = {conversation_of[prompt] for prompt in test_prompts}
+    in_test = {one.conversation for one in test_rows}
     unseen: list[_Usable] = []
     for one in train_rows:
-        if conversation_of[one.pair.prompt] not in in_test:
+        if one.conversation not in in_test:
             unseen.append(one)
         else:
             reason = "leaked from train" if one.pair.prompt in test_prompts else "same conversation as test"
             train.dropped[reason].append(one.pair.row)
-    _keep(test, test_rows, conversation_of)
-    _keep(train, unseen, conversation_of, {measured.pair.prompt for measured in test.kept})
+    _keep(test, test_rows)
+    _keep(train, unseen, {measured.pair.prompt for measured in test.kept})
     for name, side, other in (("train", train, "test"), ("test", test, "train")):
         if not side.kept:
             reasons = ", ".join(f"{len(names)} {why} ({names[0]})" for why, names in side.dropped.items())
@@ -119,7 +121,7 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
                 f"data: {describe(data)} leaves no {name} rows of {train.rows_read + test.rows_read} read: "
                 f"{reasons or f'all are {other} rows'}; {_remedy(side.dropped.keys())}"
             )
-    return Cleaned(train, test, sum(conversation_of[prompt] in held_out for prompt in unsplit))
+    return Cleaned(train, test, len({one.pair.prompt for one in test_rows if one.split == "unsplit"}))
 
 
 def _remedy(reasons: Set[str]) -> str:
@@ -192,12 +194,7 @@ def _fit(rows: list[_Usable], data: Data, rules: Rules) -> list[_Usable]:
     return rows
 
 
-def _keep(
-    side: Side,
-    rows: Sequence[_Usable],
-    conversation_of: Mapping[str, Conversation],
-    other_prompts: Set[str] = frozenset(),
-) -> None:
+def _keep(side: Side, rows: Sequence[_Usable], other_prompts: Set[str] = frozenset()) -> None:
     """Keep the rows within the limits, with prompts cut where needed; none whose cut prompt is in `other_prompts`."""
     for one in rows:
         row, fit = one.pair, one.fit
@@ -211,7 +208,7 @@ def _keep(
             if one.has_other_markers:
                 side.other_markers.append(row.row)
             kept = replace(row, prompt=prompt) if is_cut else row
-            side.kept.append(Measured(kept, conversation_of[row.prompt], *fit[1:]))
+            side.kept.append(Measured(kept, one.conversation, *fit[1:]))
 
 
 def _counted_within(limit_tokens: int, texts: Mapping[int, str], count_tokens: CountTokens) -> dict[int, int]:
