@@ -63,11 +63,21 @@ def pair(values: Any, subset: str, row: str) -> Pair:
     """
     if not isinstance(values, Mapping):
         raise Unusable("malformed row")
-    prompt, chosen, rejected = _texts(_prompt(values), values.get("chosen"), values.get("rejected"))
+    shared = _prompt(values)
+    chosen_prompt, chosen = _conversation(values.get("chosen"), "chosen", shared)
+    rejected_prompt, rejected = _conversation(values.get("rejected"), "rejected", shared)
+    prompts = [prompt for prompt in (chosen_prompt, rejected_prompt) if prompt is not None]
+    if shared is None and not prompts:
+        raise Unusable("no prompt (expected a column prompt, question or instruction, or transcripts)")
+    has_too_few = shared is None and len(prompts) < 2
+    # some data sets repeat the prompt in the answers, a few with a system turn that the prompt column lacks
+    if has_too_few or len(set(prompts)) > 1 or not all(prompt.endswith(shared or "") for prompt in prompts):
+        raise Unusable("prompts differ")
     if not chosen or not rejected:
         raise Unusable("empty answer")
     if chosen == rejected:
         raise Unusable("identical answers")
+    prompt = prompts[0] if prompts else str(shared)
     system, own_subset = values.get("system"), values.get("subset")
     if system and not prompt.startswith(SYSTEM):
         prompt = f"{SYSTEM} {_text(system, 'system').strip()}{prompt}"
@@ -112,23 +122,6 @@ def _cut(prompt: str, limit_tokens: int, count_tokens: CountTokens) -> tuple[str
     # bisection, since counting again for each turn takes minutes for a prompt of thousands of turns
     first = bisect_left(starts, True, key=lambda start: tokens_from(start) <= limit_tokens)
     return (prompt[starts[first] :], tokens_from(starts[first])) if first < len(starts) else None
-
-
-def _texts(shared: str | None, chosen: Any, rejected: Any) -> tuple[str, str, str]:
-    """Return the prompt in its final form, and the two answers without the leading space.
-
-    shared: the prompt column in its final form, or None for a row without one.
-    """
-    chosen_prompt, chosen_answer = _conversation(chosen, "chosen", shared)
-    rejected_prompt, rejected_answer = _conversation(rejected, "rejected", shared)
-    prompts = [prompt for prompt in (chosen_prompt, rejected_prompt) if prompt is not None]
-    if shared is None and not prompts:
-        raise Unusable("no prompt (expected a column prompt, question or instruction, or transcripts)")
-    has_too_few = shared is None and len(prompts) < 2
-    # some data sets repeat the prompt in the answers, a few with a system turn that the prompt column lacks
-    if has_too_few or len(set(prompts)) > 1 or not all(prompt.endswith(shared or "") for prompt in prompts):
-        raise Unusable("prompts differ")
-    return prompts[0] if prompts else str(shared), chosen_answer, rejected_answer
 
 
 def _conversation(value: Any, column: str, shared: str | None) -> tuple[str | None, str]:
