@@ -16,13 +16,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from huggingface_hub.utils import validate_repo_id
+
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import product
 from gpt2_rlhf.hub import repository, tries
-from gpt2_rlhf.hub.folder import files_below, megabytes, require_room, total_bytes, weights_bytes
-from gpt2_rlhf.hub.repository import Found, Pushed, Target
+from gpt2_rlhf.hub.folder import files_below, megabytes, require_room, weights_bytes
+from gpt2_rlhf.hub.repository import Found, Target
 from gpt2_rlhf.hub.tries import Patience
 from gpt2_rlhf.models import model_files
 from gpt2_rlhf.store import run as runs
@@ -49,7 +51,12 @@ def targets(publish: Publish) -> list[Target]:
         if repo_id is not None
     ]
     for target in found:
-        repository.check_name(target)
+        if target.repo_id.count("/") != 1:
+            raise UserError(f"{target.setting}: {target.repo_id!r}; expected <user or organisation>/<name>")
+        try:
+            validate_repo_id(target.repo_id)
+        except ValueError as error:
+            raise UserError(f"{target.setting}: {' '.join(str(error).split())}") from error
     if len({target.repo_id for target in found}) < len(found):
         raise UserError(f"publish.reward_repo_id: {found[0].repo_id} takes the policy; expected another name")
     return found
@@ -111,7 +118,7 @@ def _push(target: Target, root: Path, patience: Patience, checks: Checks) -> Non
     folder = newest / target.folder
     paths = files_below(folder, root)
     product.check(folder)
-    size_bytes = total_bytes(folder, paths)
+    size_bytes = sum((folder / path).stat().st_size for path in paths)
     require_room(size_bytes)
     found = tries.run(repository.look, target, patience=patience, size_bytes=size_bytes)
     for line in _overwritten(target, found, folder, paths):
@@ -122,13 +129,18 @@ def _push(target: Target, root: Path, patience: Patience, checks: Checks) -> Non
     )
     tag = newest.resolve().name
     pushed = tries.run(repository.push, target, folder, paths, tag, patience=patience, size_bytes=size_bytes)
+    at = f"{target.repo_id} at commit {pushed.commit[:12]}"
     with tempfile.TemporaryDirectory(prefix="gpt2-rlhf-publish-") as cache_dir:
         try:
             for check_of_push in checks:
                 tries.run(check_of_push, pushed, cache_dir, patience=patience, size_bytes=size_bytes)
         except UserError as error:
-            raise UserError(f"{_at(pushed)} was pushed, but the check of it failed: {error}") from error
-    print(_done(pushed, tag), flush=True)
+            raise UserError(f"{at} was pushed, but the check of it failed: {error}") from error
+    news = "" if pushed.is_new else ", which held these files already"
+    stays = "" if pushed.tagged == pushed.commit else f" stays at {pushed.tagged[:12]}"
+    print(
+        f"published: {at}{news}; tag run-{tag}{stays}; {len(paths)} files compared by hash and loaded back", flush=True
+    )
 
 
 def show(run: Run) -> None:
@@ -139,15 +151,15 @@ def show(run: Run) -> None:
         folder = latest(str(root)) / name
         paths = files_below(folder, root)
         written = product.written(folder).get("files", paths)  # a push sets other files aside
-        paths = [path for path in paths if path in written]
-        size_bytes = total_bytes(folder, paths)
-        print(f"{folder} of run {run.name}: {len(paths)} files, {megabytes(size_bytes)}")
-        for path in paths:
-            print(f"{(folder / path).stat().st_size:>14,}  {path}")
+        sizes = {path: (folder / path).stat().st_size for path in paths if path in written}
+        size_bytes = sum(sizes.values())
+        print(f"{folder} of run {run.name}: {len(sizes)} files, {megabytes(size_bytes)}")
+        for path, size in sizes.items():
+            print(f"{size:>14,}  {path}")
         print(f"\n{cards[name]}")
         if target is not None:
             found = _check(target, run.settings, size_bytes, "", tries.LOOKING)
-            for line in _overwritten(target, found, folder, paths):
+            for line in _overwritten(target, found, folder, list(sizes)):
                 print(line)
     print("dry run: nothing was pushed")
 
@@ -190,19 +202,6 @@ def _overwritten(target: Target, found: Found | None, folder: Path, paths: Seque
     edited = found.edited_card(folder / "README.md")
     if edited is not None:
         yield printable(f"{target.repo_id}: replaces the README.md of commit {edited} by the card of this run")
-
-
-def _done(pushed: Pushed, run_name: str) -> str:
-    news = "" if pushed.is_new else ", which held these files already"
-    stays = "" if pushed.tagged == pushed.commit else f" stays at {pushed.tagged[:12]}"
-    return (
-        f"published: {_at(pushed)}{news}; tag run-{run_name}{stays}; {len(pushed.paths)} files compared by hash and "
-        "loaded back"
-    )
-
-
-def _at(pushed: Pushed) -> str:
-    return f"{pushed.target.repo_id} at commit {pushed.commit[:12]}"
 
 
 if __name__ == "__main__":  # `python -m gpt2_rlhf.publish` is `python -m gpt2_rlhf publish`

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.rows import hub_data, sources
+from gpt2_rlhf.rows import sources
 from helpers.local_hub import in_process
 from helpers.local_hub.store import git_blob
 from helpers.pairs import with_settings
@@ -139,7 +139,7 @@ def test_a_download_that_lacks_a_file_is_refused_without_the_hub_and_finished_wi
     hub: FakeHub,
 ) -> None:
     whole = list(sources.read(PAIRS))
-    root, *_ = hub_data.locate(PAIRS)
+    root, *_ = sources._on_hub(PAIRS, download=False)
     assert root is not None
     (root / "helpful-base" / "test.jsonl.gz").unlink()
     hub.refusals["/"] = (503, "")

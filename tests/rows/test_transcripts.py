@@ -11,6 +11,7 @@ TALK = "\n\nHuman: Hello.\n\nAssistant: Hi!\n\nHuman: How do I bake bread?\n\nAs
 
 NO_PROBABILITY = "no probability in chosen_probability"
 WRITTEN = "messages written as one string in chosen"
+TURN_INSIDE = "a turn inside a message or an answer"
 
 
 def messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
@@ -112,13 +113,13 @@ def test_the_probability_that_chosen_wins_is_kept_where_known(given: Any, known:
 @pytest.mark.parametrize(
     ("chosen", "rejected", "why"),
     [
-        (f"{ASKED} Yes.", f"{TALK} No.", transcripts.PROMPTS_DIFFER),
-        (f"{ASKED} ", f"{ASKED} No.", transcripts.EMPTY),
-        (f"{ASKED} Yes.", f"{ASKED}\n", transcripts.EMPTY),
-        (f"{ASKED} Yes.", f"{ASKED}  Yes.\n", transcripts.IDENTICAL),
+        (f"{ASKED} Yes.", f"{TALK} No.", "prompts differ"),
+        (f"{ASKED} ", f"{ASKED} No.", "empty answer"),
+        (f"{ASKED} Yes.", f"{ASKED}\n", "empty answer"),
+        (f"{ASKED} Yes.", f"{ASKED}  Yes.\n", "identical answers"),
         ("\n\nHuman: Hello?", f"{ASKED} No.", transcripts.NO_ASSISTANT),
         (f"{ASKED} Yes.\n\nHuman: Thanks", f"{ASKED} No.", transcripts.NO_ASSISTANT),
-        ("Yes.", "No.", transcripts.NO_PROMPT),
+        ("Yes.", "No.", "no prompt (expected a column prompt, question or instruction, or transcripts)"),
         (messages(("user", "Hi")), messages(("user", "Hi")), transcripts.NO_ASSISTANT),
         ([], [], transcripts.NO_ASSISTANT),
         (messages(("wizard", "Hi")), messages(("assistant", "Hi")), "unknown role 'wizard' in chosen"),
@@ -142,8 +143,8 @@ def test_a_pair_without_a_prompt_column_is_refused_for_the_right_reason(chosen: 
             {"prompt": messages(("assistant", "Hi")), "chosen": "Yes.", "rejected": "No."},
             "no human turn at the end of prompt",
         ),
-        ({"prompt": "Hi", "chosen": "Yes.\n\nHuman: Thanks", "rejected": "No."}, transcripts.TURN_INSIDE),
-        ({"prompt": "Hi", "chosen": f"{ASKED} Yes.", "rejected": "No."}, transcripts.PROMPTS_DIFFER),
+        ({"prompt": "Hi", "chosen": "Yes.\n\nHuman: Thanks", "rejected": "No."}, TURN_INSIDE),
+        ({"prompt": "Hi", "chosen": f"{ASKED} Yes.", "rejected": "No."}, "prompts differ"),
         ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": "?"}, NO_PROBABILITY),
         ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": 10**400}, NO_PROBABILITY),
         ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "chosen_probability": 1.5}, NO_PROBABILITY),
@@ -156,10 +157,10 @@ def test_a_pair_without_a_prompt_column_is_refused_for_the_right_reason(chosen: 
                 "chosen": messages(("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes.")),
                 "rejected": messages(("system", "Be kind."), ("user", "Hi"), ("assistant", "No.")),
             },
-            transcripts.PROMPTS_DIFFER,
+            "prompts differ",
         ),
-        (None, transcripts.MALFORMED),
-        (["Yes.", "No."], transcripts.MALFORMED),
+        (None, "malformed row"),
+        (["Yes.", "No."], "malformed row"),
     ],
 )
 def test_a_row_with_a_prompt_column_is_refused_for_the_right_reason(columns: Any, why: str) -> None:
@@ -254,12 +255,12 @@ STRAY = "Yes.\n\nHuman: And then?\n\nAssistant: Nothing."
 @pytest.mark.parametrize("prompt", [QUESTION, messages(("user", QUESTION))])
 @pytest.mark.parametrize("chosen", [STRAY, messages(("assistant", STRAY)), {"role": "assistant", "content": STRAY}])
 def test_a_turn_inside_an_answer_is_refused_in_every_layout(prompt: Any, chosen: Any) -> None:
-    assert reason({"prompt": prompt, "chosen": chosen, "rejected": "No."}) == transcripts.TURN_INSIDE
+    assert reason({"prompt": prompt, "chosen": chosen, "rejected": "No."}) == TURN_INSIDE
 
 
 def test_a_turn_inside_a_message_of_the_prompt_is_refused() -> None:
     prompt = messages(("user", f"{QUESTION}{ASKED}"))
-    assert reason({"prompt": prompt, "chosen": "Yes.", "rejected": "No."}) == transcripts.TURN_INSIDE
+    assert reason({"prompt": prompt, "chosen": "Yes.", "rejected": "No."}) == TURN_INSIDE
 
 
 def count_words(batch: list[str]) -> list[int]:

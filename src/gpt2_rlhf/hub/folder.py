@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,6 @@ def files_below(folder: Path, root: Path) -> list[str]:
     if not found:
         raise UserError(f"{folder}: there is nothing to push; run `make pipeline` first")
     return found
-
-
-def total_bytes(folder: Path, paths: Iterable[str]) -> int:
-    """Return the size of these files of the folder."""
-    return sum((folder / path).stat().st_size for path in paths)
 
 
 def weights_bytes(model_config: Mapping[str, Any]) -> int:

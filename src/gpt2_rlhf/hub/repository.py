@@ -16,7 +16,6 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoFile
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
 from gpt2_rlhf.config.errors import UserError
@@ -43,7 +42,6 @@ class Target:
         return "private" if self.private else "public"
 
 
-_CARD = "README.md"
 _TITLE = "Model, card and figures of run "  # of our commits
 _TEXT = "\n\nHuman: Is this the same text, 123 naïve é?\n\nAssistant: Yes.<|endoftext|>"  # to compare encodings
 
@@ -80,20 +78,6 @@ class Pushed:
     tagged: str
 
 
-def check_name(target: Target) -> None:
-    """Refuse what cannot be the name of a repository.
-
-    Raises:
-        UserError: names the setting and the rule.
-    """
-    if target.repo_id.count("/") != 1:
-        raise UserError(f"{target.setting}: {target.repo_id!r}; expected <user or organisation>/<name>")
-    try:
-        validate_repo_id(target.repo_id)
-    except ValueError as error:
-        raise UserError(f"{target.setting}: {' '.join(str(error).split())}") from error
-
-
 def look(api: HfApi, target: Target) -> Found | None:
     """Return what the branch holds, after checking everything that can be known without writing.
 
@@ -114,9 +98,9 @@ def look(api: HfApi, target: Target) -> Found | None:
             info = api.model_info(target.repo_id, revision=target.branch)
     assert info.sha is not None
     files = [one.rfilename for one in info.siblings or []]
-    if _CARD not in files:
+    if "README.md" not in files:
         return Found(info.sha, files, None, None)
-    (card,) = api.get_paths_info(target.repo_id, _CARD, revision=info.sha, expand=True)
+    (card,) = api.get_paths_info(target.repo_id, "README.md", revision=info.sha, expand=True)
     assert isinstance(card, RepoFile)
     assert card.last_commit is not None
     title = card.last_commit.title

@@ -127,18 +127,14 @@ def _end_with(parent: int) -> None:
 def _outcome(step: Callable[..., Any], arguments: Sequence[Any]) -> Any:
     token = get_token()
     try:
-        return step(HfApi(token=_checked(token)), *arguments)
+        if token is None:
+            raise UserError("there is no Hub token on this machine; run `hf auth login` first, or set HF_TOKEN")
+        if not token.isascii() or not token.isprintable() or " " in token:  # httpx2 would print it in its error
+            raise UserError("your Hub token holds characters that no token has; run `hf auth login` again")
+        if is_offline_mode():
+            raise UserError("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so nothing can be published; unset it")
+        return step(HfApi(token=token), *arguments)
     except Exception as error:  # of every kind: `failure` raises those again that are defects
         failed = failure(error)
         # no message of huggingface_hub 2.4 is known to hold the token
         return dataclasses.replace(failed, cause=failed.cause.replace(token, "<token>")) if token else failed
-
-
-def _checked(token: str | None) -> str:
-    if token is None:
-        raise UserError("there is no Hub token on this machine; run `hf auth login` first, or set HF_TOKEN")
-    if not token.isascii() or not token.isprintable() or " " in token:  # httpx2 would print it in its error
-        raise UserError("your Hub token holds characters that no token has; run `hf auth login` again")
-    if is_offline_mode():
-        raise UserError("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so nothing can be published; unset it")
-    return token

@@ -7,6 +7,7 @@ test set are dropped, so that the test set stays unseen. Over-long prompts lose 
 import hashlib
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from gpt2_rlhf.launch.progress_line import ProgressLine
 from gpt2_rlhf.rows.conversations import Conversation, conversations
 from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
-from gpt2_rlhf.rows.transcripts import Pair, Unusable, fit_prompts, has_other_markers, pair
+from gpt2_rlhf.rows.transcripts import CountTokens, Pair, Unusable, fit_prompts, has_other_markers, pair
 
 _ROWS_AT_ONCE = 128  # counted by one thread; at most tokens._TEXTS_AT_ONCE, above which it would start threads itself
 
@@ -26,13 +27,6 @@ HELD_OUT_SHARE = 0.1  # of the conversations of subsets without a test file
 
 ANSWER_TOO_LONG = "answer too long"
 PROMPT_TOO_LONG = "prompt too long"
-SPECIAL_TOKEN = "special token in the text"  # the trainers would take it for the end of the answer
-COPY = "same row in another file"  # some data sets hold their rows several times, for several uses
-LEAKED = "leaked from train"  # its prompt is in the test set
-SAME_CONVERSATION = "same conversation as test"
-LEAKED_ONCE_CUT = "leaked from train once cut"  # it differed from the test prompt only in turns that were cut
-
-CountTokens = Callable[[list[str]], list[int]]
 
 
 @dataclass(frozen=True)
@@ -56,23 +50,15 @@ class Measured:
     rejected_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    """What the limits leave of a row: its prompt, cut where needed, and the numbers of tokens."""
-
-    prompt: str
-    prompt_tokens: int
-    chosen_tokens: int
-    rejected_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Fitted:
-    """A usable row, and what the limits leave of it, or the reason why it is dropped."""
+@dataclass(slots=True)
+class _Usable:
+    """A usable row, and what `_fit` finds that the limits leave of it, or the reason why it is dropped."""
 
     split: Split
     pair: Pair
-    fit: _Fit | str
+    has_other_markers: bool
+    fit: tuple[str, int, int, int] | str = ANSWER_TOO_LONG  # its prompt, maybe cut; tokens of prompt, chosen, rejected
+    conversation: Conversation = ()  # named once all rows are read
 
 
 @dataclass
@@ -82,16 +68,12 @@ class Side:
     kept: list[Measured] = field(default_factory=list)
     other_markers: list[str] = field(default_factory=list)  # names of the kept rows whose markers were replaced
     turns_cut: int = 0  # how many of the kept rows lost turns of their prompt
-    dropped: dict[str, list[str]] = field(default_factory=dict)  # names of rows by reason
+    dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names of rows by reason
 
     @property
     def rows_read(self) -> int:
         """Number of rows of this side in the source."""
         return len(self.kept) + sum(map(len, self.dropped.values()))
-
-    def drop(self, reason: str, row: str) -> None:
-        """Note a row that cannot be used."""
-        self.dropped.setdefault(reason, []).append(row)
 
 
 @dataclass(frozen=True)
@@ -110,34 +92,36 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
         UserError: no training rows or no test rows are left.
     """
     train, test = Side(), Side()
-    other_markers: set[str] = set()
-    found = _fitted(_usable_rows(rows, rules, train, test, other_markers), data, rules)
+    found = _fitted(_usable_rows(rows, rules, train, test), data, rules)
     found.sort(key=lambda one: one.split == "unsplit")  # rows of training and test files come first
     conversation_of = conversations(one.pair.prompt for one in found)
-    unsplit = {one.pair.prompt for one in found if one.split == "unsplit"}
-    held_out = _held_out({conversation_of[prompt] for prompt in unsplit})
-    sides: dict[bool, list[_Fitted]] = {False: [], True: []}  # by whether they are of the test side
     for one in found:
-        is_test = one.split == "test" or (one.split == "unsplit" and conversation_of[one.pair.prompt] in held_out)
-        sides[is_test].append(one)
-    test_prompts = {one.pair.prompt for one in sides[True]}
-    in_test = {conversation_of[prompt] for prompt in test_prompts}
-    for one in sides[False]:
-        if conversation_of[one.pair.prompt] in in_test:
-            train.drop(LEAKED if one.pair.prompt in test_prompts else SAME_CONVERSATION, one.pair.row)
-    _keep(test, sides[True], conversation_of)
-    cut_test_prompts = {measured.pair.prompt for measured in test.kept}
-    unseen = [one for one in sides[False] if conversation_of[one.pair.prompt] not in in_test]
-    _keep(train, unseen, conversation_of, cut_test_prompts)
+        one.conversation = conversation_of[one.pair.prompt]
+    held_out = _held_out({one.conversation for one in found if one.split == "unsplit"})
+    train_rows: list[_Usable] = []
+    test_rows: list[_Usable] = []
+    for one in found:
+        is_test = one.split == "test" or (one.split == "unsplit" and one.conversation in held_out)
+        (test_rows if is_test else train_rows).append(one)
+    test_prompts = {one.pair.prompt for one in test_rows}
+    in_test = {one.conversation for one in test_rows}
+    unseen: list[_Usable] = []
+    for one in train_rows:
+        if one.conversation not in in_test:
+            unseen.append(one)
+        else:
+            reason = "leaked from train" if one.pair.prompt in test_prompts else "same conversation as test"
+            train.dropped[reason].append(one.pair.row)
+    _keep(test, test_rows)
+    _keep(train, unseen, {measured.pair.prompt for measured in test.kept})
     for name, side, other in (("train", train, "test"), ("test", test, "train")):
-        side.other_markers = [kept.pair.row for kept in side.kept if kept.pair.row in other_markers]
         if not side.kept:
             reasons = ", ".join(f"{len(names)} {why} ({names[0]})" for why, names in side.dropped.items())
             raise UserError(
                 f"data: {describe(data)} leaves no {name} rows of {train.rows_read + test.rows_read} read: "
                 f"{reasons or f'all are {other} rows'}; {_remedy(side.dropped.keys())}"
             )
-    return Cleaned(train, test, sum(conversation_of[prompt] in held_out for prompt in unsplit))
+    return Cleaned(train, test, len({one.pair.prompt for one in test_rows if one.split == "unsplit"}))
 
 
 def _remedy(reasons: Set[str]) -> str:
@@ -153,10 +137,8 @@ def _held_out(found: set[Conversation]) -> set[Conversation]:
     return set(by_hash[: math.ceil(HELD_OUT_SHARE * len(by_hash))])
 
 
-def _usable_rows(
-    rows: Iterable[RawRow], rules: Rules, train: Side, test: Side, other_markers: set[str]
-) -> Iterator[tuple[Split, Pair]]:
-    """Yield the pairs that can be used, drop the other rows, and note the names of those with other markers."""
+def _usable_rows(rows: Iterable[RawRow], rules: Rules, train: Side, test: Side) -> Iterator[_Usable]:
+    """Yield the rows that can be used, and drop the others."""
     files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
     line = ProgressLine("rows read")
     for raw in rows:
@@ -165,12 +147,10 @@ def _usable_rows(
         if isinstance(row, Pair):
             file = sys.intern(raw.name.rpartition(":")[0])
             if files.setdefault((raw.split, row.prompt, row.chosen, row.rejected), file) == file:
-                if has_other_markers(raw.values):
-                    other_markers.add(raw.name)
-                yield raw.split, row
+                yield _Usable(raw.split, row, has_other_markers(raw.values))
                 continue
-            row = COPY
-        (test if raw.split == "test" else train).drop(row, raw.name)
+            row = "same row in another file"  # some data sets hold their rows several times, for several uses
+        (test if raw.split == "test" else train).dropped[row].append(raw.name)
     line.end()
 
 
@@ -180,20 +160,19 @@ def _usable(raw: RawRow, rules: Rules) -> Pair | str:
         row = pair(raw.values, raw.subset, raw.name)
     except Unusable as reason:
         return str(reason)
-    texts = (row.prompt, row.chosen, row.rejected)
-    if any(token in text for token in rules.special_tokens for text in texts):
-        return SPECIAL_TOKEN
+    if any(token in text for token in rules.special_tokens for text in (row.prompt, row.chosen, row.rejected)):
+        return "special token in the text"  # the trainers would take it for the end of the answer
     return rules.refusal(row.prompt) or row
 
 
-def _fitted(rows: Iterator[tuple[Split, Pair]], data: Data, rules: Rules) -> list[_Fitted]:
+def _fitted(rows: Iterator[_Usable], data: Data, rules: Rules) -> list[_Usable]:
     """Return all rows with what the limits leave of them; threads count tokens while this one reads rows."""
     threads = ThreadPoolExecutor()
     try:
         batches = iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])
         measured = [(threads.submit(_fit, batch, data, rules), len(batch)) for batch in batches]
         line = ProgressLine("rows measured", sum(count for _, count in measured))
-        found: list[_Fitted] = []
+        found: list[_Usable] = []
         for batch, count in measured:
             found += batch.result()
             line.add(count)
@@ -203,40 +182,33 @@ def _fitted(rows: Iterator[tuple[Split, Pair]], data: Data, rules: Rules) -> lis
         threads.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what was not counted is not needed
 
 
-def _fit(rows: Sequence[tuple[Split, Pair]], data: Data, rules: Rules) -> list[_Fitted]:
+def _fit(rows: list[_Usable], data: Data, rules: Rules) -> list[_Usable]:
     """Return the rows, each with what the limits leave of it."""
     # what the first text that is too long decides about a row, the others need not be counted for
     limit, count = data.max_answer_tokens, rules.count_answers
-    pairs = [row for _, row in rows]
-    chosen = _counted_within(limit, {n: row.chosen for n, row in enumerate(pairs)}, count)
-    rejected = _counted_within(limit, {n: pairs[n].rejected for n in chosen}, count)
-    prompts = fit_prompts([pairs[n].prompt for n in rejected], data.max_prompt_tokens, rules.count_prompts)
-    fits: dict[int, _Fit | str] = {
-        n: PROMPT_TOO_LONG if prompt is None else _Fit(*prompt, chosen[n], rejected[n])
-        for n, prompt in zip(rejected, prompts, strict=True)
-    }
-    return [_Fitted(split, row, fits.get(n, ANSWER_TOO_LONG)) for n, (split, row) in enumerate(rows)]
+    chosen = _counted_within(limit, {n: row.pair.chosen for n, row in enumerate(rows)}, count)
+    rejected = _counted_within(limit, {n: rows[n].pair.rejected for n in chosen}, count)
+    prompts = fit_prompts([rows[n].pair.prompt for n in rejected], data.max_prompt_tokens, rules.count_prompts)
+    for n, prompt in zip(rejected, prompts, strict=True):
+        rows[n].fit = PROMPT_TOO_LONG if prompt is None else (*prompt, chosen[n], rejected[n])
+    return rows
 
 
-def _keep(
-    side: Side,
-    rows: Sequence[_Fitted],
-    conversation_of: Mapping[str, Conversation],
-    other_prompts: Set[str] = frozenset(),
-) -> None:
+def _keep(side: Side, rows: Sequence[_Usable], other_prompts: Set[str] = frozenset()) -> None:
     """Keep the rows within the limits, with prompts cut where needed; none whose cut prompt is in `other_prompts`."""
     for one in rows:
         row, fit = one.pair, one.fit
         if isinstance(fit, str):
-            side.drop(fit, row.row)
-        elif fit.prompt in other_prompts:
-            side.drop(LEAKED_ONCE_CUT, row.row)
+            side.dropped[fit].append(row.row)
+        elif (prompt := fit[0]) in other_prompts:  # it differed from the test prompt only in turns that were cut
+            side.dropped["leaked from train once cut"].append(row.row)
         else:
-            is_cut = fit.prompt != row.prompt
+            is_cut = prompt != row.prompt
             side.turns_cut += is_cut
-            kept = replace(row, prompt=fit.prompt) if is_cut else row
-            conversation = conversation_of[row.prompt]
-            side.kept.append(Measured(kept, conversation, fit.prompt_tokens, fit.chosen_tokens, fit.rejected_tokens))
+            if one.has_other_markers:
+                side.other_markers.append(row.row)
+            kept = replace(row, prompt=prompt) if is_cut else row
+            side.kept.append(Measured(kept, one.conversation, *fit[1:]))
 
 
 def _counted_within(limit_tokens: int, texts: Mapping[int, str], count_tokens: CountTokens) -> dict[int, int]:

@@ -162,9 +162,7 @@ def ask(conversation: Conversation, question: str) -> Iterator[Conversation]:
 
 
 def prefer(conversation: Conversation, column: str, path: Path) -> tuple[Conversation, str]:
-    """Append a pair for each answer that the column's is better than; return how to go on, and what was done.
-
-    All columns go on from the preferred answer.
+    """Append a pair for each answer that the column's is better than; return how all go on from it, and what was done.
 
     Raises:
         UserError: there is no such reply, or the file cannot be written.

@@ -24,8 +24,6 @@ from gpt2_rlhf.rows.transcripts import Unusable, pair
 _READ = 300  # rows of a table, or of the source
 _OF_LIMITS = 0.4  # lengths over the limits, where no row can be read; those of Anthropic/hh-rlhf are about as long
 
-Texts = Sequence[str]  # prompt, chosen and rejected answer
-
 
 def of_tables(directory: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Lengths]:
     """Return the lengths of the tables that the data stage wrote into the directory."""
@@ -33,7 +31,7 @@ def of_tables(directory: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     for path in directory.glob("*.parquet"):
         table = pq.ParquetFile(path)
         texts = next(table.iter_batches(_READ, columns=["prompt", "chosen", "rejected"])).to_pydict()
-        found[path.stem] = _lengths(table.metadata.num_rows, list(zip(*texts.values(), strict=True)), tokenizer)
+        found[path.stem] = _lengths(table.metadata.num_rows, list(texts.values()), tokenizer)
     return found
 
 
@@ -46,17 +44,17 @@ def expected(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, 
         UserError: all rows were read, and none can be used.
     """
     started = time.perf_counter()
-    first = list(_first_rows(data)) if sources.is_here(data) else []
+    few = dataclasses.replace(data, train_pairs=_READ, test_pairs=1) if sources.is_embedded(data) else data
+    first = list(islice(sources.read(few), _READ)) if sources.is_here(data) else []
     texts = list(_usable(first, tokenizer))
     if 0 < len(first) < _READ and not texts:
         raise UserError(f"data: {sources.describe(data)}: none of {len(first)} rows can be used; `make data` says why")
     if texts:
-        whole = _lengths(0, texts, tokenizer, data.max_prompt_tokens)
+        whole = _lengths(0, list(zip(*texts, strict=True)), tokenizer, data.max_prompt_tokens)
     else:
         prompt, answer = _OF_LIMITS * data.max_prompt_tokens, _OF_LIMITS * data.max_answer_tokens
-        whole = Lengths(
-            0, prompt, answer, data.max_prompt_tokens + data.max_answer_tokens, spread=(prompt + answer) / 2
-        )
+        longest = data.max_prompt_tokens + data.max_answer_tokens
+        whole = Lengths(0, prompt, answer, longest, spread=(prompt + answer) / 2)
     seconds = (time.perf_counter() - started) / _READ
     if not texts or sources.is_embedded(data):
         train, test = data.train_pairs or 0, data.test_pairs or 0
@@ -64,18 +62,15 @@ def expected(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, 
         splits = Counter(row.split for row in sources.read(data))
         train = splits["train"] + round((1 - HELD_OUT_SHARE) * splits["unsplit"])
         test = splits.total() - train
-    rows = train + test
-    train, test = min(train, data.train_pairs or train), min(test, data.test_pairs or test)
-    return _divided(data, whole, train, test), seconds * rows if texts else None
+    shares = data.shares if data.disjoint else dict.fromkeys(TABLES, 1.0)
+    rows = {name: round(share * min(train, data.train_pairs or train)) for name, share in shares.items()}
+    rows["test"] = min(test, data.test_pairs or test)
+    tables = {name: dataclasses.replace(whole, rows=count) for name, count in rows.items()}
+    return tables, seconds * (train + test) if texts else None
 
 
-def _first_rows(data: Data) -> Iterator[RawRow]:
-    few = dataclasses.replace(data, train_pairs=_READ, test_pairs=1) if sources.is_embedded(data) else data
-    return islice(sources.read(few), _READ)
-
-
-def _usable(rows: Iterable[RawRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[Texts]:
-    """Yield the texts of rows that can be used, with their prompts not yet cut."""
+def _usable(rows: Iterable[RawRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str, str]]:
+    """Yield prompt, chosen and rejected answer of the rows that can be used; no prompt is cut yet."""
     for raw in rows:
         with contextlib.suppress(Unusable):
             row = pair(raw.values, raw.subset, raw.name)
@@ -83,19 +78,12 @@ def _usable(rows: Iterable[RawRow], tokenizer: PreTrainedTokenizerBase) -> Itera
                 yield row.prompt, row.chosen, row.rejected
 
 
-def _divided(data: Data, whole: Lengths, train: int, test: int) -> dict[str, Lengths]:
-    """Return the lengths of each table, which are those of `whole`."""
-    shares = data.shares if data.disjoint else dict.fromkeys(TABLES, 1.0)
-    rows = {name: round(share * train) for name, share in shares.items()} | {"test": test}
-    return {
-        name: Lengths(count, whole.prompt, whole.answer, whole.longest, whole.spread) for name, count in rows.items()
-    }
-
-
 def _lengths(
-    rows: int, texts: Sequence[Texts], tokenizer: PreTrainedTokenizerBase, most_prompt_tokens: int | None = None
+    rows: int,
+    columns: Sequence[Sequence[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    most_prompt_tokens: int | None = None,
 ) -> Lengths:
-    columns = list(zip(*texts, strict=True))
     prompts = [min(count, most_prompt_tokens or count) for count in tokens.count_prompts(tokenizer, columns[0])]
     answers = [tokens.count_answers(tokenizer, column) for column in columns[1:]]
     sums = [prompt + answer + 1 for of_kind in answers for prompt, answer in zip(prompts, of_kind, strict=True)]

@@ -15,7 +15,6 @@ from typing import Any
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.rows.transcripts import COLUMNS
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".arrow")
 ROW_LIMIT = 2**26  # bytes of one row; a longer line is no row of text, and may not fit into memory
 
 
@@ -30,7 +29,7 @@ def check_first_row(path: Path) -> None:
     Raises:
         UserError: the file is empty, unreadable, or without the columns chosen and rejected.
     """
-    first = next(iter(rows(path)), None)
+    first = next(rows(path), None)
     if first is None:
         raise UserError(f"{path}: has no rows; expected preference pairs")
     number, values = first
@@ -51,16 +50,8 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         UserError: the file cannot be read to its end.
     """
-    read_rows = {
-        ".jsonl": _json_lines,
-        ".jsonl.gz": _json_lines,
-        ".json": _json,
-        ".parquet": _parquet,
-        ".csv": _csv,
-        ".arrow": _arrow,
-    }
     try:
-        yield from read_rows[ending(path.name) or ""](path)
+        yield from _READERS[ending(path.name) or ""](path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: is cut short or not gzip ({error}); download the file again") from error
     except UnicodeDecodeError as error:
@@ -75,7 +66,8 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
 
 
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
+def _check_columns(path: Path, columns: Sequence[str]) -> list[str]:
+    """Return those of a file's columns that a row is read from, after refusing what is missing or there twice."""
     for column in columns:
         if column in COLUMNS and columns.count(column) > 1:
             raise UserError(f"{path}: has {columns.count(column)} columns named {column}; rename or delete all but one")
@@ -84,6 +76,7 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
             f"{path}: has the columns {', '.join(columns)}; expected chosen and rejected (HH transcripts) or prompt, "
             "chosen and rejected; rename its columns or choose another file"
         )
+    return [column for column in columns if column in COLUMNS]
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -148,9 +141,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            _check_columns(path, names)
-            columns = [name for name in names if name in COLUMNS]
+            columns = _check_columns(path, table.schema_arrow.names)
             yield from _values(table.iter_batches(batch_size=1000, columns=columns))
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: is not a parquet file, or is cut short ({error}); download the file again") from error
@@ -161,8 +152,7 @@ def _arrow(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         with path.open("rb") as stream, pyarrow.ipc.open_stream(stream) as table:
-            _check_columns(path, table.schema.names)
-            columns = [name for name in table.schema.names if name in COLUMNS]
+            columns = _check_columns(path, table.schema.names)
             yield from _values(batch.select(columns) for batch in table)
     except pyarrow.ArrowException as error:
         raise UserError(
@@ -172,3 +162,14 @@ def _arrow(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _values(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
     yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+
+
+_READERS = {
+    ".jsonl": _json_lines,
+    ".jsonl.gz": _json_lines,
+    ".json": _json,
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".arrow": _arrow,
+}
+ENDINGS = tuple(_READERS)

@@ -21,10 +21,7 @@ _NAMES_SHOWN = 10
 def make(
     data: Data, cleaned: Cleaned, tables: Mapping[str, Sequence[Pair]], not_read: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the report on the whole source, as data.json has it; its rows may be more than the tables take.
-
-    not_read: the names of the source's files that are not read.
-    """
+    """Return the report on the whole source, as data.json has it; its rows may be more than the tables take."""
     subsets = {
         name: Counter(measured.pair.subset for measured in side.kept)
         for name, side in (("train", cleaned.train), ("test", cleaned.test))
@@ -150,12 +147,8 @@ def _shared_end(kept: Sequence[Measured]) -> dict[str, Any] | None:
 
 def _spread(values: list[int]) -> dict[str, int]:
     """Return the nearest-rank median and 95th percentile, and the maximum."""
-    ordered = sorted(values)
-    return {
-        "median": ordered[math.ceil(0.5 * len(ordered)) - 1],
-        "p95": ordered[math.ceil(0.95 * len(ordered)) - 1],
-        "max": ordered[-1],
-    }
+    ordered, shares = sorted(values), {"median": 0.5, "p95": 0.95, "max": 1.0}
+    return {name: ordered[math.ceil(share * len(ordered)) - 1] for name, share in shares.items()}
 
 
 def _cells(label: str, left: object, right: object, width: int = 9) -> str:

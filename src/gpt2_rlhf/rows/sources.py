@@ -7,18 +7,17 @@ another copy on disk, would not know the file and line of a bad row, and offline
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf import embedded
 from gpt2_rlhf.config.errors import UserError
+from gpt2_rlhf.config.hub_errors import HUB_TIMEOUT_S, hub_errors, is_commit, require_undamaged
 from gpt2_rlhf.config.settings import Data
-from gpt2_rlhf.rows import hub_data
 from gpt2_rlhf.rows.layout import File, Split, layout
 from gpt2_rlhf.rows.row_files import ENDINGS, check_first_row, ending, rows
 from gpt2_rlhf.store.files import sha256
-
-_EMBEDDED_DIR = Path(embedded.__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,8 @@ def read(data: Data) -> Iterator[RawRow]:
     if is_embedded(data):
         yield from _embedded(data)
         return
-    root, files = _local(data)[:2] if data.path is not None else hub_data.download(data)
+    root, files, _ = _located(data, download=True)
+    assert root is not None
     for file in files:
         check_first_row(root / file.name)
     for file in files:
@@ -108,7 +108,7 @@ def fingerprint(data: Data) -> str:
         return f"sha256:{digest.hexdigest()}"
     if data.name != "embedded":
         return f"{data.name}@{data.revision}/{','.join(sorted(data.subsets)) if data.subsets else '*'}"
-    for source in sorted(_EMBEDDED_DIR.glob("*.py")):
+    for source in sorted(Path(embedded.__file__).parent.glob("*.py")):
         if source.name != "build.py":  # it trains the bundled model and does not affect the rows
             digest.update(source.read_bytes())
     return f"embedded:{digest.hexdigest()}:{data.train_pairs}:{data.test_pairs}:{data.seed}"
@@ -119,8 +119,8 @@ def is_embedded(data: Data) -> bool:
     return data.path is None and data.name == "embedded"
 
 
-def _located(data: Data) -> tuple[Path | None, list[File], list[str]]:
-    return _local(data) if data.path is not None else hub_data.locate(data)
+def _located(data: Data, download: bool = False) -> tuple[Path | None, list[File], list[str]]:
+    return _local(data) if data.path is not None else _on_hub(data, download)
 
 
 def _local(data: Data) -> tuple[Path, list[File], list[str]]:
@@ -151,6 +151,59 @@ def _local(data: Data) -> tuple[Path, list[File], list[str]]:
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
     return path, *layout(names, path.resolve().name, data.subsets, where)
+
+
+def _on_hub(data: Data, download: bool) -> tuple[Path | None, list[File], list[str]]:
+    """Return what `_local` does, for a Hub data set; without `download`, the folder is None if a file is missing.
+
+    Makes no request if all files are in the cache, since a commit does not change. huggingface_hub keeps the list of
+    the commit's files beside them, so a download that was interrupted is recognised offline too.
+    """
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+
+    title, where = data.name.rpartition("/")[2], f"{data.name} on the Hub"
+    with hub_errors("data", data.name, data.revision):
+        try:
+            if not is_commit(data.revision):
+                raise CachedRepoTreeNotFoundError  # a branch moves, so the cache may hold an older state of it
+            tree = get_cached_repo_tree(data.name, repo_type="dataset", revision=data.revision)
+            files, not_read = layout([file.path for file in tree], title, data.subsets, where)
+            root = _snapshot(data, files, local_files_only=True)
+        except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+            files, not_read = layout(_names_on_hub(data), title, data.subsets, where)
+            root = _snapshot(data, files, local_files_only=False) if download else None
+    if download and root is not None:
+        for file in files:
+            require_undamaged("data", root / file.name)
+    return root, files, not_read
+
+
+def _snapshot(data: Data, files: list[File], local_files_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            data.name,
+            repo_type="dataset",
+            revision=data.revision,
+            allow_patterns=[escape(file.name) for file in files],
+            local_files_only=local_files_only,
+        )
+    )
+
+
+def _names_on_hub(data: Data) -> list[str]:
+    """Return the paths in the data set's repository, by one request without a retry."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().dataset_info(data.name, revision=data.revision, timeout=HUB_TIMEOUT_S)
+    if not is_commit(data.revision):
+        raise UserError(
+            f"data.revision: {data.revision}; expected a commit of {data.name}, so that a later run reads the same "
+            f"rows; its newest is data.revision={info.sha}"
+        )
+    return [sibling.rfilename for sibling in info.siblings or []]
 
 
 def _check_utf8(name: str, where: str) -> None:

@@ -7,18 +7,19 @@ part of the answer because GPT-2's BPE then gives prompt and answer the same tok
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from gpt2_rlhf.models.templates import ASSISTANT, HUMAN, SYSTEM
 
-_ROLES = {
-    HUMAN: ("user", "human", "prompter"),
-    ASSISTANT: ("assistant", "gpt", "model", "bot"),
-    SYSTEM: ("system",),
+_TURNS = {  # the marker of a message by its role
+    **dict.fromkeys(("user", "human", "prompter"), HUMAN),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot"), ASSISTANT),
+    "system": SYSTEM,
 }
-_TURNS = {role: marker for marker, roles in _ROLES.items() for role in roles}
 _PROMPTS = ("prompt", "question", "instruction", "conversations")  # columns, of which a row fills one
 COLUMNS = (*_PROMPTS, "input", "system", "chosen", "rejected", "subset", "chosen_probability")  # that `pair` reads
 
@@ -33,13 +34,9 @@ _MARKER = r"(?:#+ *|<\|)?({names})(?: *:|\|>)"
 _FIRST_MARKER = re.compile(rf"^[ \t]*{_MARKER.format(names='|'.join(_SIDES))}", re.IGNORECASE | re.MULTILINE)
 _WRITTEN_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")  # as CSV files have them
 
-MALFORMED = "malformed row"  # not an object; other faults name the column
 NO_ASSISTANT = "no assistant turn"  # the conversation does not end with one
-NO_PROMPT = "no prompt (expected a column prompt, question or instruction, or transcripts)"
-TURN_INSIDE = "a turn inside a message or an answer"
-PROMPTS_DIFFER = "prompts differ"
-EMPTY = "empty answer"
-IDENTICAL = "identical answers"
+
+CountTokens = Callable[[list[str]], list[int]]
 
 
 class Unusable(Exception):
@@ -65,21 +62,30 @@ def pair(values: Any, subset: str, row: str) -> Pair:
         Unusable: gives the reason.
     """
     if not isinstance(values, Mapping):
-        raise Unusable(MALFORMED)
-    prompt, chosen, rejected = _texts(_prompt(values), values.get("chosen"), values.get("rejected"))
+        raise Unusable("malformed row")
+    shared = _prompt(values)
+    chosen_prompt, chosen = _conversation(values.get("chosen"), "chosen", shared)
+    rejected_prompt, rejected = _conversation(values.get("rejected"), "rejected", shared)
+    prompts = [prompt for prompt in (chosen_prompt, rejected_prompt) if prompt is not None]
+    if shared is None and not prompts:
+        raise Unusable("no prompt (expected a column prompt, question or instruction, or transcripts)")
+    has_too_few = shared is None and len(prompts) < 2
+    # some data sets repeat the prompt in the answers, a few with a system turn that the prompt column lacks
+    if has_too_few or len(set(prompts)) > 1 or not all(prompt.endswith(shared or "") for prompt in prompts):
+        raise Unusable("prompts differ")
     if not chosen or not rejected:
-        raise Unusable(EMPTY)
+        raise Unusable("empty answer")
     if chosen == rejected:
-        raise Unusable(IDENTICAL)
+        raise Unusable("identical answers")
+    prompt = prompts[0] if prompts else str(shared)
     system, own_subset = values.get("system"), values.get("subset")
-    has_own_subset = isinstance(own_subset, str) and own_subset != ""
     if system and not prompt.startswith(SYSTEM):
         prompt = f"{SYSTEM} {_text(system, 'system').strip()}{prompt}"
     return Pair(
         prompt=prompt,
         chosen=f" {chosen}",
         rejected=f" {rejected}",
-        subset=_text(own_subset, "subset") if has_own_subset else subset,
+        subset=_text(own_subset, "subset") if isinstance(own_subset, str) and own_subset else subset,
         row=row,
         chosen_probability=_probability(values.get("chosen_probability")),
     )
@@ -95,50 +101,27 @@ def has_other_markers(values: Mapping[str, Any]) -> bool:
     return _with_turns(text, is_prompt=column != "chosen").lstrip() != text
 
 
-def fit_prompts(
-    prompts: Sequence[str], limit_tokens: int, count_tokens: Callable[[list[str]], list[int]]
-) -> list[tuple[str, int] | None]:
+def fit_prompts(prompts: Sequence[str], limit_tokens: int, count_tokens: CountTokens) -> list[tuple[str, int] | None]:
     """Return each prompt with its number of tokens, after cutting as many turns from its left as the limit requires.
 
     A cut prompt starts with a Human turn. None stands for a prompt whose last Human turn alone is over the limit.
     """
-    starts = {
-        prompt: [0, *(found.start() for found in re.finditer(HUMAN, prompt) if found.start() > 0)] for prompt in prompts
-    }
-    fitted: dict[str, tuple[str, int] | None] = dict.fromkeys(starts)
-    spans = {prompt: (0, len(turns)) for prompt, turns in starts.items()}  # in which the first turn to keep is
-    tried = dict.fromkeys(starts, 0)
-    while tried:  # bisection, since counting again for each turn takes minutes for a prompt of thousands of turns
-        candidates = [prompt[starts[prompt][turn] :] for prompt, turn in tried.items()]
-        counts = count_tokens(candidates)
-        for (prompt, turn), candidate, tokens in zip(tried.items(), candidates, counts, strict=True):
-            low, high = spans[prompt]
-            if tokens <= limit_tokens:
-                fitted[prompt] = candidate, tokens
-                spans[prompt] = low, turn
-            else:
-                spans[prompt] = turn + 1, high
-        tried = {prompt: sum(spans[prompt]) // 2 for prompt in tried if spans[prompt][0] < spans[prompt][1]}
-    return [fitted[prompt] for prompt in prompts]
+    counts = zip(prompts, count_tokens(list(prompts)), strict=True)
+    return [
+        (prompt, tokens) if tokens <= limit_tokens else _cut(prompt, limit_tokens, count_tokens)
+        for prompt, tokens in counts
+    ]
 
 
-def _texts(shared: str | None, chosen: Any, rejected: Any) -> tuple[str, str, str]:
-    """Return the prompt in its final form, and the two answers without the leading space.
+def _cut(prompt: str, limit_tokens: int, count_tokens: CountTokens) -> tuple[str, int] | None:
+    @cache
+    def tokens_from(start: int) -> int:
+        return count_tokens([prompt[start:]])[0]
 
-    shared: the prompt column in its final form, or None for a row without one.
-    """
-    chosen_prompt, chosen_answer = _conversation(chosen, "chosen", shared)
-    rejected_prompt, rejected_answer = _conversation(rejected, "rejected", shared)
-    if shared is None and chosen_prompt is None and rejected_prompt is None:
-        raise Unusable(NO_PROMPT)
-    has_two = shared is None or None not in (chosen_prompt, rejected_prompt)
-    if has_two and chosen_prompt != rejected_prompt:
-        raise Unusable(PROMPTS_DIFFER)
-    for own_prompt in (chosen_prompt, rejected_prompt):
-        # some data sets repeat the prompt in the answers, a few with a system turn that the prompt column lacks
-        if shared is not None and own_prompt is not None and not own_prompt.endswith(shared):
-            raise Unusable(PROMPTS_DIFFER)
-    return chosen_prompt or rejected_prompt or str(shared), chosen_answer, rejected_answer
+    starts = [found.start() for found in re.finditer(HUMAN, prompt) if found.start() > 0]
+    # bisection, since counting again for each turn takes minutes for a prompt of thousands of turns
+    first = bisect_left(starts, True, key=lambda start: tokens_from(start) <= limit_tokens)
+    return (prompt[starts[first] :], tokens_from(starts[first])) if first < len(starts) else None
 
 
 def _conversation(value: Any, column: str, shared: str | None) -> tuple[str | None, str]:
@@ -250,7 +233,7 @@ def _one_turn(text: str, marker: str) -> str:
     """Return the text of a turn without the marker that it may start with; refuse markers of more turns."""
     text = f"\n\n{text.strip()}".removeprefix(marker)
     if HUMAN in text or ASSISTANT in text:
-        raise Unusable(TURN_INSIDE)
+        raise Unusable("a turn inside a message or an answer")
     return text.strip()
 
 
