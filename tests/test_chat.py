@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,8 @@ def test_commands_change_what_the_next_question_gets(settings: Settings, convers
 def test_the_chat_goes_on_with_another_run(settings: Settings, conversation: Conversation) -> None:
     assert talk(conversation, settings, "/run").split() == [RUN, OLDER]
     assert talk(conversation, settings, "/run 019").endswith(f"run {OLDER}\n")
+    too_long = replace(settings, chat=replace(settings.chat, max_new_tokens=600))
+    assert "error: chat.max_new_tokens: 600; expected at most 510" in talk(conversation, too_long, "/run 019")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gpt2_rlhf import building, pipeline
+from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.launch import tasks
 from gpt2_rlhf.launch.tasks import Task
@@ -110,6 +111,31 @@ def test_no_stage_is_built_on_one_that_must_itself_be_built_again(
     contents["sft"] = "other weights"  # the reward model, which is whole, was built on the weights before
     assert run() == ["sft", "reward", "judge", "ppo", "evaluate"]
     assert run() == []
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_sweep_compares_no_stages_that_were_built_on_others_than_now(
+    contents: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: int
+) -> None:
+    built: list[str] = []
+    build = building.build_stage
+    monkeypatch.setattr(building, "build_stage", lambda *of: (build(*of), built.append(of[2].name)))
+    points = [compose.load([f"output_dir={tmp_path}", f"ppo.args.kl_coef={value}"]) for value in ("0.1", "0.2")]
+    planned = [pipeline.plan(point) for point in points]
+
+    def build_points() -> list[str]:
+        for part in [planned] if parallel > 1 else [[one] for one in planned]:
+            assert building.build_all(part, parallel) == {}
+        found = sorted(built)
+        built.clear()
+        return found
+
+    assert build_points() == sorted([*ALL, "ppo", "evaluate"])
+    (folder(tmp_path, "sft") / "manifest.json").write_text("{")
+    (planned[1].plans[0]["ppo"].directory / "manifest.json").unlink()  # as after a kill
+    contents["sft"] = "other weights"  # the reward model, which is whole, was built on the weights before
+    assert build_points() == sorted([*ALL[1:], "ppo", "evaluate"])
+    assert build_points() == []
 
 
 def test_a_disk_that_damages_what_was_just_written_is_named(

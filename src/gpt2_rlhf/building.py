@@ -4,7 +4,7 @@ What is built is under a lock, each stage in processes of its own. A stage that 
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -65,20 +65,23 @@ def refuse_forced(planned: Run, missing: Sequence[Stage]) -> None:
                 )
 
 
-def build(planned: Run, missing: Sequence[Stage]) -> list[Stage]:
-    """Build stages, each in processes of its own, and print what each found; return those that were built.
-
-    It ends early if one came out differently and a finished stage was built on what it was before: later stages may
-    need both.
+def build(planned: Run) -> list[Stage]:
+    """Build the stages that are not done, each in processes of its own, print what each found, and return them.
 
     Raises:
-        UserError: another run is building one of them.
+        UserError: another run is building one of them, or one was trained with force=true and is not to be used.
         SystemExit: one failed; it has said why.
     """
-    codes = _build([planned], missing, None, keeps_going=False)
-    if (code := next(filter(None, codes.values()), 0)) != 0:
-        raise SystemExit(code)
-    return [stage for stage in missing if stage.directory in codes]
+    missing, built = missing_stages(planned), list[Stage]()
+    refuse_forced(planned, missing)
+    while missing:  # again if a damaged stage came out differently, so that others were built on another
+        _refuse_twice(missing, [stage.directory for stage in built])
+        codes = _build([planned], missing, None, keeps_going=False)
+        if (code := next(filter(None, codes.values()), 0)) != 0:
+            raise SystemExit(code)
+        built += [stage for stage in missing if stage.directory in codes]
+        missing = missing_stages(planned)
+    return built
 
 
 def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
@@ -93,11 +96,24 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
         UserError: another run is building a stage, or a stage was trained with force=true and is not to be used.
         SystemExit: Ctrl-C or SIGTERM came.
     """
+    codes: dict[Path, int] = {}
     missing = unfinished([job.stage for job in _jobs(planned).values()])
     for one in planned:
         refuse_forced(one, missing)
-    codes = _build(planned, missing, at_once, keeps_going=True) if missing else {}
+    while missing:  # again as in `build`
+        _refuse_twice(missing, codes)
+        codes |= _build(planned, missing, at_once, keeps_going=True)
+        whole = [one for one in planned if not any(map(codes.get, one.directories))]
+        missing = unfinished([job.stage for job in _jobs(whole).values()])
     return {directory: child.reason(directory, code) for directory, code in codes.items() if code != 0}
+
+
+def _refuse_twice(missing: Sequence[Stage], built: Container[Path]) -> None:
+    """Refuse to build a stage again in one command: it was damaged as soon as it was written."""
+    for stage in missing:
+        if stage.directory in built:
+            wrong = fault(stage, read_all=True)
+            raise UserError(f"{stage.directory}: {wrong}, just after it was built; check the disk")
 
 
 def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
@@ -173,10 +189,11 @@ def _build(planned: Sequence[Run], missing: Sequence[Stage], at_once: int | None
     if planned[0].settings.launch.slurm is not None:
         return _build_by_slurm(planned, missing)
     jobs, is_first = _jobs(planned), world.rank() == 0
-    finished = [job.stage for job in jobs.values() if job.stage not in missing]
+    finished = [job.stage for job in jobs.values() if job.stage not in missing and fault(job.stage) is None]
 
-    def goes_on(code: int) -> bool:  # not if a finished stage was built on what this one was before
-        return keeps_going or (code == 0 and not world.agree(lambda: " ".join(filter(None, map(fault, finished)))))
+    def goes_on(code: int) -> bool:
+        """Whether later stages may start; not if a finished one, which they may need, was built on another than now."""
+        return (keeps_going or code == 0) and not world.agree(lambda: " ".join(filter(None, map(fault, finished))))
 
     run = partial(_run, jobs, at_once or stages_at_once(planned[0].settings.launch), goes_on)
     with locks.held(list(missing) if is_first else []):

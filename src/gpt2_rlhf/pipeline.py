@@ -14,7 +14,6 @@ from pathlib import Path
 from gpt2_rlhf import building, publish
 from gpt2_rlhf.config import compose, functions, preflight
 from gpt2_rlhf.config.compose import Composed
-from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Launch, Settings
 from gpt2_rlhf.evidence import product, report, summary, terminal, toxicity
 from gpt2_rlhf.launch import child, slurm, whole_run, world
@@ -49,15 +48,7 @@ def run(overrides: Sequence[str], last: str = LAST) -> None:
             return
         _relaunch(composed.settings.launch, ["pipeline" if last == LAST else last, *overrides])
         planned = plan(composed, last)
-        missing = building.missing_stages(planned)
-        building.refuse_forced(planned, missing)
-        built: list[Stage] = []
-        while missing:  # again if a damaged stage came out differently, so that others were built on another
-            if again := [one for one in missing if one in built]:
-                wrong = fault(again[0], read_all=True)
-                raise UserError(f"{again[0].directory}: {wrong}, just after it was built; check the disk")
-            built += building.build(planned, missing)
-            missing = building.missing_stages(planned)
+        built = building.build(planned)
         if world.rank() == 0:
             finish(planned, built, time.perf_counter() - started)
 
@@ -162,7 +153,7 @@ def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:
     """
     settings, last = planned.settings, planned.last
     runs.link_stages(planned)
-    clean.delete(clean.leftovers([planned.directory, *(stage.directory for stage in planned.stages)]))
+    clean.delete(clean.leftovers(planned.directories))
     if last.name == LAST:
         figures = summary.write(planned, built, wall_s)
         print(f"\n{terminal.story(figures)}", end="", flush=True)

@@ -41,8 +41,7 @@ def run(overrides: Sequence[str]) -> None:
     faults = _build(expanded, planned, settings.sweep.parallel)
     built: list[Built] = []
     for point, one in zip(expanded, planned, strict=True):
-        places = [one.directory, *(stage.directory for stage in one.stages)]
-        built.append(Built(point.label, one, next(filter(None, map(faults.get, places)), None)))
+        built.append(Built(point.label, one, next(filter(None, map(faults.get, one.directories)), None)))
         if built[-1].fault is None:
             runs.link_stages(one)
             summary.write(one, [], 0.0)

@@ -110,7 +110,8 @@ def _start(target: Callable[..., object], arguments: tuple[Any, ...], to_one_pla
     out, err = folder / "out", folder / ("out" if to_one_place else "err")
     out.touch()
     err.touch()
-    with mock.patch.dict(os.environ, PYTHONPATH=str(REPOSITORY / "tests")):  # where it finds helpers.composed
+    path = filter(None, [str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH")])  # where it finds helpers.composed
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path)):
         forkserver.ensure_running()
     process = _context.Process(target=_as_new, args=(dict(os.environ), out, err, target, arguments))
     process.start()

@@ -81,7 +81,9 @@ def _command(
             say("\n".join(runs.finished(settings.output_dir)) or f"no finished run in {settings.output_dir}")
         case ["/run", name]:
             settings = chat_models.of_run(settings, name)
-            conversation = replace(conversation.restarted(), models=chat_models.load(settings))
+            models = chat_models.load(settings)
+            feedback.check(models, conversation.best_of)
+            conversation = replace(conversation.restarted(), models=models)
             say(f"run {runs.find(settings.output_dir, name).name}")
         case ["/help"]:
             say(HELP)

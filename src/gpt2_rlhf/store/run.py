@@ -50,6 +50,11 @@ class Run(Composed):
         return Path(self.settings.output_dir) / "runs" / self.name
 
     @property
+    def directories(self) -> list[Path]:
+        """The directory of the run, then those of its stages."""
+        return [self.directory, *(stage.directory for stage in self.stages)]
+
+    @property
     def command(self) -> str:
         """The command that was typed, as `make` takes it."""
         return shlex.join(["make", "pipeline", *self.overrides])
