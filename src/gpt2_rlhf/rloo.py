@@ -24,9 +24,8 @@ from gpt2_rlhf.evidence import calibration
 from gpt2_rlhf.launch import training
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, packing, sampling, tokens
-from gpt2_rlhf.ppo_trainer import Shaping, forward, gates, reward_scores
+from gpt2_rlhf.ppo_trainer import Shaping, forward, gates, reward_scores, rollouts
 from gpt2_rlhf.ppo_trainer.forward import Rows
-from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
@@ -205,10 +204,9 @@ def _prompts(settings: Settings, stage: Stage, config: Any, tokenizer: PreTraine
     """Return the prompts of the whole run in order, those of a resumed one as well; TRL would shuffle them anew."""
     rows = tables.token_columns(stage.needs["data"].directory, "ppo", partial(tokens.encode_ppo, tokenizer))
     at_once = _prompts_at_once(config, stage)
-    withheld = training.prompt_sizes(settings, stage).withheld_prompts
-    batches = PromptBatches(rows["input_ids"][withheld:], at_once, stage.seed, rank=0, world_size=1)
+    prompts = rows["input_ids"][training.prompt_sizes(settings, stage).withheld_prompts :]
     count = -(-settings.rloo.episodes // (at_once * config.num_generations))
-    return [prompt for position in range(count) for prompt in batches.batch(position)]
+    return [ids for batch in range(count) for ids in rollouts.prompt_batch(prompts, batch, at_once, stage.seed)]
 
 
 if __name__ == "__main__":  # `python -m gpt2_rlhf.rloo` is `python -m gpt2_rlhf rloo`

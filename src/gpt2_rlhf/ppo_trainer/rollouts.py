@@ -8,6 +8,7 @@ of all rollouts in memory through the update. Here sampling is plain, at PPO's t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from gpt2_rlhf.models.sampling import sample_ids
 from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
 from gpt2_rlhf.ppo_trainer.metrics import Clock
+
+T = TypeVar("T")
 
 _MAX_GAP_NATS = 1e-3  # of any token, in float32
 _MAX_MEAN_GAP_NATS = 2e-2  # over tokens, in a lower precision, which rounds each logit
@@ -58,6 +61,17 @@ class Rollout:
     ref_logprobs: Tensor
     values: Tensor
     scores: Tensor  # (rows,), as the reward model or function gave them
+
+
+def prompt_batch(prompts: Sequence[T], update: int, batch_size: int, seed: int) -> list[T]:
+    """Return the prompts of one update, counted from 0; they depend on seed and update only, so PPO can resume at any.
+
+    Each epoch shuffles all prompts again and leaves out those that do not fill a batch, which are others in each epoch.
+    TRL's PPO shuffles with the global random generator, which rollouts use too.
+    """
+    epoch, place = divmod(update, len(prompts) // batch_size)
+    order = np.random.default_rng([seed, epoch]).permutation(len(prompts))
+    return [prompts[int(row)] for row in order[place * batch_size : (place + 1) * batch_size]]
 
 
 @torch.no_grad()

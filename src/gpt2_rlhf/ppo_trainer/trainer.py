@@ -35,7 +35,6 @@ from gpt2_rlhf.launch import sharding
 from gpt2_rlhf.models import packing, threads, tokens
 from gpt2_rlhf.ppo_trainer import checkpoints, checks, forward, gates, losses, reward_scores, rollouts, updates
 from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Clock, Means, explained_variance
-from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
 from gpt2_rlhf.ppo_trainer.reward_scores import ScoreFunction, Shaping
 from gpt2_rlhf.ppo_trainer.watch import Watch, WatchResult
 
@@ -113,7 +112,6 @@ class PPOTrainer(TrlPPOTrainer):
         self.accelerator.gradient_accumulation_steps = 1  # the loop divides by the microbatches of a mini-batch
 
         assert args.output_dir is not None
-        assert args.local_batch_size is not None
         assert args.batch_size is not None
         self.run_dir = Path(args.output_dir)
         self.episodes_per_update = args.batch_size
@@ -121,8 +119,7 @@ class PPOTrainer(TrlPPOTrainer):
         self.forced: list[str] = []  # faults found by gates and passed with `force`
         self.best_update: int | None = None  # by the watch; its checkpoint is kept
         self.stopped: str | None = None  # why the guard ended the run
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.batches = PromptBatches(prompts, args.local_batch_size, args.seed, rank, processes)
+        self.prompts = prompts
         self._shaping, self._kl, self._watch, self._force = shaping, kl, watch, force
         self._models = self._rollout_models(processing_class, score_function, rollout_cache)
 
@@ -243,7 +240,7 @@ class PPOTrainer(TrlPPOTrainer):
         # after on_train_begin, where trackers may draw random numbers
         set_seed(self.local_seed)
         self._load_rng_state(None if checkpoint is None else str(checkpoint))
-        rollouts.check_packed_pass(self._models, self.batches.prompts, self.args)
+        rollouts.check_packed_pass(self._models, self.prompts, self.args)
         if state.global_step >= state.max_steps:
             self.control.should_training_stop = True
         if self._watch is not None and self.args.eval_strategy != "no":
@@ -257,12 +254,12 @@ class PPOTrainer(TrlPPOTrainer):
         """Sample one batch of rollouts, take the optimizer steps on it, and return what to log."""
         args, step, kl_coef = self.args, self.state.global_step, self.kl_coef
         clock, means = Clock(), Means()
-        prompts = self.batches.batch(step)
-        first = len(prompts) * self.accelerator.process_index
-        # each process takes its rows of the whole batch's draws: answers do not depend on the number of processes
+        prompts = rollouts.prompt_batch(self.prompts, step, self.episodes_per_update, args.seed)
         draws = self._generator(_DRAWS).random((self.episodes_per_update, args.response_length))
-        draws = draws[first : first + len(prompts)]
-        rollout = rollouts.roll_out(self._models, prompts, draws, args, self.accelerator, clock)
+        # each process takes its rows of the whole batch: answers do not depend on the number of processes
+        rows = self.episodes_per_update // self.accelerator.num_processes
+        own = slice(rows * self.accelerator.process_index, rows * (self.accelerator.process_index + 1))
+        rollout = rollouts.roll_out(self._models, prompts[own], draws[own], args, self.accelerator, clock)
         kl_nats, ended, empty = rollouts.check(rollout, self.accelerator, step)
         if step == 0:
             faults = [gates.reference_fault(kl_nats), gates.sft_fault(ended, empty, self.episodes_per_update)]
@@ -306,7 +303,7 @@ class PPOTrainer(TrlPPOTrainer):
             return
         for name in ("policy", "value_model"):
             shares, whole = getattr(self.model, name), getattr(self._whole, name)
-            columns = max(map(len, self.batches.prompts)) + self.args.response_length
+            columns = max(map(len, self.prompts)) + self.args.response_length
             with self.accelerator.autocast():
                 packing.packs_as(forward.language_model(shares), forward.language_model(whole), columns)
         sharding.free(self._whole)
