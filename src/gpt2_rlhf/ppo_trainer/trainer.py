@@ -180,11 +180,6 @@ class PPOTrainer(TrlPPOTrainer):
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step", category=UserWarning)
                 self.lr_scheduler.step()
 
-    @property
-    def _policy_and_value(self) -> Any:
-        """The wrapper of both models, or DDP around it."""
-        return self.model
-
     def train(self, resume_from_checkpoint: str | None = None) -> None:
         """Run PPO to `args.total_episodes`, from the start or from a `checkpoint-N` folder of the same arguments.
 
@@ -213,7 +208,7 @@ class PPOTrainer(TrlPPOTrainer):
             if self.control.should_evaluate:
                 self._measure()
             if self.control.should_save:
-                self._save_checkpoint(self._policy_and_value, trial=None)
+                self._save_checkpoint(self.model, trial=None)
                 self.control = handler.on_save(self.args, self.state, self.control)
             if self.args.num_sample_generations and (self.state.global_step - 1) % self.sample_generations_freq == 0:
                 self.generate_completions(sampling=True)  # TRL's; does nothing without eval_dataset
@@ -229,10 +224,9 @@ class PPOTrainer(TrlPPOTrainer):
         state.num_train_epochs = math.ceil(episodes / self.train_dataset_len)
         state.compute_steps(self.args, state.max_steps)
         if checkpoint is not None:
-            parts = self._checkpoint_parts()
             processes = self.accelerator.num_processes
-            checkpoints.check(checkpoint, self.episodes_per_update, processes, parts.optimizer_file)
-            own = checkpoints.load(parts, checkpoint)
+            checkpoints.check(checkpoint, self.episodes_per_update, processes, self._optimizer_file)
+            own = checkpoints.load(self, checkpoint, self._optimizer_file)
             self.kl_coef, self.forced = own["kl_coef"], own["forced"]
             if self._whole is not None:
                 sharding.scatter(self._whole, self.model)
@@ -269,9 +263,7 @@ class PPOTrainer(TrlPPOTrainer):
             batch = updates.prepare(rollout, self.accelerator, args, kl_coef, self._shaping, means)
             order = self._generator(_ORDER)
             with self._shares_only():
-                norms = updates.learn(
-                    batch, self._policy_and_value, self.optimizer, self.accelerator, args, order, means
-                )
+                norms = updates.learn(batch, self.model, self.optimizer, self.accelerator, args, order, means)
         self.lr_scheduler.step()  # type: ignore[union-attr]  # typed as optional
         found = means.over_processes(self.accelerator)
         if self._kl.target_nats is not None:
@@ -342,32 +334,23 @@ class PPOTrainer(TrlPPOTrainer):
         if self.args.should_save:
             checkpoints.write_model(self.policy_model, Path(output_dir or self.run_dir))
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step, is_writer = self.state.global_step, self.args.should_save
         with checkpoints.written_whole(self.run_dir, step, self.accelerator, is_writer) as folder:
             self._save_rng_state(str(folder))
             if is_writer or self._whole is not None:
-                checkpoints.write_optimizer(self._checkpoint_parts(), folder)
+                torch.save(self.optimizer.state_dict(), folder / self._optimizer_file)
             if is_writer:
-                own = {"kl_coef": self.kl_coef, "forced": self.forced}
-                checkpoints.write(self._checkpoint_parts(), own, folder)
+                checkpoints.write(self, {"kl_coef": self.kl_coef, "forced": self.forced}, folder)
                 if self._watch is not None:
                     self._watch.save(folder)
         if is_writer:
             checkpoints.remove_oldest(self.run_dir, step, self.args.save_total_limit, self.best_update)
         self.accelerator.wait_for_everyone()
 
-    def _checkpoint_parts(self) -> checkpoints.Parts:
-        return checkpoints.Parts(
-            policy=cast(PreTrainedModel, self.policy_model),
-            value_model=self.value_model,
-            optimizer=self.optimizer,
-            optimizer_file="optimizer.pt" if self._whole is None else f"optimizer_{self.accelerator.process_index}.pt",
-            scheduler=self.lr_scheduler,
-            scaler=self.accelerator.scaler,
-            state=self.state,
-            callbacks=self.callback_handler.callbacks,
-        )
+    @property
+    def _optimizer_file(self) -> str:
+        return "optimizer.pt" if self._whole is None else f"optimizer_{self.accelerator.process_index}.pt"
 
 
 def _prepare(model: Any) -> None:
