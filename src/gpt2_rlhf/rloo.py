@@ -126,18 +126,15 @@ class Trainer(RLOOTrainer):
         return prompts, None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
-        policy: Any = self.accelerator.unwrap_model(self.model)
-        pad_token_id = tokens.pad_id(self._tokenizer)
         new_tokens: Any = self.max_completion_length
-        is_in_vocabulary = pad_token_id < policy.get_output_embeddings().weight.shape[0]
         with self.accelerator.autocast():
             answers, logprobs = sampling.sample_ids(
-                policy,
+                self.accelerator.unwrap_model(self.model),
                 prompt_ids,
                 torch.rand(len(prompt_ids), new_tokens, dtype=torch.float64),
                 temperature=self.temperature,
                 eos_token_id=tokens.eos_id(self._tokenizer),
-                never_token_id=pad_token_id if is_in_vocabulary else None,
+                never_token_id=tokens.pad_id(self._tokenizer),
                 batch_size=len(prompt_ids),
             )
         self._sampled = torch.tensor([[sum(row), len(row)] for row in logprobs])

@@ -153,17 +153,14 @@ def sample(
     Raises:
         UserError: the model cannot be compiled.
     """
-    policy, pad_token_id = models.policy, models.pad_token_id
-    vocabulary = forward.language_model(policy).get_output_embeddings().weight.shape[0]
     try:
         answers, logprobs = sample_ids(
-            policy,
+            models.policy,
             prompt_ids,
             torch.from_numpy(draws),
             temperature=args.temperature,
             eos_token_id=models.eos_token_id,
-            # a padding token that was added to the tokenizer alone cannot be sampled
-            never_token_id=pad_token_id if pad_token_id < vocabulary else None,
+            never_token_id=models.pad_token_id,
             batch_size=args.local_rollout_forward_batch_size,
             cache=models.cache,
         )
@@ -174,12 +171,12 @@ def sample(
             f"ppo.rollout_cache: compiled: torch.compile fails here ({' '.join(str(error).split())[:200]}); set it to "
             "static or null"
         ) from error
-    device = next(policy.parameters()).device
+    device = next(models.policy.parameters()).device
     # the position after EOS has a value, also in the longest row
     answer_tokens = min(max(map(len, answers)) + 1, draws.shape[1])
     padded = [[*row, *[0.0] * (answer_tokens - len(row))] for row in logprobs]
     return (
-        forward.padded(prompt_ids, answers, answer_tokens, pad_token_id, device),
+        forward.padded(prompt_ids, answers, answer_tokens, models.pad_token_id, device),
         torch.tensor(padded, device=device, dtype=torch.float32),
     )
 
