@@ -77,9 +77,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     trainer = Trainer(
         model=policy,
         reward_funcs=reward(
-            partial(forward.answer_scores, reward_model)
-            if function is None
-            else reward_scores.by_function(function, padding),
+            reward_scores.scorer(function, reward_model, padding),
             reward_scores.shaping(ppo.reward, report),
             settings.rloo.missing_eos_penalty,
             padding,

@@ -121,11 +121,11 @@ def test_a_row_has_the_same_values_and_targets_alone_as_beside_longer_rows():
 
     accelerator = Accelerator(cpu=True)
     together = targets(list(range(len(PROMPTS))))
-    lengths = together.is_token.sum(1).tolist()
+    lengths = together.rows.is_token.sum(1).tolist()
     assert max(lengths) == tiny.RESPONSE  # as wide as it can be
     for row in [row for row, length in enumerate(lengths) if length < tiny.RESPONSE]:
         pair = targets([row, row])  # whitening needs two rows
-        assert pair.has_value[0].sum() == lengths[row] + 1
+        assert pair.rows.has_value[0].sum() == lengths[row] + 1
         for name in ("values", "returns"):
             alone, beside = getattr(pair, name)[0], getattr(together, name)[row]
             torch.testing.assert_close(alone[: lengths[row] + 1], beside[: lengths[row] + 1], rtol=0, atol=1e-5)

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-PHASES = ("rollout", "score", "update")
 RETURN_MOMENTS = ("error", "square_error", "return", "square_return")  # the means that explained_variance takes
 
 
@@ -51,7 +50,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
-        self._phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self._phases: dict[str, float] = dict.fromkeys(("rollout", "score", "update"), 0.0)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

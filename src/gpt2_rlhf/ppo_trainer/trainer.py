@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -139,21 +138,16 @@ class PPOTrainer(TrlPPOTrainer):
         self, tokenizer: PreTrainedTokenizerBase, score_function: ScoreFunction | None, cache: str | None
     ) -> rollouts.Models:
         reference = self.policy_model if self.ref_model is None else self.ref_model
-        if score_function is None:
-            score = partial(forward.answer_scores, self.reward_model)
-            in_threads = threads.apart(reference, self.value_model, self.reward_model)
-        else:
-            score = reward_scores.by_function(score_function, tokenizer)
-            in_threads = threads.apart(reference, self.value_model)
+        scoring_models = [self.reward_model] if score_function is None else []
         return rollouts.Models(
             policy=self.policy_model,
             reference=self.ref_model,
             value_model=self.value_model,
-            score=score,
+            score=reward_scores.scorer(score_function, self.reward_model, tokenizer),
             eos_token_id=tokens.eos_id(tokenizer),
             pad_token_id=tokens.pad_id(tokenizer),
             cache=cache,
-            in_threads=in_threads,
+            in_threads=threads.apart(reference, self.value_model, *scoring_models),
         )
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
@@ -266,14 +260,7 @@ class PPOTrainer(TrlPPOTrainer):
                 norms = updates.learn(batch, self.model, self.optimizer, self.accelerator, args, order, means)
         self.lr_scheduler.step()  # type: ignore[union-attr]  # typed as optional
         found = means.over_processes(self.accelerator)
-        if self._kl.target_nats is not None:
-            self.kl_coef = losses.next_kl_coef(
-                kl_coef,
-                found["objective/kl"],
-                self.episodes_per_update,
-                self._kl.target_nats,
-                self._kl.horizon_episodes,
-            )
+        self.kl_coef = losses.next_kl_coef(kl_coef, found["objective/kl"], self.episodes_per_update, self._kl)
         text_tokens = found.pop("text_tokens") * self.episodes_per_update
         return_moments = [found.pop(name) for name in RETURN_MOMENTS]
         ratio_squared = found.pop("val/ratio_squared")
