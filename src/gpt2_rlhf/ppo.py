@@ -12,12 +12,7 @@ from functools import partial
 from typing import Any
 
 from peft import PeftModel
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from gpt2_rlhf.config import ppo_sizes
 from gpt2_rlhf.config.errors import UserError
@@ -34,11 +29,7 @@ from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
 
 def check(settings: Settings, stage: Stage) -> TrainingArguments:
-    """Refuse arguments that TRL, a tracker or our trainer does not allow, and return the config; the data is ready.
-
-    Raises:
-        UserError: names the argument, and what to set instead.
-    """
+    """Return the stage's config, or raise a UserError that names an argument to change; the data is ready."""
     given = arguments(settings, stage)
     config = training.check(stage.name, PPOConfig, given)
     loading.check_lora(settings.model, settings.ppo.peft, "ppo.peft")

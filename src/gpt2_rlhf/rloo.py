@@ -22,7 +22,6 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import calibration
 from gpt2_rlhf.launch import training
-from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, packing, sampling, tokens
 from gpt2_rlhf.ppo_trainer import Shaping, forward, gates, reward_scores, rollouts
 from gpt2_rlhf.ppo_trainer.forward import Rows
@@ -33,11 +32,7 @@ _MAX_GAP_NATS = 2e-2  # of an answer's mean token, as PPO allows in a lower prec
 
 
 def check(settings: Settings, stage: Stage) -> TrainingArguments:
-    """Refuse arguments that TRL or a tracker does not allow, and return the config; the data is ready.
-
-    Raises:
-        UserError: names the argument, and what to set instead.
-    """
+    """Return the stage's config, or raise a UserError that names an argument to change; the data is ready."""
     config = training.check(stage.name, RLOOConfig, arguments(settings, stage))
     loading.check_lora(settings.model, settings.rloo.peft, "rloo.peft")
     needed, given = _prompts_at_once(config, stage), training.prompt_sizes(settings, stage).train_prompts
@@ -92,24 +87,21 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         reference = trainer.accelerator.unwrap_model(trainer.ref_model)
         packing.use_fused_activations(reference)
         packing.without_padding(reference, columns)
-    work = Stopwatch()
-    with work.running():
-        trained = training.trained_model(trainer, stage)
+    trained, train_s = training.trained_model(trainer, stage)
     if trained is None:
-        return Outcome({}, work.seconds)
+        return Outcome({}, train_s)
     loading.save(trained, tokenizer, stage.model_dir)
-    episodes = len(prompts) * config.num_generations
     return Outcome(
         {
             "prompts": training.prompt_sizes(settings, stage).train_prompts,
-            "episodes": episodes,
+            "episodes": len(prompts) * config.num_generations,
             "generated_tokens": trainer.state.num_input_tokens_seen - config.num_generations * sum(map(len, prompts)),
             "updates": trainer.state.global_step,
             "kept_update": trainer.state.global_step,
             "stopped": None,
             "forced": forced,
         },
-        work.seconds,
+        train_s,
     )
 
 

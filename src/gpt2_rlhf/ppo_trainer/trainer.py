@@ -18,13 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, patch_environment
 from datasets import Dataset
 from peft import PeftConfig
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from trl.experimental.ppo import PPOConfig
 from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
 
