@@ -27,7 +27,7 @@ from gpt2_rlhf.config.settings import PpoKl
 from gpt2_rlhf.launch import sharding
 from gpt2_rlhf.models import packing, threads, tokens
 from gpt2_rlhf.ppo_trainer import checkpoints, checks, forward, gates, losses, reward_scores, rollouts, updates
-from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Clock, Means, explained_variance
+from gpt2_rlhf.ppo_trainer.metrics import Clock, Means, explained_variance
 from gpt2_rlhf.ppo_trainer.reward_scores import ScoreFunction, Shaping
 from gpt2_rlhf.ppo_trainer.watch import Watch, WatchResult
 
@@ -65,13 +65,10 @@ class PPOTrainer(TrlPPOTrainer):
         force: bool = True,
         rollout_cache: str | None = None,
     ) -> None:
-        """Take the arguments of TRL's PPOTrainer, and these keyword arguments.
+        """Take the arguments of TRL's PPOTrainer, and the keyword arguments in the package's docstring.
 
-        score_function: scores the answers; then reward_model may be None. shaping: of scores, before the penalty for a
-        missing EOS. kl: fixed or adaptive coefficient. watch: measures the policy on held-out prompts before the first
-        update, every `eval_steps` and at the end, and may stop the run. force: False stops the run where a gate
-        (gates.py) finds a fault before the first update; True prints it and goes on. rollout_cache: one of
-        models.sampling.CACHES, or None.
+        The penalty for a missing EOS is not shaped. The watch measures before the first update, every `eval_steps` and
+        at the end. force: print what a gate (gates.py) finds and go on. rollout_cache: of models.sampling.CACHES.
 
         Raises:
             UserError: from checks.py, before anything is built.
@@ -114,7 +111,17 @@ class PPOTrainer(TrlPPOTrainer):
         self.stopped: str | None = None  # why the guard ended the run
         self.prompts = prompts
         self._shaping, self._kl, self._watch, self._force = shaping, kl, watch, force
-        self._models = self._rollout_models(processing_class, score_function, rollout_cache)
+        scored_by = [self.reward_model] if score_function is None else []
+        self._models = rollouts.Models(
+            policy=self.policy_model,
+            reference=self.ref_model,
+            value_model=self.value_model,
+            score=reward_scores.scorer(score_function, self.reward_model, processing_class),
+            eos_token_id=tokens.eos_id(processing_class),
+            pad_token_id=tokens.pad_id(processing_class),
+            cache=rollout_cache,
+            in_threads=threads.apart(self.ref_model or self.policy_model, self.value_model, *scored_by),
+        )
 
     def _prepare_copies(self, reward_model: PreTrainedModel | None) -> None:
         """Prepare what is whole on each device: reference and reward model and, if sharded, copies of the others."""
@@ -127,22 +134,6 @@ class PPOTrainer(TrlPPOTrainer):
                 _prepare(part)
                 if self._whole is not None and self.accelerator.device.type != "cpu":
                     part.to(torch.bfloat16)  # room for it is scarce
-
-    def _rollout_models(
-        self, tokenizer: PreTrainedTokenizerBase, score_function: ScoreFunction | None, cache: str | None
-    ) -> rollouts.Models:
-        reference = self.policy_model if self.ref_model is None else self.ref_model
-        scoring_models = [self.reward_model] if score_function is None else []
-        return rollouts.Models(
-            policy=self.policy_model,
-            reference=self.ref_model,
-            value_model=self.value_model,
-            score=reward_scores.scorer(score_function, self.reward_model, tokenizer),
-            eos_token_id=tokens.eos_id(tokenizer),
-            pad_token_id=tokens.pad_id(tokenizer),
-            cache=cache,
-            in_threads=threads.apart(reference, self.value_model, *scoring_models),
-        )
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Create what the caller did not pass, for our wrapper of policy and value model in place of TRL's.
@@ -253,15 +244,14 @@ class PPOTrainer(TrlPPOTrainer):
             with self._shares_only():
                 norms = updates.learn(batch, self.model, self.optimizer, self.accelerator, args, order, means)
         self.lr_scheduler.step()  # type: ignore[union-attr]  # typed as optional
-        found = means.over_processes(self.accelerator)
+        found, variances = means.over_processes(self.accelerator)
         self.kl_coef = losses.next_kl_coef(kl_coef, found["objective/kl"], self.episodes_per_update, self._kl)
         text_tokens = found.pop("text_tokens") * self.episodes_per_update
-        return_moments = [found.pop(name) for name in RETURN_MOMENTS]
-        ratio_squared = found.pop("val/ratio_squared")
+        del found["error"], found["return"]  # only their variances are logged
         return {
             **found,
-            "val/ratio_var": ratio_squared - found["val/ratio"] ** 2,
-            "val/explained_variance": explained_variance(*return_moments),
+            "val/ratio_var": variances["val/ratio"],
+            "val/explained_variance": explained_variance(variances["error"], variances["return"]),
             "objective/kl_coef": kl_coef,
             "grad_norm": sum(norms) / len(norms),
             "lr": learning_rate,

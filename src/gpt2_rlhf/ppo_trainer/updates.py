@@ -15,7 +15,7 @@ from trl.experimental.ppo import PPOConfig
 from gpt2_rlhf.models import threads
 from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
-from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Means
+from gpt2_rlhf.ppo_trainer.metrics import Means
 from gpt2_rlhf.ppo_trainer.reward_scores import Shaping
 from gpt2_rlhf.ppo_trainer.rollouts import Rollout
 
@@ -138,7 +138,6 @@ def _summed_losses(
     means.add("loss/value_avg", value_losses, has_value)
     means.add("val/clipfrac_avg", value_clipped, has_value)
     means.add("val/ratio", ratio, is_token)
-    means.add("val/ratio_squared", ratio.square(), is_token)
     return (policy_losses * is_token).sum(), (value_losses * has_value).sum()
 
 
@@ -159,7 +158,5 @@ def _add_rollout_metrics(
     means.add("answer/tokens", batch.rows.is_token.sum(1))
     means.add("answer/eos_rate", rollout.ended)
     means.add("text_tokens", batch.rows.is_text.sum(1))
-    errors = batch.returns - batch.values
-    moments = (errors, errors**2, batch.returns, batch.returns**2)
-    for name, moment in zip(RETURN_MOMENTS, moments, strict=True):
-        means.add(name, moment, batch.rows.has_value)
+    means.add("error", batch.returns - batch.values, batch.rows.has_value)
+    means.add("return", batch.returns, batch.rows.has_value)
