@@ -84,32 +84,31 @@ def roll_out(
     clock: Clock,
 ) -> Rollout:
     """Sample an answer to each prompt and compute what the update needs of it; `draws` is that of `sample`."""
-
-    def in_parts(compute: Callable[[Rows], Tensor], most_rows: int = len(prompt_ids)) -> Tensor:
-        at_once = min(args.local_rollout_forward_batch_size, most_rows)
-        starts = range(0, len(rows.token_ids), at_once)
-        return torch.cat([compute(rows[start : start + at_once]) for start in starts])
-
-    def policy_logprobs(part: Rows) -> Tensor:
-        return forward.answer_logprobs(models.policy, part, args.temperature)[0]
-
-    def reference_logprobs(part: Rows) -> Tensor:
-        if models.reference is not None:
-            return forward.answer_logprobs(models.reference, part, args.temperature)[0]
-        assert isinstance(models.policy, PeftModel)
-        with models.policy.disable_adapter():
-            return policy_logprobs(part)
-
     with clock.phase("rollout"), accelerator.autocast():
         rows, logprobs = sample(models, prompt_ids, draws, args)
     with_logits = forward.rows_at_once(models.policy, args.response_length)
+
+    def in_parts(compute: Callable[[Rows], Tensor], most_rows: int = len(prompt_ids)) -> Tensor:
+        at_once = min(args.local_rollout_forward_batch_size, most_rows)
+        return torch.cat([compute(rows[start : start + at_once]) for start in range(0, len(prompt_ids), at_once)])
+
+    def logprobs_of(model: nn.Module) -> Tensor:
+        return in_parts(lambda part: forward.answer_logprobs(model, part, args.temperature)[0], with_logits)
+
+    def reference_logprobs() -> Tensor:
+        if models.reference is not None:
+            return logprobs_of(models.reference)
+        assert isinstance(models.policy, PeftModel)
+        with models.policy.disable_adapter():
+            return logprobs_of(models.policy)
+
     with clock.phase("score"), accelerator.autocast():
         if accelerator.mixed_precision != "no":
             # sampling token by token rounds differently: the ratio would not be 1 before the first step
-            logprobs = in_parts(policy_logprobs, with_logits)
+            logprobs = logprobs_of(models.policy)
         (values, scores), ref_logprobs = threads.both(
             lambda: (in_parts(partial(forward.answer_values, models.value_model)), in_parts(models.score)),
-            lambda: in_parts(reference_logprobs, with_logits),
+            reference_logprobs,
             models.in_threads,
         )
         return Rollout(

@@ -174,7 +174,7 @@ class PPOTrainer(TrlPPOTrainer):
             try:
                 metrics = self._update()
             except rollouts.Diverged as fault:
-                if self._watch is None or not self._watch.is_guarded:
+                if self._watch is None or not self._watch.guard.enabled:
                     raise
                 self.stopped = str(fault)
                 break

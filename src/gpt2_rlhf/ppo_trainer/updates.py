@@ -144,7 +144,6 @@ def _summed_losses(
 def _add_rollout_metrics(
     means: Means, rollout: Rollout, batch: Batch, scores: Tensor, kl: Tensor, kl_coef: float
 ) -> None:
-    """Add the metrics of the rollouts, which the steps that follow do not change."""
     non_score_reward = -kl_coef * kl.sum(1)
     means.add("objective/kl", kl.sum(1))
     for name in ("k1", "k3"):
