@@ -50,9 +50,24 @@ def prepare(
         rewards = losses.whiten(rewards, has_value, total, keeps_mean=True)
     advantages = losses.generalised_advantages(rewards, values, args.gamma, args.lam)
     whitened = losses.whiten(advantages, is_token, total)
-    batch = Batch(rollout.rows, rollout.logprobs, values, whitened, advantages + values)
-    _add_rollout_metrics(means, rollout, batch, scores, kl, kl_coef)
-    return batch
+    returns = advantages + values
+
+    non_score_reward = -kl_coef * kl.sum(1)
+    means.add("objective/kl", kl.sum(1))
+    for name in ("k1", "k3"):
+        estimate = losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, name)
+        means.add(f"objective/kl_{name}", estimate.sum(1))
+    means.add("objective/entropy", -rollout.logprobs.sum(1))
+    means.add("objective/non_score_reward", non_score_reward)
+    means.add("objective/rlhf_reward", non_score_reward + scores)
+    means.add("objective/scores", scores)
+    means.add("objective/unshaped_scores", rollout.scores)
+    means.add("answer/tokens", is_token.sum(1))
+    means.add("answer/eos_rate", rollout.ended)
+    means.add("text_tokens", rollout.rows.is_text.sum(1))
+    means.add("error", returns - values, has_value)
+    means.add("return", returns, has_value)
+    return Batch(rollout.rows, rollout.logprobs, values, whitened, returns)
 
 
 def learn(
@@ -139,23 +154,3 @@ def _summed_losses(
     means.add("val/clipfrac_avg", value_clipped, has_value)
     means.add("val/ratio", ratio, is_token)
     return (policy_losses * is_token).sum(), (value_losses * has_value).sum()
-
-
-def _add_rollout_metrics(
-    means: Means, rollout: Rollout, batch: Batch, scores: Tensor, kl: Tensor, kl_coef: float
-) -> None:
-    non_score_reward = -kl_coef * kl.sum(1)
-    means.add("objective/kl", kl.sum(1))
-    for name in ("k1", "k3"):
-        estimate = losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, name)
-        means.add(f"objective/kl_{name}", estimate.sum(1))
-    means.add("objective/entropy", -rollout.logprobs.sum(1))
-    means.add("objective/non_score_reward", non_score_reward)
-    means.add("objective/rlhf_reward", non_score_reward + scores)
-    means.add("objective/scores", scores)
-    means.add("objective/unshaped_scores", rollout.scores)
-    means.add("answer/tokens", batch.rows.is_token.sum(1))
-    means.add("answer/eos_rate", rollout.ended)
-    means.add("text_tokens", batch.rows.is_text.sum(1))
-    means.add("error", batch.returns - batch.values, batch.rows.has_value)
-    means.add("return", batch.returns, batch.rows.has_value)
