@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel
 from transformers.trainer_callback import ExportableState
@@ -34,19 +33,17 @@ _PARTIAL = ".partial-checkpoint"
 
 
 @contextmanager
-def written_whole(run_dir: Path, step: int, accelerator: Accelerator, is_writer: bool) -> Iterator[Path]:
-    """Yield a folder that becomes `checkpoint-STEP` when all processes have left the block without an error.
-
-    is_writer: whether this process creates and renames the folder.
-    """
+def written_whole(trainer: PPOTrainer) -> Iterator[Path]:
+    """Yield a folder that becomes `checkpoint-N` when all processes have left the block without an error."""
+    run_dir, step, is_writer = Path(str(trainer.args.output_dir)), trainer.state.global_step, trainer.args.should_save
     partial, whole = run_dir / f"{_PARTIAL}-{step}", run_dir / f"checkpoint-{step}"
     if is_writer:
         for leftover in run_dir.glob(f"{_PARTIAL}-*"):
             shutil.rmtree(leftover)
         partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()
     yield partial
-    accelerator.wait_for_everyone()  # every process writes its random generators
+    trainer.accelerator.wait_for_everyone()  # every process writes its random generators
     if is_writer:
         digests.seal(partial)
         if whole.exists():  # of a run that continued after the checkpoint this run resumed from
@@ -70,12 +67,7 @@ def write(trainer: PPOTrainer, own: Mapping[str, Any], folder: Path) -> None:
 
 
 def check(checkpoint: Path, batch_size: int, processes: int, optimizer_file: str) -> None:
-    """Refuse a folder that this run cannot resume from.
-
-    Raises:
-        UserError: not a whole checkpoint, or one of a run with another batch size or number of processes, or one whose
-            optimizer was sharded where this one's is not, or the other way round.
-    """
+    """Raise a UserError unless this is a whole checkpoint of a run of this batch size, processes and sharding."""
     if (fault := digests.seal_fault(checkpoint)) is not None:
         raise UserError(
             f"ppo: {checkpoint} is not a whole checkpoint: {fault}; give another folder, or start without one"

@@ -14,11 +14,7 @@ from gpt2_rlhf.config.errors import UserError
 
 
 def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
-    """Refuse arguments with which PPO would hang, crash late, or ignore a setting.
-
-    Raises:
-        UserError: names the argument, and what to set instead.
-    """
+    """Raise a UserError that names the argument if PPO would hang, crash late, or ignore a setting."""
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
     batch = rows * world_size
     if batch < 2:

@@ -306,8 +306,8 @@ class PPOTrainer(TrlPPOTrainer):
             checkpoints.write_model(self.policy_model, Path(output_dir or self.run_dir))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step, is_writer = self.state.global_step, self.args.should_save
-        with checkpoints.written_whole(self.run_dir, step, self.accelerator, is_writer) as folder:
+        is_writer = self.args.should_save
+        with checkpoints.written_whole(self) as folder:
             self._save_rng_state(str(folder))
             if is_writer or self._whole is not None:
                 torch.save(self.optimizer.state_dict(), folder / self._optimizer_file)
@@ -316,7 +316,8 @@ class PPOTrainer(TrlPPOTrainer):
                 if self._watch is not None:
                     self._watch.save(folder)
         if is_writer:
-            checkpoints.remove_oldest(self.run_dir, step, self.args.save_total_limit, self.best_update)
+            newest, limit = self.state.global_step, self.args.save_total_limit
+            checkpoints.remove_oldest(self.run_dir, newest, limit, self.best_update)
         self.accelerator.wait_for_everyone()
 
     @property
