@@ -30,8 +30,9 @@ class Means:
     def over_processes(self, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, float]]:
         """Return means and variances; every process must have added the same names. NaN where all weights are 0."""
         sums: Any = accelerator.reduce(torch.stack(list(self._sums.values())), "sum")
-        means, of_squares = (dict(zip(self._sums, (sums[:, at] / sums[:, 2]).tolist(), strict=True)) for at in (0, 1))
-        return means, {name: of_squares[name] - mean**2 for name, mean in means.items()}
+        found = dict(zip(self._sums, (sums[:, :2] / sums[:, 2:]).tolist(), strict=True))
+        variances = {name: of_squares - mean**2 for name, (mean, of_squares) in found.items()}
+        return {name: mean for name, (mean, _) in found.items()}, variances
 
 
 def explained_variance(of_errors: float, of_returns: float) -> float:

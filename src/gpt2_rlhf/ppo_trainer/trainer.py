@@ -287,8 +287,7 @@ class PPOTrainer(TrlPPOTrainer):
 
     def _act_on(self, found: WatchResult) -> None:
         """Save the policy if it is the best so far, and stop if the watch says so."""
-        is_best = found.best_update == self.state.global_step > 0
-        if is_best and found.best_update != self.best_update:
+        if found.best_update == self.state.global_step > 0 and found.best_update != self.best_update:
             self.control.should_save = True  # rolling back is loading this checkpoint
         self.best_update = found.best_update
         if found.stop is not None:
