@@ -42,8 +42,7 @@ from gpt2_rlhf import data
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import loading, model_files, packing, tokens
-from gpt2_rlhf.ppo_trainer import PPOTrainer
-from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
+from gpt2_rlhf.ppo_trainer import PPOTrainer, rollouts
 from gpt2_rlhf.rows import sources
 
 _SEED = 0
@@ -184,10 +183,11 @@ def _ppo(
     if side == "stock":
         # stock shuffles with the global generator, so its prompts would have other lengths than ours
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        batches = PromptBatches(prompts["input_ids"], rows, args.seed, rank=0, world_size=1)
         assert trainer.args.num_total_batches is not None
         trainer.dataloader = [
-            trainer.data_collator([{"input_ids": ids} for ids in batches.batch(update)])
+            trainer.data_collator(
+                [{"input_ids": ids} for ids in rollouts.prompt_batch(prompts["input_ids"], update, rows, args.seed)]
+            )
             for update in range(trainer.args.num_total_batches)
         ]
     return trainer

@@ -17,18 +17,13 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from gpt2_rlhf.config import methods
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.launch import training
-from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, packing, tokens
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage
 
 
 def check(settings: Settings, stage: Stage) -> TrainingArguments:
-    """Have TRL check the arguments of the stage before anything trains, and return its config.
-
-    Raises:
-        UserError: names what TRL, a tracker or PEFT refuses.
-    """
+    """Return the stage's config, or raise a UserError that names what TRL, a tracker or PEFT refuses."""
     config = training.check(stage.name, DPOConfig, training.arguments(stage, settings.dpo.args))
     loading.check_lora(settings.model, settings.dpo.peft, "dpo.peft")
     return config
@@ -60,15 +55,13 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         peft_config=adapter,
         callbacks=training.callbacks(stage),
     )
-    work = Stopwatch()
-    with work.running():
-        trained = training.trained_model(trainer, stage)
+    trained, train_s = training.trained_model(trainer, stage)
     if trained is None:
-        return Outcome({}, work.seconds)
+        return Outcome({}, train_s)
     loading.save(trained, tokenizer, stage.model_dir)
     steps = trainer.state.global_step
     return Outcome(
-        {"train_rows": len(rows), "updates": steps, "kept_update": steps, "stopped": None, "forced": []}, work.seconds
+        {"train_rows": len(rows), "updates": steps, "kept_update": steps, "stopped": None, "forced": []}, train_s
     )
 
 

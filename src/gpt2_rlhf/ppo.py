@@ -12,12 +12,7 @@ from functools import partial
 from typing import Any
 
 from peft import PeftModel
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from gpt2_rlhf.config import ppo_sizes
 from gpt2_rlhf.config.errors import UserError
@@ -34,11 +29,7 @@ from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
 
 def check(settings: Settings, stage: Stage) -> TrainingArguments:
-    """Refuse arguments that TRL, a tracker or our trainer does not allow, and return the config; the data is ready.
-
-    Raises:
-        UserError: names the argument, and what to set instead.
-    """
+    """Return the stage's config, or raise a UserError that names an argument to change; the data is ready."""
     given = arguments(settings, stage)
     config = training.check(stage.name, PPOConfig, given)
     loading.check_lora(settings.model, settings.ppo.peft, "ppo.peft")
@@ -64,7 +55,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     fault = calibration.reward_model_fault(reward_report) if ppo.reward.function is None else None
     forced = gates.pass_or_stop([fault], settings.force)
     prepared, fitted = stage.needs["data"].directory, training.prompt_sizes(settings, stage)
-    withheld = tables.load(prepared, "ppo", fitted.withheld_prompts)
+    withheld = tables.prompts(prepared, "ppo")[: fitted.withheld_prompts]
     tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     rows = tables.token_columns(prepared, "ppo", partial(tokens.encode_ppo, tokenizer))
     padding = tokens.padding_copy(tokenizer, "left")
@@ -136,14 +127,13 @@ def _judge(stage: Stage, pad_token_id: int) -> tuple[PreTrainedModel | None, str
 def _watch(
     settings: Settings,
     stage: Stage,
-    withheld: Sequence[dict[str, Any]],
+    prompts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     reward_model: PreTrainedModel,
     judge: PreTrainedModel | None,
 ) -> Watch:
     ppo, batch_size = settings.ppo, settings.evaluate.batch_size
     function = load_score_function(ppo.reward.function)
-    prompts = [row["prompt"] for row in withheld]
     measure = partial(
         heldout.measure,
         tokenizer=tokenizer,

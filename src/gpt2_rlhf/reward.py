@@ -27,11 +27,7 @@ from gpt2_rlhf.store.stage import Outcome, Stage
 
 
 def check(settings: Settings, stage: Stage) -> TrainingArguments:
-    """Have TRL check the arguments of the stage before anything trains, and return its config.
-
-    Raises:
-        UserError: names what TRL, a tracker or PEFT refuses.
-    """
+    """Return the stage's config, or raise a UserError that names what TRL, a tracker or PEFT refuses."""
     config = training.check(stage.name, RewardConfig, training.arguments(stage, settings.reward.args))
     loading.check_lora(settings.model, settings.reward.peft, "reward.peft", AutoModelForSequenceClassification)
     return config
@@ -48,8 +44,6 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     model = loading.load_reward(str(stage.needs["sft"].model_dir), tokens.pad_id(padding))
     packing.use_fused_activations(model)
     packing.without_padding(model, tables.longest_tokens(train_rows))
-
-    work = Stopwatch()
     trainer = RewardTrainer(
         model=model,
         args=training.config(RewardConfig, stage, settings.reward.args),
@@ -59,12 +53,12 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         peft_config=loading.lora(settings.reward.peft, model, "reward.peft"),
         callbacks=training.callbacks(stage),
     )
-    with work.running():
-        trained = training.trained_model(trainer, stage)
+    trained, train_s = training.trained_model(trainer, stage)
     if trained is None:
-        return Outcome({}, work.seconds)
+        return Outcome({}, train_s)
     loading.save(trained, tokenizer, stage.model_dir)
     saved = loading.to_measure(loading.load_reward(str(stage.model_dir), tokens.pad_id(padding)), settings.launch)
+    work = Stopwatch()
     with work.running():
         report = model_reports.reward_report(saved, tokenizer, test_rows, settings.evaluate.batch_size, stage.seed)
     return Outcome(
@@ -74,7 +68,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
             "train_rows": len(train_rows),
             "steps": trainer.state.global_step,
         },
-        work.seconds,
+        work.seconds + train_s,
     )
 
 

@@ -22,11 +22,9 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import calibration
 from gpt2_rlhf.launch import training
-from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import loading, packing, sampling, tokens
-from gpt2_rlhf.ppo_trainer import Shaping, forward, gates, reward_scores
+from gpt2_rlhf.ppo_trainer import Shaping, forward, gates, reward_scores, rollouts
 from gpt2_rlhf.ppo_trainer.forward import Rows
-from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
@@ -34,11 +32,7 @@ _MAX_GAP_NATS = 2e-2  # of an answer's mean token, as PPO allows in a lower prec
 
 
 def check(settings: Settings, stage: Stage) -> TrainingArguments:
-    """Refuse arguments that TRL or a tracker does not allow, and return the config; the data is ready.
-
-    Raises:
-        UserError: names the argument, and what to set instead.
-    """
+    """Return the stage's config, or raise a UserError that names an argument to change; the data is ready."""
     config = training.check(stage.name, RLOOConfig, arguments(settings, stage))
     loading.check_lora(settings.model, settings.rloo.peft, "rloo.peft")
     needed, given = _prompts_at_once(config, stage), training.prompt_sizes(settings, stage).train_prompts
@@ -78,9 +72,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     trainer = Trainer(
         model=policy,
         reward_funcs=reward(
-            partial(forward.answer_scores, reward_model)
-            if function is None
-            else reward_scores.by_function(function, padding),
+            reward_scores.scorer(function, reward_model, padding),
             reward_scores.shaping(ppo.reward, report),
             settings.rloo.missing_eos_penalty,
             padding,
@@ -95,24 +87,21 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         reference = trainer.accelerator.unwrap_model(trainer.ref_model)
         packing.use_fused_activations(reference)
         packing.without_padding(reference, columns)
-    work = Stopwatch()
-    with work.running():
-        trained = training.trained_model(trainer, stage)
+    trained, train_s = training.trained_model(trainer, stage)
     if trained is None:
-        return Outcome({}, work.seconds)
+        return Outcome({}, train_s)
     loading.save(trained, tokenizer, stage.model_dir)
-    episodes = len(prompts) * config.num_generations
     return Outcome(
         {
             "prompts": training.prompt_sizes(settings, stage).train_prompts,
-            "episodes": episodes,
+            "episodes": len(prompts) * config.num_generations,
             "generated_tokens": trainer.state.num_input_tokens_seen - config.num_generations * sum(map(len, prompts)),
             "updates": trainer.state.global_step,
             "kept_update": trainer.state.global_step,
             "stopped": None,
             "forced": forced,
         },
-        work.seconds,
+        train_s,
     )
 
 
@@ -127,18 +116,15 @@ class Trainer(RLOOTrainer):
         return prompts, None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
-        policy: Any = self.accelerator.unwrap_model(self.model)
-        pad_token_id = tokens.pad_id(self._tokenizer)
         new_tokens: Any = self.max_completion_length
-        is_in_vocabulary = pad_token_id < policy.get_output_embeddings().weight.shape[0]
         with self.accelerator.autocast():
             answers, logprobs = sampling.sample_ids(
-                policy,
+                self.accelerator.unwrap_model(self.model),
                 prompt_ids,
                 torch.rand(len(prompt_ids), new_tokens, dtype=torch.float64),
                 temperature=self.temperature,
                 eos_token_id=tokens.eos_id(self._tokenizer),
-                never_token_id=pad_token_id if is_in_vocabulary else None,
+                never_token_id=tokens.pad_id(self._tokenizer),
                 batch_size=len(prompt_ids),
             )
         self._sampled = torch.tensor([[sum(row), len(row)] for row in logprobs])
@@ -205,10 +191,9 @@ def _prompts(settings: Settings, stage: Stage, config: Any, tokenizer: PreTraine
     """Return the prompts of the whole run in order, those of a resumed one as well; TRL would shuffle them anew."""
     rows = tables.token_columns(stage.needs["data"].directory, "ppo", partial(tokens.encode_ppo, tokenizer))
     at_once = _prompts_at_once(config, stage)
-    withheld = training.prompt_sizes(settings, stage).withheld_prompts
-    batches = PromptBatches(rows["input_ids"][withheld:], at_once, stage.seed, rank=0, world_size=1)
+    prompts = rows["input_ids"][training.prompt_sizes(settings, stage).withheld_prompts :]
     count = -(-settings.rloo.episodes // (at_once * config.num_generations))
-    return [prompt for position in range(count) for prompt in batches.batch(position)]
+    return [ids for batch in range(count) for ids in rollouts.prompt_batch(prompts, batch, at_once, stage.seed)]
 
 
 if __name__ == "__main__":  # `python -m gpt2_rlhf.rloo` is `python -m gpt2_rlhf rloo`

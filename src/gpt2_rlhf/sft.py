@@ -25,11 +25,7 @@ from gpt2_rlhf.store.stage import Outcome, Stage
 
 
 def check(settings: Settings, stage: Stage) -> TrainingArguments:
-    """Have TRL check the arguments of the stage before anything trains, and return its config.
-
-    Raises:
-        UserError: names what TRL, a tracker or PEFT refuses, or weights of the base model that are damaged.
-    """
+    """Return the stage's config, or raise a UserError for damaged weights or what TRL, a tracker or PEFT refuses."""
     model_checks.require_whole_weights(settings.model)
     config = training.check(stage.name, SFTConfig, training.arguments(stage, settings.sft.args))
     loading.check_lora(settings.model, settings.sft.peft, "sft.peft")
@@ -60,10 +56,9 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         peft_config=loading.lora(settings.sft.peft, base, "sft.peft"),
         callbacks=training.callbacks(stage),
     )
-    with work.running():
-        trained = training.trained_model(trainer, stage)
+    trained, train_s = training.trained_model(trainer, stage)
     if trained is None:
-        return Outcome({}, work.seconds)
+        return Outcome({}, work.seconds + train_s)
     loading.save(trained, tokenizer, stage.model_dir)
     # read back from disk, so that the model that the next stage gets is the one measured
     saved = loading.to_measure(loading.load_policy(str(stage.model_dir)), settings.launch)
@@ -77,7 +72,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
             "train_rows": len(train_rows),
             "steps": trainer.state.global_step,
         },
-        work.seconds,
+        work.seconds + train_s,
     )
 
 

@@ -95,7 +95,7 @@ def whole(directory: Path) -> dict[str, Any]:
         "lora": tiny.trained_digest(adapter),
         "lora_stopped_at": stopped.state.global_step,
         "lora_resumed": tiny.trained_digest(resumed),
-        "first_prompt": full.batches.prompts[0],
+        "first_prompt": full.prompts[0],
     }
 
 

@@ -11,7 +11,6 @@ from trl.trainer.utils import selective_log_softmax
 
 from gpt2_rlhf.ppo_trainer import forward
 from gpt2_rlhf.ppo_trainer.forward import PolicyAndValue, Rows
-from gpt2_rlhf.ppo_trainer.losses import value_mask
 from helpers import ppo_tiny as tiny
 
 PROMPT = 9
@@ -32,7 +31,13 @@ def token_ids() -> Tensor:
 
 ROWS = Rows(token_ids(), PROMPT, tiny.PAD_ID)
 IS_TOKEN = ROWS.is_token
-HAS_VALUE = value_mask(IS_TOKEN)
+HAS_VALUE = ROWS.has_value
+
+
+def test_the_position_after_a_short_answer_has_a_value_too():
+    # two answers: three tokens, and one token with room after it
+    rows = Rows(torch.tensor([[8, 7, 7, 7], [8, 7, 0, 0]]), prompt_tokens=1, pad_token_id=0)
+    assert rows.has_value.tolist() == [[True, True, True], [True, True, False]]
 
 
 def stock_logprobs(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -121,11 +121,11 @@ def test_a_row_has_the_same_values_and_targets_alone_as_beside_longer_rows():
 
     accelerator = Accelerator(cpu=True)
     together = targets(list(range(len(PROMPTS))))
-    lengths = together.is_token.sum(1).tolist()
+    lengths = together.rows.is_token.sum(1).tolist()
     assert max(lengths) == tiny.RESPONSE  # as wide as it can be
     for row in [row for row, length in enumerate(lengths) if length < tiny.RESPONSE]:
         pair = targets([row, row])  # whitening needs two rows
-        assert pair.has_value[0].sum() == lengths[row] + 1
+        assert pair.rows.has_value[0].sum() == lengths[row] + 1
         for name in ("values", "returns"):
             alone, beside = getattr(pair, name)[0], getattr(together, name)[row]
             torch.testing.assert_close(alone[: lengths[row] + 1], beside[: lengths[row] + 1], rtol=0, atol=1e-5)
@@ -135,3 +135,29 @@ def test_the_padding_token_is_never_sampled():
     rows, _ = sample(tiny.always_says(tiny.policy(), tiny.PAD_ID))
     assert rows.is_token.sum(1).min() >= 1
     assert rows.is_token.all() or (rows.answers == tiny.EOS_ID).any()
+
+
+def batches(first: int, count: int, seed: int = 5) -> list[list[int]]:
+    return [rollouts.prompt_batch(range(10), first + place, 4, seed) for place in range(count)]
+
+
+def test_the_order_of_prompts_from_any_update_is_the_tail_of_the_order_from_the_start():
+    whole = batches(0, 7)
+    assert all(batches(start, 7 - start) == whole[start:] for start in range(7))
+
+
+def test_a_pass_gives_each_prompt_once_and_passes_have_different_orders():
+    passes = []
+    for first in (0, 2):  # 10 prompts in batches of 4: two batches in a pass, two prompts left out
+        rows = [row for batch in batches(first, 2) for row in batch]
+        assert len(rows) == len(set(rows)) == 8
+        passes.append(rows)
+    assert passes[0] != passes[1]
+    assert batches(0, 2, seed=6) != batches(0, 2)
+
+
+def test_the_global_generator_does_not_change_the_order_of_prompts():
+    np.random.seed(1)
+    first = batches(0, 3)
+    np.random.seed(2)
+    assert batches(0, 3) == first

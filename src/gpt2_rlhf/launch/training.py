@@ -1,5 +1,6 @@
 """What SFT, the reward model and PPO share: arguments that the pipeline sets, their check, callbacks, resuming."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -152,8 +153,9 @@ def config(kind: Callable[..., Any], stage: Stage, chosen: Mapping[str, Any]) ->
     return made
 
 
-def trained_model(trainer: Trainer, stage: Stage) -> torch.nn.Module | None:
-    """Train as `train` does, and return the model; only the first process has it."""
+def trained_model(trainer: Trainer, stage: Stage) -> tuple[torch.nn.Module | None, float]:
+    """Train as `train` does; return the model, which only the first process has, and the seconds this took."""
+    started = time.perf_counter()
     model = trainer.model
     assert model is not None  # transformers types a trainer's model as optional
     whole = sharding.whole_copy(model, torch.device("cpu")) if trainer.is_fsdp_enabled else None
@@ -161,7 +163,7 @@ def trained_model(trainer: Trainer, stage: Stage) -> torch.nn.Module | None:
     if whole is not None:
         sharding.gather(model, whole)
         model = whole
-    return model if trainer.is_world_process_zero() else None
+    return (model if trainer.is_world_process_zero() else None), time.perf_counter() - started
 
 
 def train(trainer: Trainer, stage: Stage) -> None:

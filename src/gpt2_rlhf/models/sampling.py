@@ -116,8 +116,8 @@ def sample_ids(
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Return the sampled token ids of each prompt, with EOS where it was sampled, and their log-probabilities in nats.
 
-    `draws`: shape (prompts, most new tokens), uniform in [0, 1). `never_token_id` gets probability 0. `cache`: one of
-    CACHES, or None.
+    `draws`: shape (prompts, most new tokens), uniform in [0, 1). `never_token_id` gets probability 0; it may lie
+    outside the vocabulary. `cache`: one of CACHES, or None.
     """
     answers: list[list[int]] = [[] for _ in prompt_ids]
     logprobs: list[list[float]] = [[] for _ in prompt_ids]
@@ -186,7 +186,7 @@ def _sample_batch(
             compute = model.get_compiled_call(None)  # not for prompts, whose lengths vary
         logits = output.logits[:, -1].float() / temperature
         if never_token_id is not None:
-            logits[:, never_token_id] = -torch.inf
+            logits[:, never_token_id : never_token_id + 1] = -torch.inf
         probabilities = logits.softmax(-1).to(draws.dtype)
         chosen = _invert_cdf(probabilities, draws[rows, step])
         chosen_logprobs = probabilities.gather(1, chosen[:, None])[:, 0].log()

@@ -9,19 +9,17 @@ prompts in `heldout/`, and `trainer_state.json`, whose step is also the position
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
-from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
+from trl.experimental.ppo import PPOTrainer
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.store import digests
@@ -34,34 +32,18 @@ _VALUE_MODEL = "value_model"
 _PARTIAL = ".partial-checkpoint"
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a trainer that a checkpoint saves and restores in place."""
-
-    policy: PreTrainedModel | PeftModel
-    value_model: PreTrainedModel
-    optimizer_file: str  # each process has its own if the optimizer is sharded
-    optimizer: Any  # Accelerate's wrappers of torch's optimizer and scheduler have no common type with them
-    scheduler: Any
-    scaler: Any  # of the loss, in fp16, else None
-    state: OnlineTrainerState
-    callbacks: Sequence[TrainerCallback]
-
-
 @contextmanager
-def written_whole(run_dir: Path, step: int, accelerator: Accelerator, is_writer: bool) -> Iterator[Path]:
-    """Yield a folder that becomes `checkpoint-STEP` when all processes have left the block without an error.
-
-    is_writer: whether this process creates and renames the folder.
-    """
+def written_whole(trainer: PPOTrainer) -> Iterator[Path]:
+    """Yield a folder that becomes `checkpoint-N` when all processes have left the block without an error."""
+    run_dir, step, is_writer = Path(str(trainer.args.output_dir)), trainer.state.global_step, trainer.args.should_save
     partial, whole = run_dir / f"{_PARTIAL}-{step}", run_dir / f"checkpoint-{step}"
     if is_writer:
         for leftover in run_dir.glob(f"{_PARTIAL}-*"):
             shutil.rmtree(leftover)
         partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()
     yield partial
-    accelerator.wait_for_everyone()  # every process writes its random generators
+    trainer.accelerator.wait_for_everyone()  # every process writes its random generators
     if is_writer:
         digests.seal(partial)
         if whole.exists():  # of a run that continued after the checkpoint this run resumed from
@@ -70,37 +52,28 @@ def written_whole(run_dir: Path, step: int, accelerator: Accelerator, is_writer:
         digests.flush(run_dir)
 
 
-def write(parts: Parts, own: Mapping[str, Any], folder: Path) -> None:
+def write(trainer: PPOTrainer, own: Mapping[str, Any], folder: Path) -> None:
     """Write all but random generators and optimizer to an existing folder; `own` goes to `ppo.json`."""
-    write_model(parts.policy, folder)
-    write_model(parts.value_model, folder / _VALUE_MODEL)
-    torch.save(parts.scheduler.state_dict(), folder / _SCHEDULER)
-    write_json(folder / _PPO, {**own, "scaler": parts.scaler and parts.scaler.state_dict()})
-    stateful: Any = parts.state.stateful_callbacks
-    for callback in parts.callbacks:
+    scaler = trainer.accelerator.scaler  # of the loss, in fp16, else None
+    write_model(trainer.policy_model, folder)
+    write_model(trainer.value_model, folder / _VALUE_MODEL)
+    torch.save(trainer.lr_scheduler.state_dict(), folder / _SCHEDULER)
+    write_json(folder / _PPO, {**own, "scaler": scaler and scaler.state_dict()})
+    stateful: Any = trainer.state.stateful_callbacks
+    for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ExportableState):
             stateful[type(callback).__name__] = callback.state()
-    parts.state.save_to_json(str(folder / _STATE))
-
-
-def write_optimizer(parts: Parts, folder: Path) -> None:
-    """Write the optimizer's state, or this process's share of it."""
-    torch.save(parts.optimizer.state_dict(), folder / parts.optimizer_file)
+    trainer.state.save_to_json(str(folder / _STATE))
 
 
 def check(checkpoint: Path, batch_size: int, processes: int, optimizer_file: str) -> None:
-    """Refuse a folder that this run cannot resume from.
-
-    Raises:
-        UserError: not a whole checkpoint, or one of a run with another batch size or number of processes, or one whose
-            optimizer was sharded where this one's is not, or the other way round.
-    """
+    """Raise a UserError unless this is a whole checkpoint of a run of this batch size, processes and sharding."""
     if (fault := digests.seal_fault(checkpoint)) is not None:
         raise UserError(
             f"ppo: {checkpoint} is not a whole checkpoint: {fault}; give another folder, or start without one"
         )
-    state = _read_state(checkpoint)
-    saved_batch = state.episode // state.global_step
+    state = _read(checkpoint / _STATE)
+    saved_batch = state["episode"] // state["global_step"]
     saved_processes = len(list(checkpoint.glob("rng_state*.pth")))
     if (saved_batch, saved_processes) != (batch_size, processes):
         raise UserError(
@@ -128,23 +101,22 @@ def load_best(policy: PreTrainedModel | PeftModel, run_dir: Path, update: int) -
     load_policy(policy, run_dir / f"checkpoint-{update}")
 
 
-def load(parts: Parts, checkpoint: Path) -> dict[str, Any]:
+def load(trainer: PPOTrainer, checkpoint: Path, optimizer_file: str) -> dict[str, Any]:
     """Restore all but the random generators, and return what `write` got as `own`."""
-    load_policy(parts.policy, checkpoint)
-    _load_weights(parts.value_model, checkpoint / _VALUE_MODEL)
-    parts.optimizer.load_state_dict(torch.load(checkpoint / parts.optimizer_file, "cpu", weights_only=True))
-    parts.scheduler.load_state_dict(torch.load(checkpoint / _SCHEDULER, "cpu", weights_only=True))
-    state, saved = parts.state, _read_state(checkpoint)
-    state.global_step, state.episode, state.epoch = saved.global_step, saved.episode, saved.epoch
-    state.log_history = saved.log_history
-    stateful: Any = saved.stateful_callbacks
-    for callback in parts.callbacks:
+    load_policy(trainer.policy_model, checkpoint)
+    _load_weights(trainer.value_model, checkpoint / _VALUE_MODEL)
+    for file, part in ((optimizer_file, trainer.optimizer), (_SCHEDULER, trainer.lr_scheduler)):
+        part.load_state_dict(torch.load(checkpoint / file, "cpu", weights_only=True))
+    saved, own = _read(checkpoint / _STATE), _read(checkpoint / _PPO)
+    for name in ("global_step", "episode", "epoch", "log_history"):
+        setattr(trainer.state, name, saved[name])
+    stateful = saved["stateful_callbacks"]
+    for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ExportableState) and type(callback).__name__ in stateful:
             for name, value in stateful[type(callback).__name__]["attributes"].items():
                 setattr(callback, name, value)
-    own = json.loads((checkpoint / _PPO).read_text(encoding="utf-8"))
-    if parts.scaler is not None and own["scaler"] is not None:
-        parts.scaler.load_state_dict(own["scaler"])
+    if trainer.accelerator.scaler is not None and own["scaler"] is not None:
+        trainer.accelerator.scaler.load_state_dict(own["scaler"])
     return own
 
 
@@ -197,7 +169,5 @@ def _steps(run_dir: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("checkpoint-")) for path in run_dir.glob("checkpoint-*"))
 
 
-def _read_state(checkpoint: Path) -> OnlineTrainerState:
-    state = OnlineTrainerState.load_from_json(str(checkpoint / _STATE))
-    assert isinstance(state, OnlineTrainerState)
-    return state
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))

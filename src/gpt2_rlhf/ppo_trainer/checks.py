@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import PartialState
@@ -14,11 +14,7 @@ from gpt2_rlhf.config.errors import UserError
 
 
 def check(args: PPOConfig, prompt_count: int, world_size: int) -> None:
-    """Refuse arguments with which PPO would hang, crash late, or ignore a setting.
-
-    Raises:
-        UserError: names the argument, and what to set instead.
-    """
+    """Raise a UserError that names the argument if PPO would hang, crash late, or ignore a setting."""
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
     batch = rows * world_size
     if batch < 2:
@@ -76,7 +72,13 @@ def prepare(
         for ids in parts["train_dataset"].with_format(None)["input_ids"]
     ]
     models = [parts[name] for name in ("model", "reward_model", "value_model") if parts[name] is not None]
-    _check_lengths(prompts, args.response_length, min(model.config.max_position_embeddings for model in models))
+    positions = min(model.config.max_position_embeddings for model in models)
+    longest_tokens, row = max((len(ids), row) for row, ids in enumerate(prompts))
+    if longest_tokens + args.response_length > positions:
+        raise UserError(
+            f"ppo: prompt {row} has {longest_tokens} tokens and the answer may take {args.response_length}, but the "
+            f"models have {positions} positions; lower data.max_prompt_tokens or ppo.args.response_length"
+        )
     notices = _stop_at_eos(args, tokenizer)
     if args.bf16 and args.device.type == "cpu":
         notices.append("ppo: bf16 is on, as PPOConfig sets it, and is slow on a CPU; bf16=False trains in float32")
@@ -85,10 +87,10 @@ def prepare(
         args.total_episodes = args.max_steps * batch
     elif args.total_episodes is None:
         args.total_episodes = int(args.num_train_epochs * len(prompts))
-    episodes, updates = args.total_episodes, math.ceil(args.total_episodes / batch)
-    if episodes != updates * batch:
+    updates = math.ceil(args.total_episodes / batch)
+    if (rounded := updates * batch) != args.total_episodes:
         notices.append(
-            f"ppo: total_episodes {episodes} is rounded up to {updates * batch}: {updates} updates of {batch}"
+            f"ppo: total_episodes {args.total_episodes} is rounded up to {rounded}: {updates} updates of {batch}"
         )
     for notice in notices if PartialState().is_main_process else []:
         print(notice, flush=True)
@@ -126,7 +128,6 @@ def _check_parts(parts: Mapping[str, Any], scores_by_function: bool) -> None:
 
 
 def _check_sharding(args: PPOConfig, parts: Mapping[str, Any], processes: int) -> None:
-    """Refuse what cannot be right while policy and critic are shared between the processes."""
     if processes == 1:
         raise UserError("ppo.args.fsdp: True: one process trains, which has nothing to share; start several")
     if args.fp16:
@@ -139,7 +140,6 @@ def _check_sharding(args: PPOConfig, parts: Mapping[str, Any], processes: int) -
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that breaks PPO's masks."""
     if tokenizer.padding_side != "left":
         raise UserError(
             f"ppo: the tokenizer pads on the {tokenizer.padding_side}, so answers would follow padding; set "
@@ -151,16 +151,6 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         raise UserError(
             f"ppo: the tokenizer pads with {tokenizer.pad_token!r}, its EOS is {tokenizer.eos_token!r}; with EOS as "
             "padding PPO never trains the EOS; give it gpt2_rlhf.models.tokens.padding_copy(tokenizer, 'left')"
-        )
-
-
-def _check_lengths(prompts: Sequence[Sequence[int]], response_length: int, positions: int) -> None:
-    """Refuse prompts that leave no room for the answer in the smallest model's positions."""
-    longest_tokens, row = max((len(ids), row) for row, ids in enumerate(prompts))
-    if longest_tokens + response_length > positions:
-        raise UserError(
-            f"ppo: prompt {row} has {longest_tokens} tokens and the answer may take {response_length}, but the models "
-            f"have {positions} positions; lower data.max_prompt_tokens or ppo.args.response_length"
         )
 
 

@@ -42,6 +42,11 @@ class Rows:
         return self.answers != self.pad_token_id
 
     @property
+    def has_value(self) -> Tensor:
+        """Which of `answers` have a value: the tokens and one position more, where there is room."""
+        return torch.cat([torch.ones_like(self.is_token[:, :1]), self.is_token[:, :-1]], 1)
+
+    @property
     def is_text(self) -> Tensor:
         """Which of `token_ids` are tokens of prompt or answer and not padding."""
         return self.token_ids != self.pad_token_id
@@ -117,8 +122,14 @@ def answer_logprobs(model: nn.Module, rows: Rows, temperature: float) -> tuple[T
 
 def answer_values(value_model: nn.Module, rows: Rows) -> Tensor:
     """Return the value before each token of the answers, and after the last where there is room; (rows, answer)."""
-    head = language_model(value_model).score
-    return head(_answer_states(value_model, rows)[:, :-1]).squeeze(-1).float()
+    model, first = language_model(value_model), rows.prompt_tokens - 1
+    is_read = rows.is_text.clone()
+    is_read[:, :first] = False
+    read = packing.states_at(model, rows.token_ids, rows.is_text, is_read)
+    of_answers = is_read[:, first:]
+    states = read.new_zeros(*of_answers.shape, read.shape[-1])  # (rows, answer + 1, width)
+    states[of_answers] = read
+    return model.score(states[:, :-1]).squeeze(-1).float()
 
 
 def answer_scores(reward_model: nn.Module, rows: Rows) -> Tensor:
@@ -126,17 +137,6 @@ def answer_scores(reward_model: nn.Module, rows: Rows) -> Tensor:
     model, last = language_model(reward_model), rows.prompt_tokens - 1 + rows.is_token.sum(1)
     is_last = torch.zeros_like(rows.is_text).scatter_(1, last[:, None], True)
     return model.score(packing.states_at(model, rows.token_ids, rows.is_text, is_last)).squeeze(-1).float()
-
-
-def _answer_states(model: nn.Module, rows: Rows) -> Tensor:
-    """Return the last layer's states before each answer token and after the last, else 0; (rows, answer + 1, width)."""
-    is_read = rows.is_text.clone()
-    is_read[:, : rows.prompt_tokens - 1] = False
-    hidden = packing.states_at(language_model(model), rows.token_ids, rows.is_text, is_read)
-    of_answers = is_read[:, rows.prompt_tokens - 1 :]
-    states = hidden.new_zeros(*of_answers.shape, hidden.shape[-1])
-    states[of_answers] = hidden
-    return states
 
 
 class _Logprobs(torch.autograd.Function):

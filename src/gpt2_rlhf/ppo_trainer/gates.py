@@ -8,9 +8,8 @@ from gpt2_rlhf.launch import world
 
 _MIN_EOS_RATE = 0.1
 _MAX_EMPTY_RATE = 0.75
-_MAX_KL_NATS = (
-    0.05  # rounding stays below, also in bf16; a reference that is another model is orders of magnitude above
-)
+# rounding stays below, also in bf16; a reference that is another model is orders of magnitude above
+_MAX_KL_NATS = 0.05
 
 
 def sft_fault(ended: int, empty: int, answers: int) -> str | None:

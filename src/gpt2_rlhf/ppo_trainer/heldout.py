@@ -21,12 +21,9 @@ Scorer = Callable[[Sequence[str], Sequence[Answer]], np.ndarray]
 
 
 def by_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Scorer:
-    """Return a scorer that uses a reward model, on the model's device.
+    """Return a scorer that uses the reward model of stage `name`; it raises a UserError for a score that is not finite.
 
-    `name` is the model's stage, "reward" or "judge". `tokenizer` is the saved one.
-
-    Raises, when called:
-        UserError: a score is not finite.
+    `tokenizer` is the saved one.
     """
     return lambda prompts, answers: finite_scores(
         "ppo.heldout", name, model, scored_sequences(tokenizer, prompts, answers), batch_size
@@ -34,11 +31,7 @@ def by_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def by_function(function: ScoreFunction) -> Scorer:
-    """Return a scorer that uses the function which PPO maximises in place of a reward model.
-
-    Raises, when called:
-        UserError: the function gives another number of scores, or a score that is not finite.
-    """
+    """Return a scorer that uses PPO's function; a wrong number of scores, or one not finite, raises a UserError."""
 
     def scores(prompts: Sequence[str], answers: Sequence[Answer]) -> np.ndarray:
         texts = [answer.text for answer in answers]

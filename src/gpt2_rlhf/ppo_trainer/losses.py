@@ -2,7 +2,7 @@
 
 All shapes are (rows, answer), with one number per token of the answers; masks are true at real tokens. If an answer is
 shorter than `response_length`, the position after its last token also has a value and gets the score (as in
-lm-human-preferences, from which TRL ported it): `has_value` marks the tokens and that position.
+lm-human-preferences, from which TRL ported it): `has_value` of forward.Rows marks the tokens and that position.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-
-def value_mask(is_token: Tensor) -> Tensor:
-    """Return `has_value`: `is_token` and one position more, where there is room."""
-    return torch.cat([torch.ones_like(is_token[:, :1]), is_token[:, :-1]], 1)
+from gpt2_rlhf.config.settings import PpoKl
 
 
 def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1", "k3"]) -> Tensor:
@@ -51,7 +48,7 @@ def whiten(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor], *, k
 def generalised_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
     """Return generalised advantages (Schulman et al. 2016, arXiv:1506.02438); the value targets are these + `values`.
 
-    `values` must be 0 beyond `value_mask`.
+    `values` must be 0 beyond `has_value`.
     """
     advantages = torch.zeros_like(values)
     following, next_values = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
@@ -86,11 +83,13 @@ def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange:
     return 0.5 * torch.max(errors, clipped_errors), clipped_errors > errors
 
 
-def next_kl_coef(kl_coef: float, kl_nats: float, episodes: int, target_nats: float, horizon_episodes: int) -> float:
-    """Return the adaptive KL coefficient after `episodes` more (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
+def next_kl_coef(kl_coef: float, kl_nats: float, episodes: int, kl: PpoKl) -> float:
+    """Return the KL coefficient after `episodes` more (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
 
     It rises while the mean KL of an answer is above the target and falls while it is below, by at most a share of
-    0.2 x episodes/horizon.
+    0.2 x episodes/horizon. Without a target it is fixed.
     """
-    error = min(max(kl_nats / target_nats - 1, -0.2), 0.2)
-    return kl_coef * (1 + error * episodes / horizon_episodes)
+    if kl.target_nats is None:
+        return kl_coef
+    error = min(max(kl_nats / kl.target_nats - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * episodes / kl.horizon_episodes)

@@ -7,17 +7,15 @@ hold, and averages over slots that it never filled (huggingface/trl#7012, #6809)
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-PHASES = ("rollout", "score", "update")
-RETURN_MOMENTS = ("error", "square_error", "return", "square_return")  # the means that explained_variance takes
-
 
 class Means:
-    """Weighted means by name, over everything that was added in any process."""
+    """Weighted means and variances by name, over everything that was added in any process."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -26,24 +24,23 @@ class Means:
         """Add values of any shape, each with weight 1 or with those of `weights` of that shape (for example a mask)."""
         values = values.detach().float()
         weights = torch.ones_like(values) if weights is None else weights.float()
-        pair = torch.stack([(values * weights).sum(), weights.sum()])
-        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+        sums = torch.stack([(values * weights).sum(), (values.square() * weights).sum(), weights.sum()])
+        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
 
-    def over_processes(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the means; every process must have added the same names. NaN where all weights are 0."""
-        sums = accelerator.reduce(torch.stack(list(self._sums.values())), "sum")
-        assert isinstance(sums, Tensor)
-        return {name: (total / weight).item() for name, (total, weight) in zip(self._sums, sums, strict=True)}
+    def over_processes(self, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, float]]:
+        """Return means and variances; every process must have added the same names. NaN where all weights are 0."""
+        sums: Any = accelerator.reduce(torch.stack(list(self._sums.values())), "sum")
+        found = dict(zip(self._sums, (sums[:, :2] / sums[:, 2:]).tolist(), strict=True))
+        variances = {name: of_squares - mean**2 for name, (mean, of_squares) in found.items()}
+        return {name: mean for name, (mean, _) in found.items()}, variances
 
 
-def explained_variance(mean_error: float, mean_square_error: float, mean: float, mean_square: float) -> float:
+def explained_variance(of_errors: float, of_returns: float) -> float:
     """Return 1 - Var(return - value) / Var(return): 1 for a perfect critic, at most 0 for one worse than a constant.
 
-    The arguments are means over tokens: of return - value, of its square, of the return, of its square. NaN where the
-    returns do not vary.
+    The arguments are the two variances over tokens. NaN where the returns do not vary.
     """
-    variance = mean_square - mean**2
-    return 1 - (mean_square_error - mean_error**2) / variance if variance > 0 else float("nan")
+    return 1 - of_errors / of_returns if of_returns > 0 else float("nan")
 
 
 class Clock:
@@ -51,7 +48,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
-        self._phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self._phases: dict[str, float] = dict.fromkeys(("rollout", "score", "update"), 0.0)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from gpt2_rlhf.config.functions import load_score_function
 from gpt2_rlhf.config.settings import PpoReward
 from gpt2_rlhf.models.sampling import encode_prompts
 from gpt2_rlhf.models.tokens import has_chat_template
+from gpt2_rlhf.ppo_trainer import forward
 from gpt2_rlhf.ppo_trainer.forward import Rows
 
 # (prompts, answers) as text -> one score each
@@ -63,8 +65,12 @@ def scores_of(function: ScoreFunction, prompts: Sequence[str], answers: Sequence
     return scores
 
 
-def by_function(function: ScoreFunction, tokenizer: PreTrainedTokenizerBase) -> Callable[[Rows], Tensor]:
-    """Return a scorer of rows: it passes prompts and answers to `function` as text, without padding, BOS and EOS."""
+def scorer(
+    function: ScoreFunction | None, reward_model: Any, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Rows], Tensor]:
+    """Return a scorer of rows: `function`, which gets texts without padding, BOS and EOS, else the reward model."""
+    if function is None:
+        return partial(forward.answer_scores, reward_model)
 
     def score(rows: Rows) -> Tensor:
         prompts, answers = (rows.token_ids[:, : rows.prompt_tokens], rows.answers)

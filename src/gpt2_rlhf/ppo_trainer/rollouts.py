@@ -8,6 +8,7 @@ of all rollouts in memory through the update. Here sampling is plain, at PPO's t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from gpt2_rlhf.models.sampling import sample_ids
 from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
 from gpt2_rlhf.ppo_trainer.metrics import Clock
+
+T = TypeVar("T")
 
 _MAX_GAP_NATS = 1e-3  # of any token, in float32
 _MAX_MEAN_GAP_NATS = 2e-2  # over tokens, in a lower precision, which rounds each logit
@@ -60,6 +63,17 @@ class Rollout:
     scores: Tensor  # (rows,), as the reward model or function gave them
 
 
+def prompt_batch(prompts: Sequence[T], update: int, batch_size: int, seed: int) -> list[T]:
+    """Return the prompts of one update, counted from 0; they depend on seed and update only, so PPO can resume at any.
+
+    Each epoch shuffles all prompts again and leaves out those that do not fill a batch, which are others in each epoch.
+    TRL's PPO shuffles with the global random generator, which rollouts use too.
+    """
+    epoch, place = divmod(update, len(prompts) // batch_size)
+    order = np.random.default_rng([seed, epoch]).permutation(len(prompts))
+    return [prompts[int(row)] for row in order[place * batch_size : (place + 1) * batch_size]]
+
+
 @torch.no_grad()
 def roll_out(
     models: Models,
@@ -70,32 +84,31 @@ def roll_out(
     clock: Clock,
 ) -> Rollout:
     """Sample an answer to each prompt and compute what the update needs of it; `draws` is that of `sample`."""
-
-    def in_parts(compute: Callable[[Rows], Tensor], most_rows: int = len(prompt_ids)) -> Tensor:
-        at_once = min(args.local_rollout_forward_batch_size, most_rows)
-        starts = range(0, len(rows.token_ids), at_once)
-        return torch.cat([compute(rows[start : start + at_once]) for start in starts])
-
-    def policy_logprobs(part: Rows) -> Tensor:
-        return forward.answer_logprobs(models.policy, part, args.temperature)[0]
-
-    def reference_logprobs(part: Rows) -> Tensor:
-        if models.reference is not None:
-            return forward.answer_logprobs(models.reference, part, args.temperature)[0]
-        assert isinstance(models.policy, PeftModel)
-        with models.policy.disable_adapter():
-            return policy_logprobs(part)
-
     with clock.phase("rollout"), accelerator.autocast():
         rows, logprobs = sample(models, prompt_ids, draws, args)
     with_logits = forward.rows_at_once(models.policy, args.response_length)
+
+    def in_parts(compute: Callable[[Rows], Tensor], most_rows: int = len(prompt_ids)) -> Tensor:
+        at_once = min(args.local_rollout_forward_batch_size, most_rows)
+        return torch.cat([compute(rows[start : start + at_once]) for start in range(0, len(prompt_ids), at_once)])
+
+    def logprobs_of(model: nn.Module) -> Tensor:
+        return in_parts(lambda part: forward.answer_logprobs(model, part, args.temperature)[0], with_logits)
+
+    def reference_logprobs() -> Tensor:
+        if models.reference is not None:
+            return logprobs_of(models.reference)
+        assert isinstance(models.policy, PeftModel)
+        with models.policy.disable_adapter():
+            return logprobs_of(models.policy)
+
     with clock.phase("score"), accelerator.autocast():
         if accelerator.mixed_precision != "no":
             # sampling token by token rounds differently: the ratio would not be 1 before the first step
-            logprobs = in_parts(policy_logprobs, with_logits)
+            logprobs = logprobs_of(models.policy)
         (values, scores), ref_logprobs = threads.both(
             lambda: (in_parts(partial(forward.answer_values, models.value_model)), in_parts(models.score)),
-            lambda: in_parts(reference_logprobs, with_logits),
+            reference_logprobs,
             models.in_threads,
         )
         return Rollout(
@@ -139,17 +152,14 @@ def sample(
     Raises:
         UserError: the model cannot be compiled.
     """
-    policy, pad_token_id = models.policy, models.pad_token_id
-    vocabulary = forward.language_model(policy).get_output_embeddings().weight.shape[0]
     try:
         answers, logprobs = sample_ids(
-            policy,
+            models.policy,
             prompt_ids,
             torch.from_numpy(draws),
             temperature=args.temperature,
             eos_token_id=models.eos_token_id,
-            # a padding token that was added to the tokenizer alone cannot be sampled
-            never_token_id=pad_token_id if pad_token_id < vocabulary else None,
+            never_token_id=models.pad_token_id,
             batch_size=args.local_rollout_forward_batch_size,
             cache=models.cache,
         )
@@ -160,12 +170,12 @@ def sample(
             f"ppo.rollout_cache: compiled: torch.compile fails here ({' '.join(str(error).split())[:200]}); set it to "
             "static or null"
         ) from error
-    device = next(policy.parameters()).device
+    device = next(models.policy.parameters()).device
     # the position after EOS has a value, also in the longest row
     answer_tokens = min(max(map(len, answers)) + 1, draws.shape[1])
     padded = [[*row, *[0.0] * (answer_tokens - len(row))] for row in logprobs]
     return (
-        forward.padded(prompt_ids, answers, answer_tokens, pad_token_id, device),
+        forward.padded(prompt_ids, answers, answer_tokens, models.pad_token_id, device),
         torch.tensor(padded, device=device, dtype=torch.float32),
     )
 

@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, patch_environment
 from datasets import Dataset
 from peft import PeftConfig
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from trl.experimental.ppo import PPOConfig
 from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
 
@@ -34,8 +27,7 @@ from gpt2_rlhf.config.settings import PpoKl
 from gpt2_rlhf.launch import sharding
 from gpt2_rlhf.models import packing, threads, tokens
 from gpt2_rlhf.ppo_trainer import checkpoints, checks, forward, gates, losses, reward_scores, rollouts, updates
-from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Clock, Means, explained_variance
-from gpt2_rlhf.ppo_trainer.prompt_batches import PromptBatches
+from gpt2_rlhf.ppo_trainer.metrics import Clock, Means, explained_variance
 from gpt2_rlhf.ppo_trainer.reward_scores import ScoreFunction, Shaping
 from gpt2_rlhf.ppo_trainer.watch import Watch, WatchResult
 
@@ -73,13 +65,10 @@ class PPOTrainer(TrlPPOTrainer):
         force: bool = True,
         rollout_cache: str | None = None,
     ) -> None:
-        """Take the arguments of TRL's PPOTrainer, and these keyword arguments.
+        """Take the arguments of TRL's PPOTrainer, and the keyword arguments in the package's docstring.
 
-        score_function: scores the answers; then reward_model may be None. shaping: of scores, before the penalty for a
-        missing EOS. kl: fixed or adaptive coefficient. watch: measures the policy on held-out prompts before the first
-        update, every `eval_steps` and at the end, and may stop the run. force: False stops the run where a gate
-        (gates.py) finds a fault before the first update; True prints it and goes on. rollout_cache: one of
-        models.sampling.CACHES, or None.
+        The penalty for a missing EOS is not shaped. The watch measures before the first update, every `eval_steps` and
+        at the end. force: print what a gate (gates.py) finds and go on. rollout_cache: of models.sampling.CACHES.
 
         Raises:
             UserError: from checks.py, before anything is built.
@@ -113,7 +102,6 @@ class PPOTrainer(TrlPPOTrainer):
         self.accelerator.gradient_accumulation_steps = 1  # the loop divides by the microbatches of a mini-batch
 
         assert args.output_dir is not None
-        assert args.local_batch_size is not None
         assert args.batch_size is not None
         self.run_dir = Path(args.output_dir)
         self.episodes_per_update = args.batch_size
@@ -121,10 +109,19 @@ class PPOTrainer(TrlPPOTrainer):
         self.forced: list[str] = []  # faults found by gates and passed with `force`
         self.best_update: int | None = None  # by the watch; its checkpoint is kept
         self.stopped: str | None = None  # why the guard ended the run
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.batches = PromptBatches(prompts, args.local_batch_size, args.seed, rank, processes)
+        self.prompts = prompts
         self._shaping, self._kl, self._watch, self._force = shaping, kl, watch, force
-        self._models = self._rollout_models(processing_class, score_function, rollout_cache)
+        scored_by = [self.reward_model] if score_function is None else []
+        self._models = rollouts.Models(
+            policy=self.policy_model,
+            reference=self.ref_model,
+            value_model=self.value_model,
+            score=reward_scores.scorer(score_function, self.reward_model, processing_class),
+            eos_token_id=tokens.eos_id(processing_class),
+            pad_token_id=tokens.pad_id(processing_class),
+            cache=rollout_cache,
+            in_threads=threads.apart(self.ref_model or self.policy_model, self.value_model, *scored_by),
+        )
 
     def _prepare_copies(self, reward_model: PreTrainedModel | None) -> None:
         """Prepare what is whole on each device: reference and reward model and, if sharded, copies of the others."""
@@ -137,27 +134,6 @@ class PPOTrainer(TrlPPOTrainer):
                 _prepare(part)
                 if self._whole is not None and self.accelerator.device.type != "cpu":
                     part.to(torch.bfloat16)  # room for it is scarce
-
-    def _rollout_models(
-        self, tokenizer: PreTrainedTokenizerBase, score_function: ScoreFunction | None, cache: str | None
-    ) -> rollouts.Models:
-        reference = self.policy_model if self.ref_model is None else self.ref_model
-        if score_function is None:
-            score = partial(forward.answer_scores, self.reward_model)
-            in_threads = threads.apart(reference, self.value_model, self.reward_model)
-        else:
-            score = reward_scores.by_function(score_function, tokenizer)
-            in_threads = threads.apart(reference, self.value_model)
-        return rollouts.Models(
-            policy=self.policy_model,
-            reference=self.ref_model,
-            value_model=self.value_model,
-            score=score,
-            eos_token_id=tokens.eos_id(tokenizer),
-            pad_token_id=tokens.pad_id(tokenizer),
-            cache=cache,
-            in_threads=in_threads,
-        )
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Create what the caller did not pass, for our wrapper of policy and value model in place of TRL's.
@@ -183,11 +159,6 @@ class PPOTrainer(TrlPPOTrainer):
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step", category=UserWarning)
                 self.lr_scheduler.step()
 
-    @property
-    def _policy_and_value(self) -> Any:
-        """The wrapper of both models, or DDP around it."""
-        return self.model
-
     def train(self, resume_from_checkpoint: str | None = None) -> None:
         """Run PPO to `args.total_episodes`, from the start or from a `checkpoint-N` folder of the same arguments.
 
@@ -203,7 +174,7 @@ class PPOTrainer(TrlPPOTrainer):
             try:
                 metrics = self._update()
             except rollouts.Diverged as fault:
-                if self._watch is None or not self._watch.is_guarded:
+                if self._watch is None or not self._watch.guard.enabled:
                     raise
                 self.stopped = str(fault)
                 break
@@ -216,7 +187,7 @@ class PPOTrainer(TrlPPOTrainer):
             if self.control.should_evaluate:
                 self._measure()
             if self.control.should_save:
-                self._save_checkpoint(self._policy_and_value, trial=None)
+                self._save_checkpoint(self.model, trial=None)
                 self.control = handler.on_save(self.args, self.state, self.control)
             if self.args.num_sample_generations and (self.state.global_step - 1) % self.sample_generations_freq == 0:
                 self.generate_completions(sampling=True)  # TRL's; does nothing without eval_dataset
@@ -232,10 +203,9 @@ class PPOTrainer(TrlPPOTrainer):
         state.num_train_epochs = math.ceil(episodes / self.train_dataset_len)
         state.compute_steps(self.args, state.max_steps)
         if checkpoint is not None:
-            parts = self._checkpoint_parts()
             processes = self.accelerator.num_processes
-            checkpoints.check(checkpoint, self.episodes_per_update, processes, parts.optimizer_file)
-            own = checkpoints.load(parts, checkpoint)
+            checkpoints.check(checkpoint, self.episodes_per_update, processes, self._optimizer_file)
+            own = checkpoints.load(self, checkpoint, self._optimizer_file)
             self.kl_coef, self.forced = own["kl_coef"], own["forced"]
             if self._whole is not None:
                 sharding.scatter(self._whole, self.model)
@@ -243,7 +213,7 @@ class PPOTrainer(TrlPPOTrainer):
         # after on_train_begin, where trackers may draw random numbers
         set_seed(self.local_seed)
         self._load_rng_state(None if checkpoint is None else str(checkpoint))
-        rollouts.check_packed_pass(self._models, self.batches.prompts, self.args)
+        rollouts.check_packed_pass(self._models, self.prompts, self.args)
         if state.global_step >= state.max_steps:
             self.control.should_training_stop = True
         if self._watch is not None and self.args.eval_strategy != "no":
@@ -257,12 +227,12 @@ class PPOTrainer(TrlPPOTrainer):
         """Sample one batch of rollouts, take the optimizer steps on it, and return what to log."""
         args, step, kl_coef = self.args, self.state.global_step, self.kl_coef
         clock, means = Clock(), Means()
-        prompts = self.batches.batch(step)
-        first = len(prompts) * self.accelerator.process_index
-        # each process takes its rows of the whole batch's draws: answers do not depend on the number of processes
+        prompts = rollouts.prompt_batch(self.prompts, step, self.episodes_per_update, args.seed)
         draws = self._generator(_DRAWS).random((self.episodes_per_update, args.response_length))
-        draws = draws[first : first + len(prompts)]
-        rollout = rollouts.roll_out(self._models, prompts, draws, args, self.accelerator, clock)
+        # each process takes its rows of the whole batch: answers do not depend on the number of processes
+        rows = self.episodes_per_update // self.accelerator.num_processes
+        own = slice(rows * self.accelerator.process_index, rows * (self.accelerator.process_index + 1))
+        rollout = rollouts.roll_out(self._models, prompts[own], draws[own], args, self.accelerator, clock)
         kl_nats, ended, empty = rollouts.check(rollout, self.accelerator, step)
         if step == 0:
             faults = [gates.reference_fault(kl_nats), gates.sft_fault(ended, empty, self.episodes_per_update)]
@@ -272,26 +242,16 @@ class PPOTrainer(TrlPPOTrainer):
             batch = updates.prepare(rollout, self.accelerator, args, kl_coef, self._shaping, means)
             order = self._generator(_ORDER)
             with self._shares_only():
-                norms = updates.learn(
-                    batch, self._policy_and_value, self.optimizer, self.accelerator, args, order, means
-                )
+                norms = updates.learn(batch, self.model, self.optimizer, self.accelerator, args, order, means)
         self.lr_scheduler.step()  # type: ignore[union-attr]  # typed as optional
-        found = means.over_processes(self.accelerator)
-        if self._kl.target_nats is not None:
-            self.kl_coef = losses.next_kl_coef(
-                kl_coef,
-                found["objective/kl"],
-                self.episodes_per_update,
-                self._kl.target_nats,
-                self._kl.horizon_episodes,
-            )
+        found, variances = means.over_processes(self.accelerator)
+        self.kl_coef = losses.next_kl_coef(kl_coef, found["objective/kl"], self.episodes_per_update, self._kl)
         text_tokens = found.pop("text_tokens") * self.episodes_per_update
-        return_moments = [found.pop(name) for name in RETURN_MOMENTS]
-        ratio_squared = found.pop("val/ratio_squared")
+        del found["error"], found["return"]  # only their variances are logged
         return {
             **found,
-            "val/ratio_var": ratio_squared - found["val/ratio"] ** 2,
-            "val/explained_variance": explained_variance(*return_moments),
+            "val/ratio_var": variances["val/ratio"],
+            "val/explained_variance": explained_variance(variances["error"], variances["return"]),
             "objective/kl_coef": kl_coef,
             "grad_norm": sum(norms) / len(norms),
             "lr": learning_rate,
@@ -306,7 +266,7 @@ class PPOTrainer(TrlPPOTrainer):
             return
         for name in ("policy", "value_model"):
             shares, whole = getattr(self.model, name), getattr(self._whole, name)
-            columns = max(map(len, self.batches.prompts)) + self.args.response_length
+            columns = max(map(len, self.prompts)) + self.args.response_length
             with self.accelerator.autocast():
                 packing.packs_as(forward.language_model(shares), forward.language_model(whole), columns)
         sharding.free(self._whole)
@@ -327,8 +287,7 @@ class PPOTrainer(TrlPPOTrainer):
 
     def _act_on(self, found: WatchResult) -> None:
         """Save the policy if it is the best so far, and stop if the watch says so."""
-        is_best = found.best_update == self.state.global_step > 0
-        if is_best and found.best_update != self.best_update:
+        if found.best_update == self.state.global_step > 0 and found.best_update != self.best_update:
             self.control.should_save = True  # rolling back is loading this checkpoint
         self.best_update = found.best_update
         if found.stop is not None:
@@ -345,32 +304,24 @@ class PPOTrainer(TrlPPOTrainer):
         if self.args.should_save:
             checkpoints.write_model(self.policy_model, Path(output_dir or self.run_dir))
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        step, is_writer = self.state.global_step, self.args.should_save
-        with checkpoints.written_whole(self.run_dir, step, self.accelerator, is_writer) as folder:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        is_writer = self.args.should_save
+        with checkpoints.written_whole(self) as folder:
             self._save_rng_state(str(folder))
             if is_writer or self._whole is not None:
-                checkpoints.write_optimizer(self._checkpoint_parts(), folder)
+                torch.save(self.optimizer.state_dict(), folder / self._optimizer_file)
             if is_writer:
-                own = {"kl_coef": self.kl_coef, "forced": self.forced}
-                checkpoints.write(self._checkpoint_parts(), own, folder)
+                checkpoints.write(self, {"kl_coef": self.kl_coef, "forced": self.forced}, folder)
                 if self._watch is not None:
                     self._watch.save(folder)
         if is_writer:
-            checkpoints.remove_oldest(self.run_dir, step, self.args.save_total_limit, self.best_update)
+            newest, limit = self.state.global_step, self.args.save_total_limit
+            checkpoints.remove_oldest(self.run_dir, newest, limit, self.best_update)
         self.accelerator.wait_for_everyone()
 
-    def _checkpoint_parts(self) -> checkpoints.Parts:
-        return checkpoints.Parts(
-            policy=cast(PreTrainedModel, self.policy_model),
-            value_model=self.value_model,
-            optimizer=self.optimizer,
-            optimizer_file="optimizer.pt" if self._whole is None else f"optimizer_{self.accelerator.process_index}.pt",
-            scheduler=self.lr_scheduler,
-            scaler=self.accelerator.scaler,
-            state=self.state,
-            callbacks=self.callback_handler.callbacks,
-        )
+    @property
+    def _optimizer_file(self) -> str:
+        return "optimizer.pt" if self._whole is None else f"optimizer_{self.accelerator.process_index}.pt"
 
 
 def _prepare(model: Any) -> None:

@@ -15,7 +15,7 @@ from trl.experimental.ppo import PPOConfig
 from gpt2_rlhf.models import threads
 from gpt2_rlhf.ppo_trainer import forward, losses
 from gpt2_rlhf.ppo_trainer.forward import Rows
-from gpt2_rlhf.ppo_trainer.metrics import RETURN_MOMENTS, Means
+from gpt2_rlhf.ppo_trainer.metrics import Means
 from gpt2_rlhf.ppo_trainer.reward_scores import Shaping
 from gpt2_rlhf.ppo_trainer.rollouts import Rollout
 
@@ -25,10 +25,8 @@ class Batch:
     """Rollouts with the targets of their update; all tensors have shape (rows, answer)."""
 
     rows: Rows
-    is_token: Tensor
-    has_value: Tensor  # losses.value_mask
     logprobs: Tensor  # of the policy that sampled
-    values: Tensor  # of the critic before the update, 0 beyond has_value
+    values: Tensor  # of the critic before the update, 0 beyond rows.has_value
     advantages: Tensor
     returns: Tensor
 
@@ -41,8 +39,7 @@ def prepare(
 ) -> Batch:
     """Compute rewards, advantages and returns of the rollouts, and add the rollouts' metrics to `means`."""
     total: Any = partial(accelerator.reduce, reduction="sum")
-    is_token = rollout.rows.is_token
-    has_value = losses.value_mask(is_token)
+    is_token, has_value = rollout.rows.is_token, rollout.rows.has_value
     values = rollout.values.masked_fill(~has_value, 0)
     scores = shaping(rollout.scores)
     if args.missing_eos_penalty is not None:
@@ -53,9 +50,24 @@ def prepare(
         rewards = losses.whiten(rewards, has_value, total, keeps_mean=True)
     advantages = losses.generalised_advantages(rewards, values, args.gamma, args.lam)
     whitened = losses.whiten(advantages, is_token, total)
-    batch = Batch(rollout.rows, is_token, has_value, rollout.logprobs, values, whitened, advantages + values)
-    _add_rollout_metrics(means, rollout, batch, scores, kl, kl_coef)
-    return batch
+    returns = advantages + values
+
+    non_score_reward = -kl_coef * kl.sum(1)
+    means.add("objective/kl", kl.sum(1))
+    for name in ("k1", "k3"):
+        estimate = losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, name)
+        means.add(f"objective/kl_{name}", estimate.sum(1))
+    means.add("objective/entropy", -rollout.logprobs.sum(1))
+    means.add("objective/non_score_reward", non_score_reward)
+    means.add("objective/rlhf_reward", non_score_reward + scores)
+    means.add("objective/scores", scores)
+    means.add("objective/unshaped_scores", rollout.scores)
+    means.add("answer/tokens", is_token.sum(1))
+    means.add("answer/eos_rate", rollout.ended)
+    means.add("text_tokens", rollout.rows.is_text.sum(1))
+    means.add("error", returns - values, has_value)
+    means.add("return", returns, has_value)
+    return Batch(rollout.rows, rollout.logprobs, values, whitened, returns)
 
 
 def learn(
@@ -76,10 +88,10 @@ def learn(
         in all processes alike.
     """
     batch = _of_all_processes(batch, accelerator)
-    rows, device = len(batch.is_token), batch.is_token.device
+    rows, device = len(batch.values), batch.values.device
     shuffled = np.concatenate([order.permutation(rows) for _ in range(args.num_ppo_epochs)])
     minibatches = torch.from_numpy(shuffled).to(device).split(rows // args.num_mini_batches)
-    per_row = torch.stack([batch.is_token.sum(1), batch.has_value.sum(1)], 1)
+    per_row = torch.stack([batch.rows.is_token.sum(1), batch.rows.has_value.sum(1)], 1)
     parts = accelerator.unwrap_model(model)
     with_logits = forward.rows_at_once(parts.policy, args.response_length)
     norms = []
@@ -120,15 +132,14 @@ def _of_all_processes(batch: Batch, accelerator: Accelerator) -> Batch:
     prompts = gathered(rows.token_ids[:, : rows.prompt_tokens], rows.pad_token_id, on_left=True)
     token_ids = torch.cat([prompts, gathered(rows.answers, rows.pad_token_id)], 1)
     rows = Rows(token_ids, prompts.shape[1], rows.pad_token_id)
-    numbers = (batch.logprobs, batch.values, batch.advantages, batch.returns)
-    return Batch(rows, rows.is_token, losses.value_mask(rows.is_token), *map(gathered, numbers))
+    return Batch(rows, *map(gathered, (batch.logprobs, batch.values, batch.advantages, batch.returns)))
 
 
 def _summed_losses(
     model: torch.nn.Module, batch: Batch, accelerator: Accelerator, args: PPOConfig, means: Means
 ) -> tuple[Tensor, Tensor]:
     """Return a microbatch's sums of policy and of value losses, and add its metrics to `means`."""
-    is_token, has_value = batch.is_token, batch.has_value
+    is_token, has_value = batch.rows.is_token, batch.rows.has_value
     with accelerator.autocast():  # Accelerate puts it around the forward pass of DDP, and not of FSDP
         logprobs, entropies, values = model(batch.rows, args.temperature)
     policy_losses, ratio, policy_clipped = losses.policy_losses(
@@ -142,28 +153,4 @@ def _summed_losses(
     means.add("loss/value_avg", value_losses, has_value)
     means.add("val/clipfrac_avg", value_clipped, has_value)
     means.add("val/ratio", ratio, is_token)
-    means.add("val/ratio_squared", ratio.square(), is_token)
     return (policy_losses * is_token).sum(), (value_losses * has_value).sum()
-
-
-def _add_rollout_metrics(
-    means: Means, rollout: Rollout, batch: Batch, scores: Tensor, kl: Tensor, kl_coef: float
-) -> None:
-    """Add the metrics of the rollouts, which the steps that follow do not change."""
-    non_score_reward = -kl_coef * kl.sum(1)
-    means.add("objective/kl", kl.sum(1))
-    for name in ("k1", "k3"):
-        estimate = losses.kl_per_token(rollout.logprobs, rollout.ref_logprobs, name)
-        means.add(f"objective/kl_{name}", estimate.sum(1))
-    means.add("objective/entropy", -rollout.logprobs.sum(1))
-    means.add("objective/non_score_reward", non_score_reward)
-    means.add("objective/rlhf_reward", non_score_reward + scores)
-    means.add("objective/scores", scores)
-    means.add("objective/unshaped_scores", rollout.scores)
-    means.add("answer/tokens", batch.is_token.sum(1))
-    means.add("answer/eos_rate", rollout.ended)
-    means.add("text_tokens", (rollout.rows.token_ids != rollout.rows.pad_token_id).sum(1))
-    errors = batch.returns - batch.values
-    moments = (errors, errors**2, batch.returns, batch.returns**2)
-    for name, moment in zip(RETURN_MOMENTS, moments, strict=True):
-        means.add(name, moment, batch.has_value)

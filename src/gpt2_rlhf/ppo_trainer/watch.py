@@ -6,7 +6,7 @@ on like a run that was never interrupted.
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,44 +32,37 @@ class WatchResult:
     stop: str | None
 
 
+@dataclass
 class Watch:
     """The held-out measurements of one run; only the first process has one."""
 
-    def __init__(
-        self, directory: Path, prompts: Sequence[str], measure: Measure, best_by: str | None, guard: Guard
-    ) -> None:
-        self._directory = directory
-        self._prompts = prompts
-        self._measure_policy = measure
-        self._best_by = best_by
-        self._guard = guard
-        self._history: list[Measured] = []
-
-    @property
-    def is_guarded(self) -> bool:
-        """Whether a passed limit stops the run."""
-        return self._guard.enabled
+    directory: Path
+    prompts: Sequence[str]
+    measure_policy: Measure
+    best_by_set: str | None  # ppo.heldout.best_by
+    guard: Guard
+    history: list[Measured] = field(default_factory=list, init=False)
 
     @property
     def best_by(self) -> str:
         """What the best update is chosen by: "reward", "judge" or "utility"; known once something was measured."""
-        return guards.best_by(self._history[0], self._best_by)
+        return guards.best_by(self.history[0], self.best_by_set)
 
     def save(self, checkpoint: Path) -> None:
         """Copy the measurements so far into a checkpoint."""
-        if self._history:
-            shutil.copytree(self._directory, checkpoint / heldout_files.DIRECTORY)
+        if self.history:
+            shutil.copytree(self.directory, checkpoint / heldout_files.DIRECTORY)
 
     def resume(self, update: int, checkpoint: Path | None) -> WatchResult | None:
         """Restore the measurements up to this update; return None if there are none.
 
         checkpoint: the folder that has a copy of them. Without one all begins anew, also what an earlier start left.
         """
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
         if checkpoint is not None and (checkpoint / heldout_files.DIRECTORY).is_dir():
-            shutil.copytree(checkpoint / heldout_files.DIRECTORY, self._directory)
-        self._history = heldout_files.read(self._directory, update)
-        return self._result() if self._history else None
+            shutil.copytree(checkpoint / heldout_files.DIRECTORY, self.directory)
+        self.history = heldout_files.read(self.directory, update)
+        return self._result() if self.history else None
 
     def measure(self, update: int, policy: PreTrainedModel, reference: PreTrainedModel | None) -> WatchResult:
         """Measure the policy, and keep figures and answers on disk.
@@ -77,9 +70,9 @@ class Watch:
         Raises:
             UserError: a reward or utility is not finite, or what `best_by` names was not measured.
         """
-        measured, answers = self._measure_policy(update, policy, reference)
-        heldout_files.write(self._directory, measured, self._prompts, [answer.text for answer in answers])
-        self._history.append(measured)
+        measured, answers = self.measure_policy(update, policy, reference)
+        heldout_files.write(self.directory, measured, self.prompts, [answer.text for answer in answers])
+        self.history.append(measured)
         return self._result()
 
     def report(self, kept_update: int) -> dict[str, Any]:
@@ -93,17 +86,17 @@ class Watch:
                 **answer_figures(measured, seed=0),
                 "kl_nats": estimate(measured.kl_nats, seed=0),
             }
-            for measured in self._history
+            for measured in self.history
         }
         return {
-            "prompts": len(self._prompts),
+            "prompts": len(self.prompts),
             "measured_updates": list(by_update),
-            "start": by_update[self._history[0].update],
-            "last": by_update[self._history[-1].update],
+            "start": by_update[self.history[0].update],
+            "last": by_update[self.history[-1].update],
             "kept": by_update.get(kept_update),
         }
 
     def _result(self) -> WatchResult:
-        reasons = guards.verdicts(self._history, self._guard)
-        best_update = guards.best(self._history, reasons, self.best_by)
-        return WatchResult(heldout_files.summary(self._history[-1]), best_update, reasons[-1])
+        reasons = guards.verdicts(self.history, self.guard)
+        best_update = guards.best(self.history, reasons, self.best_by)
+        return WatchResult(heldout_files.summary(self.history[-1]), best_update, reasons[-1])
