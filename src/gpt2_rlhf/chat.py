@@ -6,10 +6,9 @@ The models are those of the newest run, of another run, or named folders and rep
 """
 
 import importlib.util
-import runpy
 import sys
 
-from gpt2_rlhf.config import preflight
+from gpt2_rlhf.config import as_command, preflight
 from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.launch import garbage
@@ -47,6 +46,5 @@ def run(composed: Composed) -> None:
     front.serve(settings)
 
 
-if __name__ == "__main__":  # `python -m gpt2_rlhf.chat` is `python -m gpt2_rlhf chat`
-    sys.argv[1:1] = ["chat"]
-    runpy.run_module("gpt2_rlhf", run_name="__main__")
+if __name__ == "__main__":
+    as_command.run("chat")

@@ -3,14 +3,13 @@
 data.json, beside the tables, counts what became of every row and names those that were dropped.
 """
 
-import runpy
-import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from gpt2_rlhf.config import as_command
 from gpt2_rlhf.config.settings import Data, Settings
 from gpt2_rlhf.launch import garbage
 from gpt2_rlhf.models import tokens
@@ -66,6 +65,5 @@ def prepare(
     return pairs, row_report.make(data, cleaned, pairs, not_read)
 
 
-if __name__ == "__main__":  # `python -m gpt2_rlhf.data` is `python -m gpt2_rlhf data`
-    sys.argv[1:1] = ["data"]
-    runpy.run_module("gpt2_rlhf", run_name="__main__")
+if __name__ == "__main__":
+    as_command.run("data")

@@ -4,8 +4,6 @@ The SFT model is the start and the reference (Rafailov et al. 2023, arXiv:2305.1
 exploits the reward model here, and none learns from its own answers. TRL gets tokens, as in SFT.
 """
 
-import runpy
-import sys
 from functools import partial
 from typing import Any
 
@@ -14,7 +12,7 @@ from transformers import TrainingArguments, set_seed
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from gpt2_rlhf.config import methods
+from gpt2_rlhf.config import as_command, methods
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.launch import training
 from gpt2_rlhf.models import loading, packing, tokens
@@ -72,6 +70,5 @@ class Trainer(DPOTrainer):
         return dataset
 
 
-if __name__ == "__main__":  # `python -m gpt2_rlhf.dpo` is `python -m gpt2_rlhf dpo`
-    sys.argv[1:1] = ["dpo"]
-    runpy.run_module("gpt2_rlhf", run_name="__main__")
+if __name__ == "__main__":
+    as_command.run("dpo")

@@ -8,8 +8,6 @@ the stage is done, so a killed evaluation runs only the models that were not fin
 """
 
 import json
-import runpy
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from gpt2_rlhf.config import as_command
 from gpt2_rlhf.config.functions import load_utility
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import toxicity
@@ -248,6 +247,5 @@ def _metrics(
     }
 
 
-if __name__ == "__main__":  # `python -m gpt2_rlhf.evaluate` is `python -m gpt2_rlhf evaluate`
-    sys.argv[1:1] = ["evaluate"]
-    runpy.run_module("gpt2_rlhf", run_name="__main__")
+if __name__ == "__main__":
+    as_command.run("evaluate")

@@ -5,14 +5,13 @@ the first process does the rest.
 """
 
 import os
-import runpy
 import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from gpt2_rlhf import building, publish
-from gpt2_rlhf.config import compose, functions, preflight
+from gpt2_rlhf.config import as_command, compose, functions, preflight
 from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.settings import Launch, Settings
 from gpt2_rlhf.evidence import product, report, summary, terminal, toxicity
@@ -195,6 +194,5 @@ def _show_rows(planned: Run) -> None:
     print(f"{preview.preview(tokens.load_base_tokenizer(settings.model, settings.data.template), rows)}\n")
 
 
-if __name__ == "__main__":  # `python -m gpt2_rlhf.pipeline` is `python -m gpt2_rlhf pipeline`
-    sys.argv[1:1] = ["pipeline"]
-    runpy.run_module("gpt2_rlhf", run_name="__main__")
+if __name__ == "__main__":
+    as_command.run("pipeline")

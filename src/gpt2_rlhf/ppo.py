@@ -5,8 +5,6 @@ Stiennon et al. 2020, arXiv:2009.01325). With LoRA the reference is the policy w
 prompts are withheld: on their answers the policy is measured while it trains, and a guard may stop the run.
 """
 
-import runpy
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from gpt2_rlhf.config import ppo_sizes
+from gpt2_rlhf.config import as_command, ppo_sizes
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.functions import load_score_function, load_utility
 from gpt2_rlhf.config.settings import Settings
@@ -175,6 +173,5 @@ def _policy_of(update: int, trainer: PPOTrainer, sft_dir: str) -> PreTrainedMode
     return trainer.policy_model
 
 
-if __name__ == "__main__":  # `python -m gpt2_rlhf.ppo` is `python -m gpt2_rlhf ppo`
-    sys.argv[1:1] = ["ppo"]
-    runpy.run_module("gpt2_rlhf", run_name="__main__")
+if __name__ == "__main__":
+    as_command.run("ppo")

@@ -9,15 +9,14 @@ Pushing the same files again makes no commit. Whatever fails, everything stays o
 
 import dataclasses
 import json
-import runpy
 import shlex
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
 
+from gpt2_rlhf.config import as_command
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.config.settings import Publish, Settings
@@ -204,6 +203,5 @@ def _overwritten(target: Target, found: Found | None, folder: Path, paths: Seque
         yield printable(f"{target.repo_id}: replaces the README.md of commit {edited} by the card of this run")
 
 
-if __name__ == "__main__":  # `python -m gpt2_rlhf.publish` is `python -m gpt2_rlhf publish`
-    sys.argv[1:1] = ["publish"]
-    runpy.run_module("gpt2_rlhf", run_name="__main__")
+if __name__ == "__main__":
+    as_command.run("publish")

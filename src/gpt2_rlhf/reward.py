@@ -8,8 +8,6 @@ is never trained on it. Two reward models share what the data say and differ in 
 arXiv:2310.02743), so a policy that gains with one and loses with the other exploits errors.
 """
 
-import runpy
-import sys
 from functools import partial
 
 from datasets import Dataset
@@ -17,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments, 
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from gpt2_rlhf.config import as_command
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import model_reports
 from gpt2_rlhf.launch import training
@@ -72,6 +71,5 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     )
 
 
-if __name__ == "__main__":  # `python -m gpt2_rlhf.reward` is `python -m gpt2_rlhf reward`
-    sys.argv[1:1] = ["reward"]
-    runpy.run_module("gpt2_rlhf", run_name="__main__")
+if __name__ == "__main__":
+    as_command.run("reward")

@@ -5,8 +5,6 @@ arXiv:2402.14740). TRL gets token ids and not text: it samples after exactly the
 is of exactly the ids that were sampled.
 """
 
-import runpy
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
+from gpt2_rlhf.config import as_command
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import calibration
@@ -196,6 +195,5 @@ def _prompts(settings: Settings, stage: Stage, config: Any, tokenizer: PreTraine
     return [ids for batch in range(count) for ids in rollouts.prompt_batch(prompts, batch, at_once, stage.seed)]
 
 
-if __name__ == "__main__":  # `python -m gpt2_rlhf.rloo` is `python -m gpt2_rlhf rloo`
-    sys.argv[1:1] = ["rloo"]
-    runpy.run_module("gpt2_rlhf", run_name="__main__")
+if __name__ == "__main__":
+    as_command.run("rloo")

@@ -5,8 +5,6 @@ shows, and cuts or drops none.
 """
 
 import copy
-import runpy
-import sys
 from dataclasses import asdict
 from functools import partial
 
@@ -15,6 +13,7 @@ from transformers import TrainingArguments, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from gpt2_rlhf.config import as_command
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import model_reports
 from gpt2_rlhf.launch import training
@@ -76,6 +75,5 @@ def run(settings: Settings, stage: Stage) -> Outcome:
     )
 
 
-if __name__ == "__main__":  # `python -m gpt2_rlhf.sft` is `python -m gpt2_rlhf sft`
-    sys.argv[1:1] = ["sft"]
-    runpy.run_module("gpt2_rlhf", run_name="__main__")
+if __name__ == "__main__":
+    as_command.run("sft")
