@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from gpt2_rlhf.config import as_command, ppo_sizes
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.functions import load_score_function, load_utility
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import Ppo, Settings
 from gpt2_rlhf.evidence import calibration, curves, measured
 from gpt2_rlhf.launch import training, world
 from gpt2_rlhf.launch.stopwatch import Stopwatch
@@ -89,7 +89,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         training.train(trainer, stage)
     if not trainer.is_world_process_zero():
         return Outcome({}, work.seconds)
-    kept_update = _kept_update(settings, trainer)
+    kept_update, chosen_by = _handed_on(ppo, trainer, watch)
     loading.save(_policy_of(kept_update, trainer, sft_dir), tokenizer, stage.model_dir)
     curves.write(stage.directory)
     return Outcome(
@@ -102,7 +102,7 @@ def run(settings: Settings, stage: Stage) -> Outcome:
             "best_update": trainer.best_update,
             "stopped": trainer.stopped,
             "heldout": None if watch is None else watch.report(kept_update),
-            "chosen_by": watch.best_by if watch is not None and _takes_best(settings, trainer) else None,
+            "chosen_by": chosen_by,
             "judge_fault": judge_fault,
             "forced": [*forced, *trainer.forced],
         },
@@ -151,18 +151,14 @@ def _watch(
     return Watch(stage.directory / measured.DIRECTORY, prompts, measure, ppo.heldout.best_by, ppo.guard)
 
 
-def _takes_best(settings: Settings, trainer: PPOTrainer) -> bool:
-    return trainer.stopped is not None or settings.ppo.heldout.hand_on == "best"
-
-
-def _kept_update(settings: Settings, trainer: PPOTrainer) -> int:
-    """Return the update whose policy is handed on: the last, or the best if set so or if the guard stopped the run."""
-    if not _takes_best(settings, trainer) or trainer.best_update is None:
-        return trainer.state.global_step
+def _handed_on(ppo: Ppo, trainer: PPOTrainer, watch: Watch | None) -> tuple[int, str | None]:
+    """Return the last update and None, or the best and its measure if set so or if the guard stopped the run."""
+    if watch is None or trainer.best_update is None or (trainer.stopped is None and ppo.heldout.hand_on != "best"):
+        return trainer.state.global_step, None
     if trainer.stopped is not None:
         line = f"the guard stopped PPO: {trainer.stopped}; back to the policy of update {trainer.best_update}"
         print(f"  {line}", flush=True)
-    return trainer.best_update
+    return trainer.best_update, watch.best_by
 
 
 def _policy_of(update: int, trainer: PPOTrainer, sft_dir: str) -> PreTrainedModel | PeftModel:

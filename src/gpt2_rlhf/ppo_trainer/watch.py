@@ -34,7 +34,7 @@ class WatchResult:
 
 @dataclass
 class Watch:
-    """The held-out measurements of one run; only the first process has one."""
+    """The held-out measurements of one run, which the first of its processes makes."""
 
     directory: Path
     prompts: Sequence[str]
