@@ -39,7 +39,7 @@ from gpt2_rlhf.models.scoring import distinct_2
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.rows.transcripts import HUMAN
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import replacing, write_json
+from gpt2_rlhf.store.files import read_json, replacing, write_json
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
 EXAMPLES = (  # in the samples of every run, so that runs can be compared by eye; in no statistic
@@ -150,7 +150,7 @@ def _load_or_compute(stage: Stage, name: str, compute: Callable[[], Readings | R
     if digests.seal_fault(folder) is not None:  # none yet, or damaged
         write_json(folder / "results.json", asdict(compute()))
         digests.seal(folder)
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return read_json(folder / "results.json")
 
 
 def _measured(

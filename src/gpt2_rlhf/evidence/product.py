@@ -16,7 +16,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import card, report, seeds
 from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import content_sha256, read_json_lines, unfinished, unused, write_json
+from gpt2_rlhf.store.files import content_sha256, read_json, read_json_lines, unfinished, unused, write_json
 from gpt2_rlhf.store.run import Run, without_folders
 
 _WRITTEN = ".written.json"  # size and time of each file of a folder as it was written; hidden, so never pushed
@@ -69,8 +69,8 @@ def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
         seeds=seeds.spread(run.settings.ppo, of_seeds),
         samples=read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl"),
         # reports of earlier versions list none
-        pictures=json.loads(figures.read_text(encoding="utf-8")).get("pictures", []) if figures.exists() else [],
-        model_type=json.loads(config.read_text(encoding="utf-8"))["model_type"],
+        pictures=read_json(figures).get("pictures", []) if figures.exists() else [],
+        model_type=read_json(config)["model_type"],
     )
     return {**of_seeds[0], **others}, sources
 
@@ -84,7 +84,7 @@ def check(folder: Path) -> None:
     record = folder / "manifest.json"
     if not record.is_file():
         return
-    stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
+    stages = read_json(record)["stages"]
     for name, expected in stages[card.folders(methods.of(stages))[folder.name]]["weights_sha256"].items():
         path = folder / name
         if not path.is_file() or digests.digest(path) != expected:
@@ -142,7 +142,7 @@ def _keep_changes(folder: Path, new: Path) -> None:
 def written(folder: Path) -> dict[str, Any]:
     """Return the record of a folder as it was written: what it was made of, and its files; empty if there is none."""
     try:
-        return dict(json.loads((folder / _WRITTEN).read_text(encoding="utf-8")))
+        return dict(read_json(folder / _WRITTEN))
     except (OSError, ValueError, TypeError):
         return {}
 

@@ -7,7 +7,6 @@ read without the script, which only filters the samples.
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from gpt2_rlhf.evidence import card, card_samples, front_matter, lineage, result
 from gpt2_rlhf.evidence.comparison import judge_fault, usable_measures
 from gpt2_rlhf.evidence.tables import Sources, Table
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import content_sha256, read_json_lines, replacing, sha256, write_json
+from gpt2_rlhf.store.files import content_sha256, read_json, read_json_lines, replacing, sha256, write_json
 
 DIRECTORY = "report"  # in the directory of the run
 PAGE = "index.html"
@@ -48,7 +47,7 @@ def write(
     code = sorted([Path(metrics.__file__), *Path(__file__).parent.glob("*.py"), *_TEMPLATES.iterdir()])
     digest = content_sha256([sources, [sha256(file) for file in code]])
     is_whole = digests.seal_fault(directory) is None
-    if is_whole and json.loads(figures_file.read_text(encoding="utf-8"))["inputs_sha256"] == digest:
+    if is_whole and read_json(figures_file)["inputs_sha256"] == digest:
         return page
 
     from gpt2_rlhf.evidence import plots  # here, since importing matplotlib takes a second

@@ -1,6 +1,5 @@
 """Write the summary.json of a finished run, which the README documents; every figure comes from a manifest."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from gpt2_rlhf.config import methods
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.evidence import seeds
-from gpt2_rlhf.store.files import link, write_json
+from gpt2_rlhf.store.files import link, read_json, write_json
 from gpt2_rlhf.store.run import Run
 from gpt2_rlhf.store.stage import Stage, manifest
 
@@ -52,7 +51,7 @@ def read(run_dir: Path) -> dict[str, Any]:
         UserError: there is none.
     """
     try:
-        return json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+        return read_json(run_dir / FILE)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{run_dir / FILE}: there is no finished run; run `make pipeline` first, with the same overrides"

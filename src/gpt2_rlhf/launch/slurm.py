@@ -6,7 +6,6 @@ that the same command finds jobs that wait or run, and submits none twice.
 """
 
 import io
-import json
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ from gpt2_rlhf.config.system_faults import exit_with_one_line, say
 from gpt2_rlhf.launch import child, world
 from gpt2_rlhf.launch.progress_line import LINE_EVERY_S
 from gpt2_rlhf.launch.tasks import Task
-from gpt2_rlhf.store.files import write_json
+from gpt2_rlhf.store.files import read_json, write_json
 
 _POLL_S = 2.0
 _PATIENCE_S = 60.0  # for a job that squeue does not know yet, or a result that a network disk does not show yet
@@ -183,7 +182,7 @@ def queued(directory: Path) -> State | None:
 
 def _record(directory: Path) -> dict[str, Any]:
     try:
-        return json.loads(_record_path(directory).read_text(encoding="utf-8"))
+        return read_json(_record_path(directory))
     except (OSError, ValueError):
         return {}
 

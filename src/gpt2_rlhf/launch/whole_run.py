@@ -1,11 +1,10 @@
 """How long a run will still take: the check before training writes what it expects of each stage."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2_rlhf.store.files import write_json
+from gpt2_rlhf.store.files import read_json, write_json
 from gpt2_rlhf.store.stage import Stage
 
 
@@ -98,6 +97,6 @@ def _file(stage: Stage) -> Path:
 
 def _read(file: Path) -> dict[str, float]:
     try:
-        return {name: float(seconds) for name, seconds in json.loads(file.read_text(encoding="utf-8")).items()}
+        return {name: float(seconds) for name, seconds in read_json(file).items()}
     except (OSError, ValueError, TypeError, AttributeError):  # none yet, or of another version
         return {}

@@ -7,7 +7,6 @@ random generators of each process, the KL coefficient and fp16's loss scale in `
 prompts in `heldout/`, and `trainer_state.json`, whose step is also the position in the prompts.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from trl.experimental.ppo import PPOTrainer
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import write_json
+from gpt2_rlhf.store.files import read_json, write_json
 
 _STATE = "trainer_state.json"
 _SCHEDULER = "scheduler.pt"
@@ -72,7 +71,7 @@ def check(checkpoint: Path, batch_size: int, processes: int, optimizer_file: str
         raise UserError(
             f"ppo: {checkpoint} is not a whole checkpoint: {fault}; give another folder, or start without one"
         )
-    state = _read(checkpoint / _STATE)
+    state = read_json(checkpoint / _STATE)
     saved_batch = state["episode"] // state["global_step"]
     saved_processes = len(list(checkpoint.glob("rng_state*.pth")))
     if (saved_batch, saved_processes) != (batch_size, processes):
@@ -107,7 +106,7 @@ def load(trainer: PPOTrainer, checkpoint: Path, optimizer_file: str) -> dict[str
     _load_weights(trainer.value_model, checkpoint / _VALUE_MODEL)
     for file, part in ((optimizer_file, trainer.optimizer), (_SCHEDULER, trainer.lr_scheduler)):
         part.load_state_dict(torch.load(checkpoint / file, "cpu", weights_only=True))
-    saved, own = _read(checkpoint / _STATE), _read(checkpoint / _PPO)
+    saved, own = read_json(checkpoint / _STATE), read_json(checkpoint / _PPO)
     for name in ("global_step", "episode", "epoch", "log_history"):
         setattr(trainer.state, name, saved[name])
     stateful = saved["stateful_callbacks"]
@@ -167,7 +166,3 @@ def remove_oldest(run_dir: Path, newest_step: int, limit: int | None, best_step:
 
 def _steps(run_dir: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("checkpoint-")) for path in run_dir.glob("checkpoint-*"))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))

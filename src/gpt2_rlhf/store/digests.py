@@ -4,7 +4,6 @@ A kill leaves half of a folder, a power cut empty files, a failing disk changed 
 record of its files, which is written last, after everything in it was flushed to the disk.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.store.files import sha256, unused, write_json
+from gpt2_rlhf.store.files import read_json, sha256, unused, write_json
 
 SEAL = "files.json"  # in a folder that was written to its end
 _SMALL_BYTES = 16_000_000  # hashed in 10 ms
@@ -68,7 +67,7 @@ def seal(folder: Path) -> None:
 def seal_fault(folder: Path) -> str | None:
     """Return what is wrong with a folder that should have a seal, or None; every byte of it is read."""
     try:
-        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        files = read_json(folder / SEAL)
         return fault(folder, files, 0.0, read_all=True) if files else f"{SEAL} is empty"
     except FileNotFoundError:
         return "it was not written to its end"

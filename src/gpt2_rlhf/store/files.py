@@ -53,6 +53,11 @@ def write_json(path: Path, content: Any) -> None:
         file.write("\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Read the objects of a JSON lines file."""
     with path.open(encoding="utf-8") as lines:  # not str.splitlines, which also splits at separators inside strings

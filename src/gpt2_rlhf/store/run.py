@@ -4,7 +4,6 @@ A command composes its settings once into such a record and hands the record on.
 the stage store, so runs that share stages share their bytes; outputs/latest is one symbolic link to the newest run.
 """
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from gpt2_rlhf.config import compose, methods
 from gpt2_rlhf.config.compose import Composed
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.store.files import link, replacing
+from gpt2_rlhf.store.files import link, read_json, replacing
 from gpt2_rlhf.store.stage import Stage, manifest
 
 _STAGES = ("data", "sft", "reward", "judge", *methods.LABELS, "evaluate")
@@ -84,7 +83,7 @@ def read(directory: Path, now: Settings) -> Run:
         UserError: there is none, a stage of it is lost, or its settings are those of another version.
     """
     try:
-        command = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["command"]
+        command = read_json(directory / "summary.json")["command"]
         found = {one.name: _read_stage(one) for one in directory.iterdir() if one.name.partition("-")[0] in _STAGES}
         first = {name: found[name] for name in _STAGES if name in found or name not in _OPTIONAL}
         processes = found[methods.of(first)].inputs["processes"]

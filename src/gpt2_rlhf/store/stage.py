@@ -5,7 +5,6 @@ and by one rename: with it the stage is done, as long as the files that it recor
 cache names its folders in the same way.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from gpt2_rlhf.config.methods import LABELS
 from gpt2_rlhf.store import digests
-from gpt2_rlhf.store.files import content_sha256, write_json
+from gpt2_rlhf.store.files import content_sha256, read_json, write_json
 
 NOT_BUILT = "it is not built"
 TRAINED = ("sft", "reward", "judge", *LABELS)  # the stages that train a model, in the order in which they are built
@@ -85,7 +84,7 @@ def unfinished(stages: Sequence[Stage]) -> list[Stage]:
 
 def manifest(stage: Stage) -> dict[str, Any]:
     """Read the manifest of a finished stage."""
-    return json.loads((stage.directory / _MANIFEST).read_text(encoding="utf-8"))
+    return read_json(stage.directory / _MANIFEST)
 
 
 def write_manifest(stage: Stage, content: Mapping[str, Any]) -> None:

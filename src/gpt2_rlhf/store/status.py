@@ -1,12 +1,12 @@
 """Say which stages of a run are done, partial or missing, and why."""
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from gpt2_rlhf.config.settings import flat
 from gpt2_rlhf.store import locks
+from gpt2_rlhf.store.files import read_json
 from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, manifest, newest_whole_checkpoint
 
 
@@ -39,7 +39,7 @@ def _nearest_difference(stage: Stage) -> str:
     differences: list[list[str]] = []
     for path in stage.directory.parent.glob(f"{stage.name}-*/manifest.json"):
         try:
-            theirs = dict(flat(json.loads(path.read_text(encoding="utf-8"))["inputs"]))
+            theirs = dict(flat(read_json(path)["inputs"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # a damaged manifest
         keys = [k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)]
