@@ -25,10 +25,12 @@ What TRL's trainer does wrong (numbers as in the project's audit) and this one d
    ratio is wrong (D9). Both are refused. A sampled padding token counts as the end; here it is never sampled.
 5. With fewer prompts than one batch it hangs (D8); with prompts that are too long it fails inside the model, and with
    text columns in the collator (D18). Here the first two are refused, and text columns are left out.
-6. It samples with the policy's own generation settings, such as a repetition penalty (D10), and without `stop_token`
-   it never stops and saves a policy without EOS (D11). Here sampling is plain, and EOS always ends an answer.
+6. It samples with the policy's own generation settings, such as a repetition penalty, so the log-probabilities are of
+   another distribution (D10), and without `stop_token` it never stops and saves a policy without EOS (D11). Here
+   sampling is plain, and EOS always ends an answer.
 7. Results depend on the state of numpy's generator and on drawing samples (D12). Here they depend on `seed` only.
-8. Statistics average over padding and over slots that were never filled (D16). Here they are means over real tokens.
+8. Statistics average over padding and over slots that were never filled, and weight microbatches alike (D16,
+   huggingface/trl#7012, #6809). Here they are means over real tokens.
 9. The logits of all rollouts stay in memory during the update (D17). Here only the log-probabilities do.
 10. With warm-up the first update has learning rate 0 and is wasted (D20). Here its learning rate is above 0.
 11. Checkpoints lack the value model and the position in the prompts, and cannot be resumed (D21).

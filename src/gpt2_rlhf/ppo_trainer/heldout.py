@@ -1,7 +1,6 @@
 """Measure the policy of one update on prompts that PPO does not train on.
 
-Every update gets the same prompts, seed and uniform draws, so differences between updates have less variance. The files
-that evidence.measured writes are the history; a resumed run reads it back from them, equal to the bit.
+Every update gets the same prompts, seed and uniform draws, so differences between updates have less variance.
 """
 
 from collections.abc import Callable, Sequence

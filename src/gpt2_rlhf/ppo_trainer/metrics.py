@@ -1,8 +1,4 @@
-"""What one PPO update logs: means over real tokens and over all processes, and the seconds of each phase.
-
-TRL 1.12 averages approxkl, entropy and ratio over padding too, weights microbatches alike however many tokens they
-hold, and averages over slots that it never filled (huggingface/trl#7012, #6809).
-"""
+"""What one PPO update logs: means over real tokens and over all processes, and the seconds of each phase."""
 
 import time
 from collections.abc import Iterator

@@ -1,8 +1,6 @@
 """Turn prompts into rollouts: answers sampled from the policy, with log-probabilities, values and scores.
 
-TRL 1.12 samples with the policy's own generation_config (with a repetition penalty in it, the stored log-probabilities
-are those of another distribution), may sample the padding token, which it then reads as the end, and keeps the logits
-of all rollouts in memory through the update. Here sampling is plain, at PPO's temperature.
+Sampling is plain, at PPO's temperature; the package's docstring says what TRL does (4, 6 and 9 there).
 """
 
 from collections.abc import Callable, Sequence
