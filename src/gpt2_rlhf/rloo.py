@@ -27,8 +27,6 @@ from gpt2_rlhf.ppo_trainer.forward import Rows
 from gpt2_rlhf.rows import tables
 from gpt2_rlhf.store.stage import Outcome, Stage, manifest
 
-_MAX_GAP_NATS = 2e-2  # of an answer's mean token, as PPO allows in a lower precision
-
 
 def check(settings: Settings, stage: Stage) -> TrainingArguments:
     """Return the stage's config, or raise a UserError that names an argument to change; the data is ready."""
@@ -133,11 +131,12 @@ class Trainer(RLOOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         sampled, lengths = self._sampled.T
         gap = ((batch["old_logps"].cpu() - sampled).abs() / lengths).max()
-        if not gap <= _MAX_GAP_NATS:
+        if not gap <= rollouts.MAX_MEAN_GAP_NATS:
             family = self.accelerator.unwrap_model(self.model).config.model_type
             raise UserError(
                 f"rloo: {family}: sampling and the pass that trains differ by {gap:.3g} nats a token; expected equal "
-                f"up to rounding ({_MAX_GAP_NATS:g}): it would train on wrong numbers; set method=ppo, or another model"
+                f"up to rounding ({rollouts.MAX_MEAN_GAP_NATS:g}): it would train on wrong numbers; set method=ppo, or "
+                "another model"
             )
         return batch
 

@@ -24,8 +24,8 @@ from gpt2_rlhf.ppo_trainer.metrics import Clock
 
 T = TypeVar("T")
 
+MAX_MEAN_GAP_NATS = 2e-2  # over tokens, in a lower precision, which rounds each logit
 _MAX_GAP_NATS = 1e-3  # of any token, in float32
-_MAX_MEAN_GAP_NATS = 2e-2  # over tokens, in a lower precision, which rounds each logit
 
 
 class Diverged(UserError):
@@ -109,14 +109,8 @@ def roll_out(
             reference_logprobs,
             models.in_threads,
         )
-        return Rollout(
-            rows=rows,
-            ended=(rows.answers == models.eos_token_id).any(1),
-            logprobs=logprobs,
-            ref_logprobs=ref_logprobs,
-            values=values,
-            scores=scores,
-        )
+    ended = (rows.answers == models.eos_token_id).any(1)
+    return Rollout(rows, ended, logprobs, ref_logprobs, values, scores)
 
 
 def check(rollout: Rollout, accelerator: Accelerator, update: int) -> tuple[float, int, int]:
@@ -195,7 +189,7 @@ def check_packed_pass(models: Models, prompt_ids: Sequence[Sequence[int]], args:
     gaps = (packed - sampled).abs()
     family, dtype = forward.language_model(models.policy).config.model_type, next(models.policy.parameters()).dtype
     is_exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    gap, limit = (gaps.max(), _MAX_GAP_NATS) if is_exact else (gaps.mean(), _MAX_MEAN_GAP_NATS)
+    gap, limit = (gaps.max(), _MAX_GAP_NATS) if is_exact else (gaps.mean(), MAX_MEAN_GAP_NATS)
     if not gap <= limit:
         worst = gaps.argmax()
         raise UserError(
