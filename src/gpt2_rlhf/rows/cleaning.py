@@ -15,7 +15,7 @@ from itertools import islice
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Data
-from gpt2_rlhf.launch.progress_line import ProgressLine
+from gpt2_rlhf.launch.progress_line import counted
 from gpt2_rlhf.rows.conversations import Conversation, conversations
 from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
@@ -140,9 +140,7 @@ def _held_out(found: set[Conversation]) -> set[Conversation]:
 def _usable_rows(rows: Iterable[RawRow], rules: Rules, train: Side, test: Side) -> Iterator[_Usable]:
     """Yield the rows that can be used, and drop the others."""
     files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
-    line = ProgressLine("rows read")
-    for raw in rows:
-        line.add()
+    for raw in counted("rows read", rows):
         row = _usable(raw, rules)
         if isinstance(row, Pair):
             file = sys.intern(raw.name.rpartition(":")[0])
@@ -151,7 +149,6 @@ def _usable_rows(rows: Iterable[RawRow], rules: Rules, train: Side, test: Side) 
                 continue
             row = "same row in another file"  # some data sets hold their rows several times, for several uses
         (test if raw.split == "test" else train).dropped[row].append(raw.name)
-    line.end()
 
 
 def _usable(raw: RawRow, rules: Rules) -> Pair | str:
@@ -171,13 +168,9 @@ def _fitted(rows: Iterator[_Usable], data: Data, rules: Rules) -> list[_Usable]:
     try:
         batches = iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])
         measured = [(threads.submit(_fit, batch, data, rules), len(batch)) for batch in batches]
-        line = ProgressLine("rows measured", sum(count for _, count in measured))
-        found: list[_Usable] = []
-        for batch, count in measured:
-            found += batch.result()
-            line.add(count)
-        line.end()
-        return found
+        results = (batch.result() for batch, _ in measured)
+        total = sum(count for _, count in measured)
+        return [row for batch in counted("rows measured", results, total, len) for row in batch]
     finally:
         threads.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what was not counted is not needed
 
