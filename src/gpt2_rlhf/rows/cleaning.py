@@ -93,26 +93,23 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
     """
     train, test = Side(), Side()
     found = _fitted(_usable_rows(rows, rules, train, test), data, rules)
-    found.sort(key=lambda one: one.split == "unsplit")  # rows of training and test files come first
     conversation_of = conversations(one.pair.prompt for one in found)
     for one in found:
         one.conversation = conversation_of[one.pair.prompt]
-    held_out = _held_out({one.conversation for one in found if one.split == "unsplit"})
-    train_rows: list[_Usable] = []
-    test_rows: list[_Usable] = []
-    for one in found:
-        is_test = one.split == "test" or (one.split == "unsplit" and one.conversation in held_out)
-        (test_rows if is_test else train_rows).append(one)
+    unsplit = [one for one in found if one.split == "unsplit"]
+    held_out = _held_out({one.conversation for one in unsplit})
+    held_out_rows = [one for one in unsplit if one.conversation in held_out]
+    test_rows = [one for one in found if one.split == "test"] + held_out_rows
+    train_rows = [one for one in found if one.split == "train"]
+    train_rows += [one for one in unsplit if one.conversation not in held_out]
     test_prompts = {one.pair.prompt for one in test_rows}
     in_test = {one.conversation for one in test_rows}
-    unseen: list[_Usable] = []
     for one in train_rows:
-        if one.conversation not in in_test:
-            unseen.append(one)
-        else:
+        if one.conversation in in_test:
             reason = "leaked from train" if one.pair.prompt in test_prompts else "same conversation as test"
             train.dropped[reason].append(one.pair.row)
     _keep(test, test_rows)
+    unseen = [one for one in train_rows if one.conversation not in in_test]
     _keep(train, unseen, {measured.pair.prompt for measured in test.kept})
     for name, side, other in (("train", train, "test"), ("test", test, "train")):
         if not side.kept:
@@ -121,7 +118,7 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
                 f"data: {describe(data)} leaves no {name} rows of {train.rows_read + test.rows_read} read: "
                 f"{reasons or f'all are {other} rows'}; {_remedy(side.dropped.keys())}"
             )
-    return Cleaned(train, test, len({one.pair.prompt for one in test_rows if one.split == "unsplit"}))
+    return Cleaned(train, test, len({one.pair.prompt for one in held_out_rows}))
 
 
 def _remedy(reasons: Set[str]) -> str:
