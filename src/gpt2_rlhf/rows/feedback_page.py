@@ -96,8 +96,8 @@ def build(first: Conversation, settings: Settings) -> gr.Blocks:
             yield [*kept, "type a question"]
             return
         try:
-            feedback.check(before.models, int(best_of))
-            before = replace(before, best_of=int(best_of), seed=feedback.seed(seed))
+            before = replace(before, best_of=int(best_of))
+            before = replace(before, seed=feedback.seed(seed))
             columns = tuple(before.columns)
             order = tuple(random.sample(columns, len(columns))) if is_blind else columns
             asked = before
