@@ -69,9 +69,8 @@ def check(settings: Settings, patience: Patience = tries.LOOKING) -> None:
             write, a repository of the other visibility, too little room on disk, a license that the Hub does not know,
             or a Hub that cannot be reached.
     """
-    found = targets(settings.publish)
     size_bytes = weights_bytes(model_files.check(settings.model))
-    for target in found:
+    for target in targets(settings.publish):
         _check(target, settings, size_bytes, "about ", patience)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from gpt2_rlhf.launch import progress_line
-from gpt2_rlhf.launch.progress_line import Doing, ProgressLine, shown
+from gpt2_rlhf.launch.progress_line import Doing, counted, shown
 
 
 @pytest.fixture
@@ -20,25 +20,20 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Doing]:
 
 
 def test_the_eta_is_what_is_left_at_the_pace_so_far(now: list[float], told: list[Doing]) -> None:
-    line = ProgressLine("train rows", 400)
-    now[0] += 30  # 100 rows took it, 300 are left
-    line.add(100)
-    assert told == [Doing("train rows 100/400", 90.0, is_part=True)]
+    for _ in counted("train rows", [100], 400, size=int):
+        now[0] += 30  # 100 rows took it, 300 are left
+    assert told == [Doing("train rows 100/400", 90.0, is_part=True), Doing("")]
 
 
 def test_without_a_total_there_is_no_eta(now: list[float], told: list[Doing]) -> None:
-    line = ProgressLine("rows read")
-    now[0] += 30
-    line.add(7)
-    assert told == [Doing("rows read 7", None, is_part=True)]
+    for _ in counted("rows read", [7], size=int):
+        now[0] += 30
+    assert told == [Doing("rows read 7", None, is_part=True), Doing("")]
 
 
 def test_work_is_told_at_most_five_times_a_second_and_its_end_always(now: list[float], told: list[Doing]) -> None:
-    line = ProgressLine("train rows", 1000)
-    for _ in range(1000):
+    for _ in counted("train rows", range(1000), 1000):
         now[0] += 0.01
-        line.add()
-    line.end()
     assert 10 <= len(told) <= 51
     assert told[-1] == Doing("")
 
@@ -46,21 +41,16 @@ def test_work_is_told_at_most_five_times_a_second_and_its_end_always(now: list[f
 def test_only_the_first_process_tells(now: list[float], told: list[Doing], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    line = ProgressLine("rows to tokens", 400)
-    now[0] += 30
-    line.add(100)
-    line.end()
+    for _ in counted("rows to tokens", [100], 400, size=int):
+        now[0] += 30
     assert told == []
 
 
 def test_work_outside_of_a_task_prints_a_line_every_ten_seconds(
     now: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ProgressLine("rows read")
-    for _ in range(25):
+    for _ in counted("rows read", [10] * 25, size=int):
         now[0] += 1
-        line.add(10)
-    line.end()
     assert capsys.readouterr().out == "  rows read 100\n  rows read 200\n"
 
 

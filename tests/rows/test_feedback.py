@@ -173,12 +173,12 @@ def test_a_question_that_cannot_be_asked_is_one_line(models: Models, question: s
 
 
 def test_settings_that_the_models_cannot_answer_with_are_refused(models: Models) -> None:
-    feedback.check(models, 4)
+    Conversation(models, None, 4)
     with pytest.raises(UserError, match=r"chat\.best_of: 4, but there is no sft or no reward model"):
-        feedback.check(replace(models, scorers={}), 4)
+        Conversation(replace(models, scorers={}), None, 4)
     with pytest.raises(UserError, match=f"chat.max_new_tokens: 95; expected at most {POSITIONS - 2}, which"):
-        feedback.check(replace(models, max_new_tokens=95), 1)
-    feedback.check(replace(models, max_new_tokens=POSITIONS - 2), 1)
+        Conversation(replace(models, max_new_tokens=95), None, 1)
+    Conversation(replace(models, max_new_tokens=POSITIONS - 2), None, 1)
 
 
 def test_the_preferred_answer_makes_a_pair_with_each_other_one_which_all_go_on_from(

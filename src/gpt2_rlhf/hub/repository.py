@@ -15,7 +15,6 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoFile
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils.sha import git_hash
 
 from gpt2_rlhf.config.errors import UserError
@@ -90,9 +89,15 @@ def look(api: HfApi, target: Target) -> Found | None:
     if problem is not None:
         raise UserError(problem)
     try:
-        info = _visible(api, target)
+        info = api.model_info(target.repo_id)
     except RepositoryNotFoundError:
         return None
+    visibility = "private" if info.private else "public"
+    if visibility != target.visibility:
+        raise UserError(
+            f"publish.private: {target.repo_id} is {visibility}, expected {target.visibility}; nothing was pushed. Set "
+            f"publish.private={str(not target.private).lower()}, or change the repository in its settings on the Hub"
+        )
     if target.branch != "main":
         with suppress(RevisionNotFoundError):
             info = api.model_info(target.repo_id, revision=target.branch)
@@ -104,8 +109,8 @@ def look(api: HfApi, target: Target) -> Found | None:
     assert isinstance(card, RepoFile)
     assert card.last_commit is not None
     title = card.last_commit.title
-    by_us = title.startswith(_TITLE)
-    return Found(info.sha, files, None if by_us else f"{card.last_commit.oid[:12]} ({title})", card.blob_id)
+    by_others = None if title.startswith(_TITLE) else f"{card.last_commit.oid[:12]} ({title})"
+    return Found(info.sha, files, by_others, card.blob_id)
 
 
 def check(api: HfApi, target: Target, license_id: str) -> Found | None:
@@ -137,10 +142,9 @@ def push(api: HfApi, target: Target, folder: Path, paths: Sequence[str], run: st
     found = look(api, target)
     if found is None:
         api.create_repo(target.repo_id, private=target.private, exist_ok=True)  # private from its first moment
-        _visible(api, target)  # the Hub can ignore the wish
+        found = look(api, target)  # the Hub can ignore the wish
     if target.branch != "main":
         api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
-    if found is None or target.branch != "main":
         found = look(api, target)
     assert found is not None
     # Not upload_folder: where hf_xet is installed it cuts a folder into several commits (huggingface_hub 2.4.0,
@@ -224,15 +228,3 @@ def _loaded(target: Target, place: str, arguments: dict[str, Any]) -> dict[str, 
         "sampling": model.generation_config.to_dict() if model.can_generate() else None,
         "weights": weights.hexdigest(),
     }
-
-
-def _visible(api: HfApi, target: Target) -> ModelInfo:
-    """Return the Hub's record of the repository, which must be as private as the settings say."""
-    info = api.model_info(target.repo_id)
-    found = "private" if info.private else "public"
-    if found != target.visibility:
-        raise UserError(
-            f"publish.private: {target.repo_id} is {found}, expected {target.visibility}; nothing was pushed. Set "
-            f"publish.private={str(not target.private).lower()}, or change the repository in its settings on the Hub"
-        )
-    return info

@@ -8,7 +8,7 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TypeVar
@@ -71,43 +71,31 @@ class _Lines(io.TextIOBase):
         return len(text)
 
 
-class ProgressLine:
-    """Counts what is done of `total`; None: how many there are is not known, so there is no ETA."""
-
-    def __init__(self, what: str, total: int | None = None):
-        self._what, self._total, self._done = what, total, 0
-        self._started = self._printed = time.monotonic()
-        self._due = self._started + _TOLD_EVERY_S if world.rank() == 0 else float("inf")
-
-    def add(self, count: int = 1) -> None:
-        """Count work that is done, and show it if it is due."""
-        self._done += count
+def counted(
+    what: str, parts: Iterable[T], total: int | None = None, size: Callable[[T], int] = lambda part: 1
+) -> Iterator[T]:
+    """Yield the parts, and show how much of `total` is done after each; without a total there is no ETA."""
+    is_first, done = world.rank() == 0, 0
+    started = printed = time.monotonic()
+    due = started + _TOLD_EVERY_S if is_first else float("inf")
+    for part in parts:
+        yield part
+        done += size(part)
         now = time.monotonic()
-        if now < self._due:
-            return
-        self._due = now + _TOLD_EVERY_S
-        step, eta_s = f"{self._what} {self._done}", None
-        if self._total is not None:
-            step += f"/{self._total}"
-            eta_s = (now - self._started) / self._done * (self._total - self._done)
-        if not tell(Doing(step, eta_s, is_part=True)) and now - self._printed >= LINE_EVERY_S:
+        if now < due:
+            continue
+        due = now + _TOLD_EVERY_S
+        step, eta_s = f"{what} {done}", None
+        if total is not None:
+            step += f"/{total}"
+            eta_s = (now - started) / done * (total - done)
+        if not tell(Doing(step, eta_s, is_part=True)) and now - printed >= LINE_EVERY_S:
             print(f"  {step}", flush=True)
-            self._printed = now
-
-    def end(self) -> None:
-        """Show it no longer."""
-        if world.rank() == 0:
-            tell(Doing(""))
+            printed = now
+    if is_first:
+        tell(Doing(""))
 
 
 def shown(what: str) -> Callable[[list[T]], Iterator[T]]:
     """Return what yields the batches that it gets, and shows how many are done."""
-
-    def over(batches: list[T]) -> Iterator[T]:
-        line = ProgressLine(what, len(batches))
-        for batch in batches:
-            yield batch
-            line.add()
-        line.end()
-
-    return over
+    return lambda batches: counted(what, batches, len(batches))

@@ -15,7 +15,7 @@ from itertools import islice
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Data
-from gpt2_rlhf.launch.progress_line import ProgressLine
+from gpt2_rlhf.launch.progress_line import counted
 from gpt2_rlhf.rows.conversations import Conversation, conversations
 from gpt2_rlhf.rows.layout import Split
 from gpt2_rlhf.rows.sources import RawRow, describe
@@ -93,26 +93,23 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
     """
     train, test = Side(), Side()
     found = _fitted(_usable_rows(rows, rules, train, test), data, rules)
-    found.sort(key=lambda one: one.split == "unsplit")  # rows of training and test files come first
     conversation_of = conversations(one.pair.prompt for one in found)
     for one in found:
         one.conversation = conversation_of[one.pair.prompt]
-    held_out = _held_out({one.conversation for one in found if one.split == "unsplit"})
-    train_rows: list[_Usable] = []
-    test_rows: list[_Usable] = []
-    for one in found:
-        is_test = one.split == "test" or (one.split == "unsplit" and one.conversation in held_out)
-        (test_rows if is_test else train_rows).append(one)
+    unsplit = [one for one in found if one.split == "unsplit"]
+    held_out = _held_out({one.conversation for one in unsplit})
+    held_out_rows = [one for one in unsplit if one.conversation in held_out]
+    test_rows = [one for one in found if one.split == "test"] + held_out_rows
+    train_rows = [one for one in found if one.split == "train"]
+    train_rows += [one for one in unsplit if one.conversation not in held_out]
     test_prompts = {one.pair.prompt for one in test_rows}
     in_test = {one.conversation for one in test_rows}
-    unseen: list[_Usable] = []
     for one in train_rows:
-        if one.conversation not in in_test:
-            unseen.append(one)
-        else:
+        if one.conversation in in_test:
             reason = "leaked from train" if one.pair.prompt in test_prompts else "same conversation as test"
             train.dropped[reason].append(one.pair.row)
     _keep(test, test_rows)
+    unseen = [one for one in train_rows if one.conversation not in in_test]
     _keep(train, unseen, {measured.pair.prompt for measured in test.kept})
     for name, side, other in (("train", train, "test"), ("test", test, "train")):
         if not side.kept:
@@ -121,7 +118,7 @@ def clean(data: Data, rows: Iterable[RawRow], rules: Rules) -> Cleaned:
                 f"data: {describe(data)} leaves no {name} rows of {train.rows_read + test.rows_read} read: "
                 f"{reasons or f'all are {other} rows'}; {_remedy(side.dropped.keys())}"
             )
-    return Cleaned(train, test, len({one.pair.prompt for one in test_rows if one.split == "unsplit"}))
+    return Cleaned(train, test, len({one.pair.prompt for one in held_out_rows}))
 
 
 def _remedy(reasons: Set[str]) -> str:
@@ -140,9 +137,7 @@ def _held_out(found: set[Conversation]) -> set[Conversation]:
 def _usable_rows(rows: Iterable[RawRow], rules: Rules, train: Side, test: Side) -> Iterator[_Usable]:
     """Yield the rows that can be used, and drop the others."""
     files: dict[tuple[Split, str, str, str], str] = {}  # the first file that holds these texts
-    line = ProgressLine("rows read")
-    for raw in rows:
-        line.add()
+    for raw in counted("rows read", rows):
         row = _usable(raw, rules)
         if isinstance(row, Pair):
             file = sys.intern(raw.name.rpartition(":")[0])
@@ -151,7 +146,6 @@ def _usable_rows(rows: Iterable[RawRow], rules: Rules, train: Side, test: Side) 
                 continue
             row = "same row in another file"  # some data sets hold their rows several times, for several uses
         (test if raw.split == "test" else train).dropped[row].append(raw.name)
-    line.end()
 
 
 def _usable(raw: RawRow, rules: Rules) -> Pair | str:
@@ -171,13 +165,9 @@ def _fitted(rows: Iterator[_Usable], data: Data, rules: Rules) -> list[_Usable]:
     try:
         batches = iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])
         measured = [(threads.submit(_fit, batch, data, rules), len(batch)) for batch in batches]
-        line = ProgressLine("rows measured", sum(count for _, count in measured))
-        found: list[_Usable] = []
-        for batch, count in measured:
-            found += batch.result()
-            line.add(count)
-        line.end()
-        return found
+        results = (batch.result() for batch, _ in measured)
+        total = sum(count for _, count in measured)
+        return [row for batch in counted("rows measured", results, total, len) for row in batch]
     finally:
         threads.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what was not counted is not needed
 

@@ -58,7 +58,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation with all models: what is set, and what was said."""
+    """A conversation with all models: what is set, and what was said.
+
+    Raises:
+        UserError: names a setting that these models cannot answer with.
+    """
 
     models: Models
     seed: int | None  # None: new random numbers for each question
@@ -67,6 +71,17 @@ class Conversation:
     replies: Mapping[str, Reply] = field(default_factory=dict)  # to the last question, by column
     drawn_with: int | None = None  # the seed of the replies
     turn: int = 0  # how many questions were answered before
+
+    def __post_init__(self) -> None:
+        models = self.models
+        if self.best_of > 1 and not (BEST_OF in models.policies and "reward" in models.scorers):
+            raise UserError(f"chat.best_of: {self.best_of}, but there is no {BEST_OF} or no reward model; set it to 1")
+        if models.most_prompt_tokens < 1:
+            longest = models.most_prompt_tokens + models.max_new_tokens - 1
+            raise UserError(
+                f"chat.max_new_tokens: {models.max_new_tokens}; expected at most {longest}, which leaves room for a "
+                "prompt in the models' positions"
+            )
 
     @property
     def columns(self) -> dict[str, str]:
@@ -88,11 +103,9 @@ def start(settings: Settings) -> Conversation:
     """Load the models, and start a conversation with them.
 
     Raises:
-        UserError: as `chat_models.load` and `check`.
+        UserError: as `chat_models.load` and `Conversation`.
     """
-    models = chat_models.load(settings)
-    check(models, settings.chat.best_of)
-    return Conversation(models, settings.chat.seed, settings.chat.best_of)
+    return Conversation(chat_models.load(settings), settings.chat.seed, settings.chat.best_of)
 
 
 def seed(typed: str) -> int | None:
@@ -108,22 +121,6 @@ def seed(typed: str) -> int | None:
             f"seed: {typed}; expected a whole number from 0 to {2**32 - 1}, or nothing for new ones each time"
         )
     return int(typed)
-
-
-def check(models: Models, best_of: int) -> None:
-    """Refuse settings that these models cannot answer with.
-
-    Raises:
-        UserError: names the setting.
-    """
-    if best_of > 1 and not (BEST_OF in models.policies and "reward" in models.scorers):
-        raise UserError(f"chat.best_of: {best_of}, but there is no {BEST_OF} or no reward model; set it to 1")
-    if models.most_prompt_tokens < 1:
-        longest = models.most_prompt_tokens + models.max_new_tokens - 1
-        raise UserError(
-            f"chat.max_new_tokens: {models.max_new_tokens}; expected at most {longest}, which leaves room for a prompt "
-            "in the models' positions"
-        )
 
 
 def ask(conversation: Conversation, question: str) -> Iterator[Conversation]:

@@ -6,7 +6,6 @@ text fields, which interpret neither HTML nor Markdown.
 
 import base64
 import itertools
-import json
 import os
 import random
 import shlex
@@ -26,6 +25,7 @@ from gpt2_rlhf.rows import feedback
 from gpt2_rlhf.rows.feedback import Conversation
 from gpt2_rlhf.rows.transcripts import ASSISTANT, HUMAN
 from gpt2_rlhf.store import run as runs
+from gpt2_rlhf.store.files import read_json_lines
 
 _EXAMPLES = 6
 
@@ -69,6 +69,7 @@ def build(first: Conversation, settings: Settings) -> gr.Blocks:
     """Return the page, which starts with this conversation."""
     folder = None if settings.chat.named_models else runs.find(settings.output_dir, settings.chat.run)
     places = range(len(first.models.policies) + 1)  # the last for best of n
+    unchanged = [gr.skip()] * (4 * len(places))
 
     def shown(view: _View, is_final: bool) -> list[Any]:
         """Return the updates of all places: the column, the transcript, the figures, the button."""
@@ -90,21 +91,20 @@ def build(first: Conversation, settings: Settings) -> gr.Blocks:
 
     def ask(view: _View | None, question: str, best_of: float, seed: str, is_blind: bool) -> Iterator[Any]:
         before = view.conversation if view else first
-        kept = [view, gr.skip(), *[gr.skip()] * 4 * len(places)]
+        kept = [view, gr.skip(), *unchanged]
         if not question.strip():
             yield [*kept, "type a question"]
             return
         try:
-            feedback.check(before.models, int(best_of))
-            before = replace(before, best_of=int(best_of), seed=feedback.seed(seed))
-            order = list(before.columns)
-            if is_blind:
-                random.shuffle(order)
+            before = replace(before, best_of=int(best_of))
+            before = replace(before, seed=feedback.seed(seed))
+            columns = tuple(before.columns)
+            order = tuple(random.sample(columns, len(columns))) if is_blind else columns
             asked = before
             for asked in feedback.ask(before, question):
-                view = _View(asked, tuple(order), is_blind)
+                view = _View(asked, order, is_blind)
                 yield [view, gr.skip(), *shown(view, is_final=False), f"answering, seed {asked.drawn_with}"]
-            view = _View(asked.continued(), tuple(order), is_blind)
+            view = _View(asked.continued(), order, is_blind)
             yield [view, "", *shown(view, is_final=True), f"seed {asked.drawn_with}; which answer is better?"]
         except UserError as error:
             yield [*kept, f"error: {error}"]
@@ -113,7 +113,7 @@ def build(first: Conversation, settings: Settings) -> gr.Blocks:
         try:
             conversation, done = feedback.prefer(view.conversation, view.order[place], settings.preferences_file)
         except UserError as error:
-            return [view, *[gr.skip()] * 4 * len(places), f"error: {error}"]
+            return [view, *unchanged, f"error: {error}"]
         view = replace(view, is_blind=False)
         said = f"{done}. To look at the pairs: make data {shlex.quote(f'data.path={settings.preferences_file}')}"
         return [replace(view, conversation=conversation), *shown(view, is_final=False), said]
@@ -126,7 +126,7 @@ def build(first: Conversation, settings: Settings) -> gr.Blocks:
         try:
             view = _View(feedback.start(of_run(settings, name)))
         except UserError as error:
-            return [*[gr.skip()] * (4 * len(places) + 3), f"error: {error}"]
+            return [*[gr.skip()] * 3, *unchanged, f"error: {error}"]
         folder = runs.find(settings.output_dir, name)
         updates = [gr.Dataset(samples=_examples(folder)), _curve(folder), *shown(view, is_final=False)]
         return [view, *updates, f"talking to run {name}"]
@@ -180,8 +180,7 @@ def _examples(folder: Path | None) -> list[list[str]]:
     """Return the first questions of the run's samples that stand alone."""
     if folder is None:
         return []
-    with (folder / "samples.jsonl").open(encoding="utf-8") as lines:
-        prompts = [json.loads(line)["prompt"] for line in itertools.islice(lines, 50)]
+    prompts = [line["prompt"] for line in read_json_lines(folder / "samples.jsonl")[:50]]
     alone = [prompt for prompt in prompts if prompt.startswith(HUMAN) and prompt.count(HUMAN) == 1]
     return [[prompt.removeprefix(HUMAN).removesuffix(ASSISTANT).strip()] for prompt in alone[:_EXAMPLES]]
 

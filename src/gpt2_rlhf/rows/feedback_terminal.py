@@ -70,7 +70,6 @@ def _command(
         case ["/seed", *number]:
             conversation = replace(conversation, seed=feedback.seed(" ".join(number)))
         case ["/best", number] if number.isdecimal() and int(number) > 0:
-            feedback.check(conversation.models, int(number))
             conversation = replace(conversation, best_of=int(number))
         case ["/better", *words] if words:
             typed = " ".join(words)
@@ -81,9 +80,7 @@ def _command(
             say("\n".join(runs.finished(settings.output_dir)) or f"no finished run in {settings.output_dir}")
         case ["/run", name]:
             settings = chat_models.of_run(settings, name)
-            models = chat_models.load(settings)
-            feedback.check(models, conversation.best_of)
-            conversation = replace(conversation.restarted(), models=models)
+            conversation = replace(conversation.restarted(), models=chat_models.load(settings))
             say(f"run {runs.find(settings.output_dir, name).name}")
         case ["/help"]:
             say(HELP)

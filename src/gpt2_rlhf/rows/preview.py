@@ -16,46 +16,44 @@ from gpt2_rlhf.models import tokens
 ROWS_SHOWN = 2  # of each table
 _CHARACTERS_SHOWN = 400
 
+Parts = list[tuple[str, list[int]]]  # label and tokens
+
 
 def preview(tokenizer: PreTrainedTokenizerBase, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return the first rows of the sft, reward and ppo tables as text; line breaks are shown as \\n."""
+    shown = (
+        ("sft", tokens.encode_sft, _sft),
+        ("reward", tokens.encode_reward, _reward),
+        ("ppo", tokens.encode_ppo, _ppo),
+    )
     lines: list[str] = []
-    sft, reward, ppo = (tables[name][:ROWS_SHOWN] for name in ("sft", "reward", "ppo"))
-    for row, encoded in zip(sft, tokens.encode_sft(tokenizer, sft), strict=True):
-        lines += _sft_lines(tokenizer, row, encoded)
-    for row, encoded in zip(reward, tokens.encode_reward(tokenizer, reward), strict=True):
-        lines += _reward_lines(tokenizer, row, encoded)
-    for row, encoded in zip(ppo, tokens.encode_ppo(tokenizer, ppo), strict=True):
-        ids = encoded["input_ids"]
-        lines += [_title("ppo", row, f"{len(ids)} tokens, PPO samples the answer"), _line("prompt", tokenizer, ids), ""]
+    for name, encode, parts_of in shown:
+        rows = tables[name][:ROWS_SHOWN]
+        for row, encoded in zip(rows, encode(tokenizer, rows), strict=True):
+            sizes, parts = parts_of(encoded)
+            lines.append(f"{name}: {row['row']} ({row['subset'] or 'no subset'}), {sizes}")
+            lines += [*(_line(label, tokenizer, ids) for label, ids in parts), ""]
     return "\n".join(map(printable, lines)).rstrip("\n")
 
 
-def _sft_lines(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], encoded: tokens.Columns) -> list[str]:
-    labelled = zip(encoded["input_ids"], encoded["labels"], strict=True)
-    runs = [
-        (is_trained, [token for token, _ in run])
-        for is_trained, run in groupby(labelled, key=lambda item: item[1] != -100)
-    ]
-    trained = sum(len(ids) for is_trained, ids in runs if is_trained)
-    title = _title("sft", row, f"{len(encoded['input_ids'])} tokens, loss on {trained}")
-    return [title, *(_line("trained" if is_trained else "context", tokenizer, ids) for is_trained, ids in runs), ""]
+def _sft(row: tokens.Columns) -> tuple[str, Parts]:
+    labelled = zip(row["input_ids"], row["labels"], strict=True)
+    runs = groupby(labelled, key=lambda item: "context" if item[1] == -100 else "trained")
+    parts = [(label, [token for token, _ in run]) for label, run in runs]
+    trained = sum(len(ids) for label, ids in parts if label == "trained")
+    return f"{len(row['input_ids'])} tokens, loss on {trained}", parts
 
 
-def _reward_lines(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], encoded: tokens.Columns) -> list[str]:
-    chosen, rejected = encoded["chosen_ids"], encoded["rejected_ids"]
+def _reward(row: tokens.Columns) -> tuple[str, Parts]:
+    chosen, rejected = row["chosen_ids"], row["rejected_ids"]
     shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), len(chosen))
-    return [
-        _title("reward", row, f"{len(chosen)} tokens chosen, {len(rejected)} rejected, scored at the last"),
-        _line("shared", tokenizer, chosen[:shared]),
-        _line("chosen", tokenizer, chosen[shared:]),
-        _line("rejected", tokenizer, rejected[shared:]),
-        "",
-    ]
+    parts = [("shared", chosen[:shared]), ("chosen", chosen[shared:]), ("rejected", rejected[shared:])]
+    return f"{len(chosen)} tokens chosen, {len(rejected)} rejected, scored at the last", parts
 
 
-def _title(table: str, row: Mapping[str, Any], sizes: str) -> str:
-    return f"{table}: {row['row']} ({row['subset'] or 'no subset'}), {sizes}"
+def _ppo(row: tokens.Columns) -> tuple[str, Parts]:
+    ids = row["input_ids"]
+    return f"{len(ids)} tokens, PPO samples the answer", [("prompt", ids)]
 
 
 def _line(label: str, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

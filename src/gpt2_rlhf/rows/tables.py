@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.launch.progress_line import ProgressLine
+from gpt2_rlhf.launch.progress_line import counted
 from gpt2_rlhf.models.tokens import Columns
 from gpt2_rlhf.rows.transcripts import Pair
 
@@ -48,13 +48,8 @@ def token_columns(directory: Path, name: str, encode: Callable[[list[dict[str, A
         UserError: the directory has no such table.
     """
     with _open(directory, name) as file:
-        line = ProgressLine("rows to tokens", file.metadata.num_rows)
-        parts = []
-        for batch in file.iter_batches(_ROWS_AT_ONCE):
-            parts.append(Dataset.from_list(encode(batch.to_pylist())))
-            line.add(batch.num_rows)
-        line.end()
-    return concatenate_datasets(parts)
+        batches = counted("rows to tokens", file.iter_batches(_ROWS_AT_ONCE), file.metadata.num_rows, len)
+        return concatenate_datasets([Dataset.from_list(encode(batch.to_pylist())) for batch in batches])
 
 
 def longest_tokens(rows: Dataset) -> int:
