@@ -76,6 +76,7 @@ def test_passes_of_sft_and_the_reward_model() -> None:
     assert seconds("sft", "learn", steps, processes=2) == 8 * LAYERS  # two processes share the cores
     assert seconds("sft", "read", steps) == 2 * LAYERS  # all test rows at once, before and after
     assert seconds("sft", "read", steps, "evaluate.batch_size=2") == 2 * 3 * LAYERS
+    assert seconds("sft", "read", steps, "evaluate.batch_size=2", "evaluate.pairs=4") == 2 * 2 * LAYERS
     assert seconds("reward", "logits", "reward.args.max_steps=4") == 0
 
 

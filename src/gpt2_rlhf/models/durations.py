@@ -52,7 +52,8 @@ class Durations:
         again = 4 / 3 if args.get("activation_checkpointing") else 1
         columns = _length(as_computed(name, rows, self._shape, self.machine.device.type != "cpu"))
         learn = again * self._layers * self.machine.learn(texts, columns) + 3 * self._logits(answers)
-        measured = 2 * self._read(test, test.rows, with_logits=is_sft)  # before and after, or both answers
+        held_out = min(self._settings.evaluate.pairs, test.rows)
+        measured = 2 * self._read(test, held_out, with_logits=is_sft)  # before and after, or both answers
         if name == "dpo":  # its reference reads each batch, and nothing is measured
             learn, measured = learn + self._layers * self.machine.read(texts, columns) + self._logits(answers), 0
         steps = updates(name, self._settings, self._tables, self._processes)
