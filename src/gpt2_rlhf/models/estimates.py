@@ -40,10 +40,11 @@ def of(names: Sequence[str], settings: Settings, tables: Mapping[str, Lengths], 
     durations = Durations(settings, model, tables, processes)
     on_gpu = durations.machine.device.type != "cpu"
     seconds = {name: durations.seconds(name) for name in names}
+    rows = {name: tables[methods.table_of(name) if name in TRAINED else "test"].rows for name in names}
     return {
         name: Estimate(
-            rows=tables[methods.table_of(name) if name in TRAINED else "test"].rows,
-            updates=updates(name, settings, tables, processes) if name in TRAINED else None,
+            rows=rows[name],
+            updates=updates(name, settings, rows[name], processes) if name in TRAINED else None,
             memory=memory.peak(name, settings, model, tables, processes, on_gpu) if name in TRAINED else None,
             seconds=seconds[name] * durations.machine.pace,
         )
