@@ -79,13 +79,12 @@ def _optimizer_bytes(settings: Settings, stage: Stage, config: TrainingArguments
 
 def _saves(settings: Settings, stage: Stage, config: TrainingArguments) -> int:
     """Return how many checkpoints the stage writes by its `save_strategy`, that of the last step included."""
-    counts = manifest(stage.needs["data"])["metrics"]["tables"][methods.table_of(stage.name)]
-    rows = counts["prompts" if stage.name == "ppo" else "pairs"]
     if config.save_strategy == "no":
         return 0
     if config.save_strategy == "epoch":
         return math.ceil(config.num_train_epochs)
     if config.save_steps < 1:
         return math.ceil(1 / config.save_steps)
+    rows = manifest(stage.needs["data"])["metrics"]["tables"][methods.table_of(stage.name)]["pairs"]
     steps = updates(stage.name, settings, rows, int(stage.inputs["processes"]))
     return math.ceil(steps / config.save_steps)
