@@ -14,7 +14,7 @@ from rich.console import Console
 from gpt2_rlhf import cli
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.settings import Settings
-from gpt2_rlhf.models import loading, model_files, sampling, tokens
+from gpt2_rlhf.models import loading, model_files, tokens
 from gpt2_rlhf.models.model_files import EMBEDDED_DIR
 from gpt2_rlhf.rows import feedback, feedback_terminal
 from gpt2_rlhf.rows.feedback import Conversation
@@ -307,7 +307,7 @@ def test_named_models_get_the_prompts_that_they_were_trained_on_and_so_does_thei
     named = [f"chat.models.base={forms / 'instruct'}", f"chat.models.sft={forms / sft}", "chat.max_new_tokens=5"]
     models = feedback.start(compose.load(named).settings).models
     assert list(models.policies) == ["base", "sft"]
-    (ids,) = sampling.encode_prompts(models.tokenizer, ["\n\nHuman: Hi\n\nAssistant:"])
+    (ids,) = tokens.encode_prompts(models.tokenizer, ["\n\nHuman: Hi\n\nAssistant:"])
     assert str(models.tokenizer.decode(ids)).startswith(form)
 
 

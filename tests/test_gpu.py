@@ -63,7 +63,7 @@ PROMPTS = [f"\n\nHuman: {text}?\n\nAssistant:" for text in ("Hi", "Tell me about
 def sampled(device: str, cache: str | None, new_tokens: int = 24) -> tuple[list[list[int]], list[list[float]]]:
     draws = torch.rand(4, new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     model = eos_prone(TOKENIZER).to(device)  # type: ignore[arg-type]  # as above
-    prompts = sampling.encode_prompts(TOKENIZER, PROMPTS)
+    prompts = tokens.encode_prompts(TOKENIZER, PROMPTS)
     return sampling.sample_ids(
         model, prompts, draws, temperature=1.0, eos_token_id=tokens.eos_id(TOKENIZER), never_token_id=3, batch_size=4,
         cache=cache,

@@ -135,14 +135,14 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
         )
         print(line(stage.name, state, *cells, stage.directory))
     known = {stage.directory: one_s for stage in missing if (one_s := seconds[stage.name]) is not None}
+    at_once = building.stages_at_once(settings.launch)
     if missing and len(known) == len(missing):
-        whole_s = max(whole_run.ends(missing, known, building.stages_at_once(settings.launch)).values())
+        whole_s = max(whole_run.ends(missing, known, at_once).values())
         print(f"about {whole_run.in_words(whole_s)} in all")
     print(f"device: {estimates.device()}; results: {planned.directory}; nothing was built or written")
     to_build = [stage.name for stage in missing if stage != data]
-    at_once = estimates.side_by_side(to_build, building.stages_at_once(settings.launch), found)
     here = world.on_this_machine(processes)
-    estimates.require_memory({name: found[name] for name in to_build}, settings, tables, processes, here, at_once)
+    estimates.require_memory(to_build, found, settings, tables, processes, here, at_once)
 
 
 def finish(planned: Run, built: Sequence[Stage], wall_s: float) -> None:

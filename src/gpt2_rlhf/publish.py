@@ -22,10 +22,10 @@ from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.config.settings import Publish, Settings
 from gpt2_rlhf.evidence import product
 from gpt2_rlhf.hub import repository, tries
-from gpt2_rlhf.hub.folder import files_below, megabytes, require_room, weights_bytes
+from gpt2_rlhf.hub.folder import files_below, megabytes, require_room
 from gpt2_rlhf.hub.repository import Found, Target
 from gpt2_rlhf.hub.tries import Patience
-from gpt2_rlhf.models import model_files
+from gpt2_rlhf.models import shape
 from gpt2_rlhf.store import run as runs
 from gpt2_rlhf.store.run import Run, latest
 from gpt2_rlhf.store.stage import fault
@@ -69,7 +69,7 @@ def check(settings: Settings, patience: Patience = tries.LOOKING) -> None:
             write, a repository of the other visibility, too little room on disk, a license that the Hub does not know,
             or a Hub that cannot be reached.
     """
-    size_bytes = weights_bytes(model_files.check(settings.model))
+    size_bytes = 4 * shape.of(settings.model).weights  # in float32
     for target in targets(settings.publish):
         _check(target, settings, size_bytes, "about ", patience)
 

@@ -12,11 +12,6 @@ def model_dir(tmp_path: Path) -> Path:
     return finished_run.write(tmp_path / "outputs")
 
 
-def test_the_size_of_gpt2_is_known_from_its_config() -> None:
-    gpt2 = {"n_layer": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 1024}
-    assert folder.weights_bytes(gpt2) == pytest.approx(4 * 124_439_808, rel=0.01)  # its parameters, in float32
-
-
 def test_a_link_out_of_the_outputs_is_not_pushed(tmp_path: Path, model_dir: Path) -> None:
     (tmp_path / "secret").write_text("mine")
     (model_dir / "notes.txt").symlink_to(tmp_path / "secret")

@@ -55,12 +55,13 @@ def seconds(name: str, part: str, *overrides: str, processes: int = 1) -> float:
 
 
 def updates(name: str, *overrides: str, processes: int = 1) -> int:
-    return durations.updates(name, changed(TINY, *overrides), TABLES, processes)
+    return durations.updates(name, changed(TINY, *overrides), SFT.rows, processes)
 
 
 def test_updates_of_each_stage() -> None:
     assert updates("sft", "sft.args.per_device_train_batch_size=8") == 11  # 85 rows; the last batch is not full
     assert updates("sft", "sft.args.per_device_train_batch_size=8", "sft.args.num_train_epochs=2") == 22
+    assert updates("sft", "sft.args.per_device_train_batch_size=8", "sft.args.num_train_epochs=0.5") == 6
     assert updates("sft", "sft.args.per_device_train_batch_size=8", processes=2) == 6
     assert updates("judge", "reward.args.max_steps=5") == 5
     batch = ("ppo.args.per_device_train_batch_size=4", "ppo.args.gradient_accumulation_steps=2")
@@ -76,6 +77,7 @@ def test_passes_of_sft_and_the_reward_model() -> None:
     assert seconds("sft", "learn", steps, processes=2) == 8 * LAYERS  # two processes share the cores
     assert seconds("sft", "read", steps) == 2 * LAYERS  # all test rows at once, before and after
     assert seconds("sft", "read", steps, "evaluate.batch_size=2") == 2 * 3 * LAYERS
+    assert seconds("sft", "read", steps, "evaluate.batch_size=2", "evaluate.pairs=4") == 2 * 2 * LAYERS
     assert seconds("reward", "logits", "reward.args.max_steps=4") == 0
 
 

@@ -24,7 +24,7 @@ def needed(*overrides: str, name: str = "sft", processes: int = 1) -> memory.Mem
 
 def require(*overrides: str, name: str = "sft", processes: int = 1, here: int | None = None) -> None:
     found = {name: Estimate(rows=800, updates=1, memory=needed(*overrides, name=name), seconds=1.0)}
-    estimates.require_memory(found, changed(GPT2, *overrides), TABLES, processes, here or processes)
+    estimates.require_memory([name], found, changed(GPT2, *overrides), TABLES, processes, here or processes, 1)
 
 
 def free(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,14 +86,12 @@ def test_stages_side_by_side_need_the_sum_of_their_memory(monkeypatch: pytest.Mo
     sizes = {name: needed(name=name) for name in ("reward", "judge", "ppo")}
     found = {name: Estimate(rows=800, updates=1, memory=size, seconds=1.0) for name, size in sizes.items()}
     names = ["reward", "judge", "ppo", "ppo", "ppo"]
-    assert estimates.side_by_side(names[:3], 1, found) == ["ppo"]
-    assert estimates.side_by_side(names, 2, found) == ["ppo", "ppo"]
     free(2 * sizes["ppo"].total - 1, monkeypatch)
-    estimates.require_memory(found, GPT2, TABLES, 1, 1, at_once=["ppo"])
+    estimates.require_memory(names, found, GPT2, TABLES, 1, 1, at_once=1)
     with pytest.raises(
         UserError, match=r"^ppo and ppo side by side need about .*; build one after the other: launch.threads=null"
     ):
-        estimates.require_memory(found, GPT2, TABLES, 1, 1, at_once=["ppo", "ppo"])
+        estimates.require_memory(names, found, GPT2, TABLES, 1, 1, at_once=2)
 
 
 def test_a_sharded_run_is_asked_for_nothing_that_sharding_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,16 @@ def test_checkpointed_activations_are_one_layer_and_the_inputs_of_all() -> None:
     assert checkpointed.activations == 4 * (3 + 18) * width * tokens + attention
 
 
+@pytest.mark.parametrize(("name", "pairs"), [("sft", 30), ("reward", 15)])
+def test_measuring_takes_no_more_texts_at_once_than_the_held_out_pairs_have(name: str, pairs: int) -> None:
+    """An answer of each pair for the loss of SFT, both for the accuracy of a reward model."""
+    of_a_token = 6 * SHAPE["n_embd"] + 2 * 4 * SHAPE["n_embd"]
+    found = peak(
+        name, f"{name}.args.per_device_train_batch_size=1", "evaluate.batch_size=64", f"evaluate.pairs={pairs}"
+    )
+    assert (found.gradients, found.activations) == (0, 4 * of_a_token * 30 * ROWS.longest)
+
+
 def measured_mib(train: Callable[[], object]) -> float:
     """The peak of a process that was forked from this one, as the pipeline forks its stages."""
     context = multiprocessing.get_context("fork")

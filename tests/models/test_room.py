@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -6,7 +7,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.config.settings import Settings
+from gpt2_rlhf.config.settings import Settings, with_value
 from gpt2_rlhf.models import room
 from gpt2_rlhf.store import files
 from gpt2_rlhf.store.stage import Stage
@@ -16,11 +17,20 @@ WEIGHTS_BYTES = 4 * GPT2LMHeadModel(GPT2Config.from_dict(SHAPE)).num_parameters(
 CHECKPOINT_BYTES = 3 * WEIGHTS_BYTES  # the weights, and two moments of each
 SMALL_BYTES = 10_000_000
 ROWS = 80
+ARGS = {
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 1,
+    "save_strategy": "steps",
+    "activation_checkpointing": False,
+}
 
 
-def settings(*overrides: str) -> Settings:
+def settings(*overrides: str, **chosen: object) -> Settings:
     shape = ", ".join(f"{name}: {size}" for name, size in SHAPE.items())
-    return compose.load(["model=gpt2_random", f"model.random={{{shape}}}", *overrides]).settings
+    found = compose.load(["model=gpt2_random", f"model.random={{{shape}}}", *overrides]).settings
+    for name, value in {**ARGS, **chosen}.items():
+        found = with_value(found, f"sft.args.{name}", value)
+    return found
 
 
 def stage(folder: Path) -> Stage:
@@ -30,14 +40,8 @@ def stage(folder: Path) -> Stage:
 
 
 def plan(folder: Path, **chosen: object) -> room.Plan:
-    given = {
-        "per_device_train_batch_size": 8,
-        "num_train_epochs": 1,
-        "save_strategy": "steps",
-        "activation_checkpointing": False,
-        **chosen,
-    }
-    return [(stage(folder), SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, **given))]  # type: ignore[arg-type]
+    given: dict[str, Any] = {**ARGS, **chosen}
+    return [(stage(folder), SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, **given))]
 
 
 @pytest.mark.parametrize(
@@ -53,8 +57,8 @@ def plan(folder: Path, **chosen: object) -> room.Plan:
         ({"save_steps": 5, "save_total_limit": 2, "max_steps": 5}, CHECKPOINT_BYTES + WEIGHTS_BYTES),
     ],
 )
-def test_the_most_that_sft_needs_at_once(chosen: dict[str, object], expected: int, tmp_path: Path) -> None:
-    assert room.peak_bytes(settings(), plan(tmp_path, **chosen)) == expected + SMALL_BYTES
+def test_the_most_that_sft_needs_at_once(chosen: dict[str, Any], expected: int, tmp_path: Path) -> None:
+    assert room.peak_bytes(settings(**chosen), plan(tmp_path, **chosen)) == expected + SMALL_BYTES
 
 
 def test_shares_of_a_language_model_hold_a_tied_output_layer_twice(tmp_path: Path) -> None:

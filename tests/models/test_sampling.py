@@ -181,7 +181,7 @@ def draws(rows: int, new_tokens: int = 20) -> torch.Tensor:
 
 
 def sampled(model: Any, tokenizer: GPT2Tokenizer, **options: Any) -> tuple[list[list[int]], list[list[float]]]:
-    prompts = sampling.encode_prompts(tokenizer, PROMPTS)
+    prompts = tokens.encode_prompts(tokenizer, PROMPTS)
     eos = tokens.eos_id(tokenizer)
     given = {"temperature": 1.0, "eos_token_id": eos, "never_token_id": 3, "batch_size": 4, **options}
     return sampling.sample_ids(model, prompts, draws(len(prompts)), **given)
@@ -269,7 +269,7 @@ def test_a_streamed_answer_grows_by_a_token_and_ends_as_the_sampled_one(
         lengths = [[len(answer.ids) + answer.ended for answer in answers] for answers in seen]
         expected_ids, _ = sampling.sample_ids(
             model,
-            sampling.encode_prompts(tokenizer, [PROMPTS[0]] * 3),
+            tokens.encode_prompts(tokenizer, [PROMPTS[0]] * 3),
             draws(3),
             temperature=1.0,
             eos_token_id=tokens.eos_id(tokenizer),

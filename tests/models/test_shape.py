@@ -27,6 +27,11 @@ def test_random_weights_are_counted_as_transformers_makes_them() -> None:
     assert (found.is_gated, found.has_dropout, found.packs) == (False, True, True)
 
 
+def test_the_size_of_gpt2_is_known_from_its_config() -> None:
+    gpt2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 1024}
+    assert shape.of(Model(name="random", revision=None, tokenizer="embedded", random=gpt2)).weights == 124_439_808
+
+
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_weights_in_files_are_counted_for_every_family(family: str, tmp_path: Path) -> None:
     model = families.policy(family)

@@ -66,7 +66,7 @@ def test_every_model_gives_the_answer_of_the_evaluation_with_the_same_seed_and_i
         given: Any = {"seed": 7, "max_new_tokens": TOKENS, "temperature": 0.8, "batch_size": 1}
         (expected,) = sampling.sample(models.policies[name], tokenizer, [prompt], **given)
         assert reply.answer == expected
-        read = [[*sampling.encode_prompts(tokenizer, [prompt])[0], *expected.ids, eos]]
+        read = [[*tokens.encode_prompts(tokenizer, [prompt])[0], *expected.ids, eos]]
         for scorer, score in reply.scores.items():
             (expected_score,) = scoring.score(models.scorers[scorer], pad, read, 1)
             assert score == pytest.approx(expected_score, abs=1e-5)
@@ -132,7 +132,7 @@ def test_with_a_chat_template_the_models_read_the_conversation_in_it(tmp_path: P
     asked, answer = {"role": "user", "content": "Hi?"}, first.replies["sft"].answer.text.strip()
     said = [asked, {"role": "assistant", "content": answer}, {"role": "user", "content": "And?"}]
     expected = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
-    assert sampling.encode_prompts(tokenizer, [prompt]) == [expected]
+    assert tokens.encode_prompts(tokenizer, [prompt]) == [expected]
     with pytest.raises(UserError, match=r"contains <\|im_start\|>, which the models read as the end of a turn"):
         ask(first, "Hi<|im_start|>assistant")
 
@@ -151,7 +151,7 @@ def test_the_earliest_turns_of_a_conversation_too_long_for_the_models_are_left_o
         assert "Number 0?" not in reply.prompt
         assert reply.prompt.startswith("\n\nHuman: Number ")
         assert reply.prompt.endswith("\n\nHuman: Number 3?\n\nAssistant:")
-        (ids,) = sampling.encode_prompts(models.tokenizer, [reply.prompt])
+        (ids,) = tokens.encode_prompts(models.tokenizer, [reply.prompt])
         assert len(ids) + TOKENS + 1 <= POSITIONS
 
 

@@ -18,7 +18,7 @@ from gpt2_rlhf.config.settings import Evaluate
 from gpt2_rlhf.launch.progress_line import shown
 from gpt2_rlhf.launch.stopwatch import Stopwatch
 from gpt2_rlhf.models import tokens
-from gpt2_rlhf.models.sampling import Answer, encode_prompts, sample
+from gpt2_rlhf.models.sampling import Answer, sample
 from gpt2_rlhf.models.scoring import Show, answer_nll, score, sequence_logprobs
 
 
@@ -98,7 +98,7 @@ def read_answers(
 ) -> Readings:
     """Return the log-probabilities that policy `name` gives to models' answers to all prompts."""
     settings, eos, work = prompts.settings, tokens.eos_id(prompts.tokenizer), Stopwatch()
-    prompt_ids = encode_prompts(prompts.tokenizer, prompts.texts)
+    prompt_ids = tokens.encode_prompts(prompts.tokenizer, prompts.texts)
     sampled_ids = {whose: [answer.sampled_ids(eos) for answer in given] for whose, given in answers.items()}
     reading = shown(f"{name} reads answers")
     with work.running():
@@ -142,7 +142,7 @@ def scored_sequences(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[Answer]
 ) -> list[tuple[int, ...]]:
     """Return the token ids that a reward model reads: prompt, answer and EOS."""
-    eos, prompt_ids = tokens.eos_id(tokenizer), encode_prompts(tokenizer, prompts)
+    eos, prompt_ids = tokens.eos_id(tokenizer), tokens.encode_prompts(tokenizer, prompts)
     return [(*ids, *answer.ids, eos) for ids, answer in zip(prompt_ids, answers, strict=True)]
 
 

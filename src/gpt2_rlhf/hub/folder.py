@@ -1,10 +1,8 @@
-"""The files of a folder that are pushed, their size, and the room on disk for the copy that is downloaded back."""
+"""The files of a folder that are pushed, and the room on disk for the copy that is downloaded back."""
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from gpt2_rlhf.config.errors import UserError
 
@@ -34,17 +32,6 @@ def files_below(folder: Path, root: Path) -> list[str]:
     if not found:
         raise UserError(f"{folder}: there is nothing to push; run `make pipeline` first")
     return found
-
-
-def weights_bytes(model_config: Mapping[str, Any]) -> int:
-    """Return nearly the size of the float32 weights of a decoder, from its config.json.
-
-    12 width^2 in a layer (Kaplan et al. 2020, arXiv:2001.08361, table 1), and embeddings of tokens and positions.
-    """
-    width = model_config.get("n_embd", model_config.get("hidden_size", 0))
-    layers = model_config.get("n_layer", model_config.get("num_hidden_layers", 0))
-    rows = model_config.get("vocab_size", 0) + model_config.get("n_positions", 0)
-    return 4 * (12 * layers * width**2 + rows * width)
 
 
 def require_room(size_bytes: int) -> int:

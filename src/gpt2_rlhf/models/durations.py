@@ -1,5 +1,6 @@
 """Estimate how long each stage takes, from its rows and updates and from parts of the model timed on this machine."""
 
+import math
 from collections.abc import Mapping
 
 from gpt2_rlhf.config import methods, ppo_sizes
@@ -13,9 +14,9 @@ _START = 400_000  # a stage's start and end: its process, loading, building the 
 _STEP = 5_000  # what the trainer does around a step
 
 
-def updates(name: str, settings: Settings, tables: Mapping[str, Lengths], processes: int) -> int:
-    """Return the optimizer steps of SFT or a reward model, or PPO's updates."""
-    args, rows = settings.trained_by(name).args, tables[methods.table_of(name)].rows
+def updates(name: str, settings: Settings, rows: int, processes: int) -> int:
+    """Return the optimizer steps of SFT or a reward model, or PPO's updates. rows: of the stage's table."""
+    args = settings.trained_by(name).args
     if (args.get("max_steps") or 0) > 0:
         return int(args["max_steps"])
     if name == "ppo":
@@ -24,7 +25,7 @@ def updates(name: str, settings: Settings, tables: Mapping[str, Lengths], proces
     if name == "rloo":
         rounds = -(-settings.rloo.episodes // (answers_at_once(args) * processes))
         return rounds * answers_at_once(args) * processes // batch * (args.get("num_iterations") or 1)
-    return int(-(-rows // batch) * args["num_train_epochs"])
+    return math.ceil(-(-rows // batch) * args["num_train_epochs"])
 
 
 class Durations:
@@ -52,10 +53,11 @@ class Durations:
         again = 4 / 3 if args.get("activation_checkpointing") else 1
         columns = _length(as_computed(name, rows, self._shape, self.machine.device.type != "cpu"))
         learn = again * self._layers * self.machine.learn(texts, columns) + 3 * self._logits(answers)
-        measured = 2 * self._read(test, test.rows, with_logits=is_sft)  # before and after, or both answers
+        held_out = min(self._settings.evaluate.pairs, test.rows)
+        measured = 2 * self._read(test, held_out, with_logits=is_sft)  # before and after, or both answers
         if name == "dpo":  # its reference reads each batch, and nothing is measured
             learn, measured = learn + self._layers * self.machine.read(texts, columns) + self._logits(answers), 0
-        steps = updates(name, self._settings, self._tables, self._processes)
+        steps = updates(name, self._settings, rows.rows, self._processes)
         return steps * (micro_steps * learn + self._step(self._shape.weights)) + measured
 
     def _ppo(self) -> float:
@@ -78,7 +80,7 @@ class Durations:
             + args["num_ppo_epochs"] * learn * episodes / texts
             + steps * self._step(2 * self._shape.weights)
         )
-        count = updates("ppo", self._settings, self._tables, self._processes)
+        count = updates("ppo", self._settings, rows.rows, self._processes)
         found = count * update
         if withheld := sizes.withheld_prompts:
             measure = self._sample(rows, withheld, self._settings.evaluate.batch_size, args["response_length"])
@@ -95,7 +97,7 @@ class Durations:
         passes = 3 * self._layers * self.machine.read(texts, columns) + 2 * self._logits(round(texts * answer))
         learn = self._layers * self.machine.learn(texts, columns) + 3 * self._logits(round(texts * answer))
         sampled = self._sample(rows, episodes, episodes, args["max_completion_length"])
-        steps = updates("rloo", self._settings, self._tables, self._processes) * self._sharing
+        steps = updates("rloo", self._settings, rows.rows, self._processes) * self._sharing
         learnt = (args.get("num_iterations") or 1) * learn
         return rounds * (sampled + (passes + learnt) * episodes / texts) + steps * self._step(self._shape.weights)
 

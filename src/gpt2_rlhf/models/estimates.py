@@ -40,10 +40,11 @@ def of(names: Sequence[str], settings: Settings, tables: Mapping[str, Lengths], 
     durations = Durations(settings, model, tables, processes)
     on_gpu = durations.machine.device.type != "cpu"
     seconds = {name: durations.seconds(name) for name in names}
+    rows = {name: tables[methods.table_of(name) if name in TRAINED else "test"].rows for name in names}
     return {
         name: Estimate(
-            rows=tables[methods.table_of(name) if name in TRAINED else "test"].rows,
-            updates=updates(name, settings, tables, processes) if name in TRAINED else None,
+            rows=rows[name],
+            updates=updates(name, settings, rows[name], processes) if name in TRAINED else None,
             memory=memory.peak(name, settings, model, tables, processes, on_gpu) if name in TRAINED else None,
             seconds=seconds[name] * durations.machine.pace,
         )
@@ -52,17 +53,18 @@ def of(names: Sequence[str], settings: Settings, tables: Mapping[str, Lengths], 
 
 
 def require_memory(
+    names: Sequence[str],
     found: Mapping[str, Estimate],
     settings: Settings,
     tables: Mapping[str, Lengths],
     processes: int,
     here: int,
-    at_once: Sequence[str] = (),
+    at_once: int,
 ) -> None:
     """Refuse stages that need more memory than the device has free; with force=true, print why and go on.
 
-    here: how many of the processes are on this machine.
-    at_once: the stages that run side by side when most memory is needed, one with several seeds as often.
+    names: the stages that will be built, one with several seeds as often. here: how many of the processes are on this
+    machine. at_once: how many stages may run side by side.
 
     Raises:
         UserError: names the stage, both figures, and the settings that would lower its figure most.
@@ -82,20 +84,13 @@ def require_memory(
             raise UserError(f"{line}; {remedies()}; or try it with force=true")
         print(line, flush=True)
 
-    for name in found:
+    for name in dict.fromkeys(names):
         require(f"{name} needs", [name], partial(_remedies, name, settings, tables, (processes, here), on_gpu, free))
-    if len(at_once) > 1:
-        together = f"{' and '.join(at_once)} side by side need"
-        require(together, at_once, lambda: "build one after the other: launch.threads=null")
-
-
-def side_by_side(names: Sequence[str], at_once: int, found: Mapping[str, Estimate]) -> list[str]:
-    """Return the stages of the group that needs most memory at once: the reward models, or the seeds of PPO.
-
-    names: the stages that will be built, one with several seeds as often. at_once: how many may run side by side.
-    """
     groups = ([name for name in names if name in group][:at_once] for group in _SIDE_BY_SIDE)
-    return max(groups, key=lambda group: _bytes(group, found))
+    largest = max(groups, key=lambda group: _bytes(group, found))
+    if len(largest) > 1:
+        together = f"{' and '.join(largest)} side by side need"
+        require(together, largest, lambda: "build one after the other: launch.threads=null")
 
 
 def _bytes(names: Sequence[str], found: Mapping[str, Estimate]) -> float:

@@ -170,14 +170,9 @@ def _check_module(name: str, model: PreTrainedModel, key: str) -> None:
             )
 
 
-def merged(model: torch.nn.Module) -> PreTrainedModel:
-    """Return the model with its adapter merged into the weights; without an adapter, the model itself."""
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[return-value]  # a trainer's model is typed as any module
-
-
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Save a trainer's model, its adapter merged, together with the tokenizer, whose EOS is the only one."""
-    whole = merged(model)
+    whole: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
     whole.config.eos_token_id = tokens.eos_id(tokenizer)
     if whole.can_generate():
         whole.generation_config.eos_token_id = tokens.eos_id(tokenizer)

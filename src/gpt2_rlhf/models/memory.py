@@ -97,7 +97,8 @@ def _supervised(
         yield weights + (0 if chosen.peft.r > 0 else whole), gradients, optimizer, activations, logits
         return
     yield weights, gradients, optimizer, activations, logits
-    measured = min(settings.evaluate.batch_size, test.rows)
+    held_out = min(settings.evaluate.pairs, test.rows) * (1 if is_sft else 2)
+    measured = min(settings.evaluate.batch_size, held_out)
     read = min(LOGITS_AT_ONCE, measured * test.longest * shape.vocabulary) if is_sft else 0
     yield weights + whole, 0, optimizer, _passing(shape) * measured * test.longest, 1.5 * read
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf.models.model_files import positions
+from gpt2_rlhf.models.model_files import positions, read_json
 
 Json = dict[str, Any]
 
@@ -22,16 +22,14 @@ def texts(model_dir: Path, sampling: Json) -> dict[str, str]:
 
     sampling: arguments of `generate` that the evaluation used. They replace those of the base model.
     """
-    config, tokenizer = _read(model_dir, "config.json"), _read(model_dir, "tokenizer.json")
+    config, tokenizer = read_json(model_dir / "config.json"), read_json(model_dir / "tokenizer.json")
     rewrite: dict[str, Callable[[Json], Json]] = {
         "config.json": _config,
         "generation_config.json": lambda found: {key: found[key] for key in found if key.endswith("_id")} | sampling,
         "tokenizer_config.json": lambda found: _tokenizer_config(found, positions(config)),
     }
-    changed = {
-        name: _text(change(_read(model_dir, name))) for name, change in rewrite.items() if (model_dir / name).is_file()
-    }
-    return changed | _vocabulary(tokenizer)
+    there = {name: read_json(model_dir / name) for name in rewrite if (model_dir / name).is_file()}
+    return {name: _text(rewrite[name](found)) for name, found in there.items()} | _vocabulary(tokenizer)
 
 
 def _config(found: Json) -> Json:
@@ -68,10 +66,6 @@ def _vocabulary(tokenizer: Json) -> dict[str, str]:
         "vocab.json": _text({**model["vocab"], **added}),
         "merges.txt": "".join(f"{line}\n" for line in ["#version: 0.2", *pairs]),
     }
-
-
-def _read(model_dir: Path, name: str) -> Json:
-    return json.loads((model_dir / name).read_text(encoding="utf-8"))
 
 
 def _text(content: Json) -> str:

@@ -15,6 +15,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.config.system_faults import free_bytes, largest_file
 from gpt2_rlhf.models import shape
+from gpt2_rlhf.models.durations import updates
 from gpt2_rlhf.store.stage import Stage, manifest
 
 Plan = Sequence[tuple[Stage, TrainingArguments]]  # the stages that train, in order, each with its TRL config
@@ -78,18 +79,12 @@ def _optimizer_bytes(settings: Settings, stage: Stage, config: TrainingArguments
 
 def _saves(settings: Settings, stage: Stage, config: TrainingArguments) -> int:
     """Return how many checkpoints the stage writes by its `save_strategy`, that of the last step included."""
-    counts = manifest(stage.needs["data"])["metrics"]["tables"][methods.table_of(stage.name)]
-    rows = counts["prompts" if stage.name == "ppo" else "pairs"]
     if config.save_strategy == "no":
         return 0
     if config.save_strategy == "epoch":
         return math.ceil(config.num_train_epochs)
     if config.save_steps < 1:
         return math.ceil(1 / config.save_steps)
-    processes = int(stage.inputs["processes"])
-    rows_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    steps = math.ceil(rows / rows_a_step) * config.num_train_epochs
-    if config.max_steps > 0:
-        steps = config.max_steps
-    episodes = settings.rloo.episodes if stage.name == "rloo" else getattr(config, "total_episodes", None)
-    return math.ceil((episodes / rows_a_step if episodes else steps) / config.save_steps)
+    rows = manifest(stage.needs["data"])["metrics"]["tables"][methods.table_of(stage.name)]["pairs"]
+    steps = updates(stage.name, settings, rows, int(stage.inputs["processes"]))
+    return math.ceil(steps / config.save_steps)

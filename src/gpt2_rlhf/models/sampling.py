@@ -39,11 +39,6 @@ class Answer:
         return [*self.ids, eos_token_id] if self.ended else self.ids
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of each prompt."""
-    return [row["input_ids"] for row in tokens.encode_ppo(tokenizer, [{"prompt": prompt} for prompt in prompts])]
-
-
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -63,7 +58,7 @@ def sample(
     Raises:
         UserError: a prompt and its answer need more positions than the model has.
     """
-    prompt_ids = encode_prompts(tokenizer, prompts)
+    prompt_ids = tokens.encode_prompts(tokenizer, prompts)
     longest = max((len(ids) for ids in prompt_ids), default=0)
     positions = model.config.max_position_embeddings
     if longest + max_new_tokens > positions:
@@ -91,7 +86,7 @@ def stream(
     The last ones are those of `sample` with the same draws. `draws`: as for `sample_ids`.
     """
     eos = tokens.eos_id(tokenizer)
-    prompt_ids = encode_prompts(tokenizer, [prompt]) * len(draws)
+    prompt_ids = tokens.encode_prompts(tokenizer, [prompt]) * len(draws)
     steps = _sample_batch(model, prompt_ids, draws, temperature, eos, None, None)
     for count in range(1, draws.shape[1] + 1):
         with inference(model):  # not around the yield, since the code of the caller would run in it too

@@ -14,12 +14,12 @@ With a chat template a prompt is what the template renders, and EOS is what it p
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from tokenizers import Encoding, processors
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gpt2_rlhf.config.errors import UserError
@@ -29,7 +29,6 @@ from gpt2_rlhf.models.templates import ASSISTANT, HUMAN, TRANSCRIPT, Refused
 
 _TEXTS_AT_ONCE = 128
 
-T = TypeVar("T")
 Row = Mapping[str, Any]  # with the texts prompt, chosen and rejected
 Columns = dict[str, list[int]]
 
@@ -139,9 +138,16 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id
 
 
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of each prompt, with what the tokenizer adds before a text (BOS); a template has its own."""
+    is_alone = not has_chat_template(tokenizer)
+    return _encoded(tokenizer, _rendered(tokenizer, prompts), add_special_tokens=is_alone)
+
+
 def encode_sft(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Columns]:
     """Return the columns for SFTTrainer: prompt + chosen + EOS, with labels -100 on the prompt."""
-    texts = zip(_prompt_ids(tokenizer, rows), _answer_ids(tokenizer, rows, "chosen"), strict=True)
+    prompts, chosen = ([row[column] for row in rows] for column in ("prompt", "chosen"))
+    texts = zip(encode_prompts(tokenizer, prompts), _answer_ids(tokenizer, chosen), strict=True)
     return [{"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer} for prompt, answer in texts]
 
 
@@ -153,8 +159,8 @@ def encode_reward(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> li
 
 def encode_dpo(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Columns]:
     """Return the columns for DPOTrainer: the prompt, and both answers with EOS."""
-    answers = (_answer_ids(tokenizer, rows, side) for side in ("chosen", "rejected"))
-    texts = zip(_prompt_ids(tokenizer, rows), *answers, strict=True)
+    prompts, *answers = ([row[column] for row in rows] for column in ("prompt", "chosen", "rejected"))
+    texts = zip(encode_prompts(tokenizer, prompts), *(_answer_ids(tokenizer, one) for one in answers), strict=True)
     return [
         {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected} for prompt, chosen, rejected in texts
     ]
@@ -162,17 +168,17 @@ def encode_dpo(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[
 
 def encode_ppo(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Columns]:
     """Return the columns for PPOTrainer: the prompt alone."""
-    return [{"input_ids": ids} for ids in _prompt_ids(tokenizer, rows)]
+    return [{"input_ids": ids} for ids in encode_prompts(tokenizer, [row["prompt"] for row in rows])]
 
 
 def count_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[int]:
     """Return the number of tokens of each prompt, without what the tokenizer adds by itself."""
-    return _encoded(tokenizer, _rendered(tokenizer, prompts), len, add_special_tokens=False)
+    return [len(ids) for ids in _encoded(tokenizer, _rendered(tokenizer, prompts), add_special_tokens=False)]
 
 
 def count_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> list[int]:
     """Return the number of tokens of each answer, without EOS."""
-    return [len(ids) - 1 for ids in _answer_ids(tokenizer, [{"answer": answer} for answer in answers], "answer")]
+    return [len(ids) - 1 for ids in _answer_ids(tokenizer, answers)]
 
 
 def word_counter(tokenizer: PreTrainedTokenizerBase) -> words.Count | None:
@@ -207,22 +213,13 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Seq
     return [templates.render(template, named, templates.messages(one), for_answer=True) for one in prompts]
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[list[int]]:
-    """Return the ids of each prompt, with what the tokenizer adds before a text (BOS); a template has its own."""
-    texts, is_alone = _rendered(tokenizer, [row["prompt"] for row in rows]), not has_chat_template(tokenizer)
-    return _encoded(tokenizer, texts, lambda one: one.ids, add_special_tokens=is_alone)
-
-
-def _answer_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], column: str) -> list[list[int]]:
+def _answer_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Return the ids of each answer after a prompt, and EOS."""
-    texts, space, eos = [row[column] for row in rows], before_answer(tokenizer), eos_id(tokenizer)
+    space, eos = before_answer(tokenizer), eos_id(tokenizer)
+    ids_of = partial(_encoded, tokenizer, add_special_tokens=False)
     if has_chat_template(tokenizer):
         texts = [f"{space}{text.removeprefix(' ')}" for text in texts]
     (before,) = _rendered(tokenizer, [f"{HUMAN} question{ASSISTANT}"])
-
-    def ids_of(some: Sequence[str]) -> list[list[int]]:
-        return _encoded(tokenizer, some, lambda one: one.ids, add_special_tokens=False)
-
     answer, prompt, both = ids_of([f"{space}answer", before, f"{before}{space}answer"])
     ids = ids_of(texts)
     if both != prompt + answer:  # alone, the answer has a space more
@@ -232,13 +229,8 @@ def _answer_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], column:
     return [[*one, eos] for one in ids]
 
 
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    taken: Callable[[Encoding], T],
-    add_special_tokens: bool,
-) -> list[T]:
-    """Return what `taken` takes of each encoded text. Threads share the texts, since encoding needs no lock of Python.
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+    """Return the ids of each text. Threads share the texts, since encoding needs no lock of Python.
 
     The threads of the library itself are switched off, since they do not survive the fork of a stage's process.
     """
@@ -246,6 +238,6 @@ def _encoded(
     encode = partial(backend.backend_tokenizer.encode_batch_fast, add_special_tokens=add_special_tokens)
     parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
     if len(parts) < 2:
-        return [taken(one) for part in parts for one in encode(part)]
+        return [one.ids for part in parts for one in encode(part)]
     with ThreadPoolExecutor() as threads:
-        return [one for part in threads.map(lambda part: [taken(one) for one in encode(part)], parts) for one in part]
+        return [ids for part in threads.map(lambda part: [one.ids for one in encode(part)], parts) for ids in part]

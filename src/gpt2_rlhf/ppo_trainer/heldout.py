@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gpt2_rlhf.evidence.answers import finite_scores, refuse_not_finite, scored_sequences, utilities
 from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.models import scoring, threads, tokens
-from gpt2_rlhf.models.sampling import Answer, encode_prompts, sample
+from gpt2_rlhf.models.sampling import Answer, sample
 from gpt2_rlhf.ppo_trainer import reward_scores
 from gpt2_rlhf.ppo_trainer.reward_scores import ScoreFunction
 
@@ -74,7 +74,7 @@ def measure(
         batch_size=batch_size,
     )
     sampled_ids = [answer.sampled_ids(tokens.eos_id(tokenizer)) for answer in answers]
-    prompt_ids = encode_prompts(tokenizer, prompts)
+    prompt_ids = tokens.encode_prompts(tokenizer, prompts)
     (rewards, judge_rewards), kl = threads.both(
         lambda: (reward(prompts, answers), None if judge is None else judge(prompts, answers)),
         lambda: scoring.kl_by_row(policy, reference, prompt_ids, sampled_ids, temperature, batch_size),

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.functions import load_score_function
 from gpt2_rlhf.config.settings import PpoReward
-from gpt2_rlhf.models.sampling import encode_prompts
-from gpt2_rlhf.models.tokens import has_chat_template
+from gpt2_rlhf.models.tokens import encode_prompts, has_chat_template
 from gpt2_rlhf.ppo_trainer import forward
 from gpt2_rlhf.ppo_trainer.forward import Rows
 

@@ -21,7 +21,7 @@ from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence.answers import finite_scores, scored_sequences
 from gpt2_rlhf.models import chat_models, tokens
 from gpt2_rlhf.models.chat_models import Models
-from gpt2_rlhf.models.sampling import Answer, encode_prompts, stream
+from gpt2_rlhf.models.sampling import Answer, stream
 from gpt2_rlhf.rows.transcripts import ASSISTANT, HUMAN, Unusable, fit_prompts, pair
 
 BEST_OF = "sft"  # the model whose answers best of n chooses from
@@ -205,7 +205,7 @@ def _prompt(models: Models, said: str, question: str) -> str:
             )
 
     def count(prompts: list[str]) -> list[int]:
-        return [len(ids) for ids in encode_prompts(tokenizer, prompts)]
+        return [len(ids) for ids in tokens.encode_prompts(tokenizer, prompts)]
 
     prompt = f"{said}{HUMAN} {question.strip()}{ASSISTANT}"
     (fitted,) = fit_prompts([prompt], models.most_prompt_tokens, count)
