@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt2_rlhf.config import compose, methods
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.evidence import card, report, seeds
+from gpt2_rlhf.evidence import card, report, summary
 from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import content_sha256, read_json_lines, unfinished, unused, write_json
@@ -66,7 +66,7 @@ def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
     sources = card.CardSources(
         command=run.portable_command,
         records=of_seeds[0],
-        seeds=seeds.spread(run.settings.ppo, of_seeds),
+        seeds=summary.spread(run.settings.ppo, of_seeds),
         samples=read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl"),
         # reports of earlier versions list none
         pictures=json.loads(figures.read_text(encoding="utf-8")).get("pictures", []) if figures.exists() else [],

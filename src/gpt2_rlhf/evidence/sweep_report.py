@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
-from gpt2_rlhf.evidence import seeds
+from gpt2_rlhf.evidence import summary
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
 from gpt2_rlhf.evidence.tables import WIDTH, Table, plain, text, text_row
@@ -56,7 +56,7 @@ class Built:
         if len(found) == 1:
             return found[0]
         shown = (*_OF_METHODS, *_MANNER)
-        spreads = {one.key: seeds.over_seeds([of.get(one.key) for of in found]) for one in shown}
+        spreads = {one.key: summary.over_seeds([of.get(one.key) for of in found]) for one in shown}
         return {key: one and {**one, "low": one["min"], "high": one["max"]} for key, one in spreads.items()}
 
     @cached_property
