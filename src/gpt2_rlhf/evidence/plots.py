@@ -52,7 +52,7 @@ def pictures(run_dir: Path, records: Mapping[str, Mapping[str, Any]], samples: S
     method = methods.of(records)
     history = curves.heldout(run_dir / method)
     rewards = {name: records[name]["metrics"] for name in _REWARD_MODELS if name in records}
-    is_by_function = results.reward_function({"manifests": records}) is not None
+    is_by_function = results.reward_function({**records, "manifests": records}) is not None
     reward_label = results.FUNCTION_SCORE if is_by_function else metrics.REWARD.label
     logged, kept_update = curves.logged(run_dir / method), records[method]["metrics"]["kept_update"]
     return [

@@ -27,9 +27,8 @@ def write(run: Run) -> list[Path]:
 
     Folders that would come out the same, and that nobody has changed since, are left as they are.
     """
-    stages = run.plans[0]
     records, sources = _sources(run)
-    manifests = {"command": run.portable_command, "stages": records}
+    manifests = {"command": sources.command, "stages": records}
     texts = {
         "config.yaml": compose.yaml(without_folders(run.values)),
         "manifest.json": json.dumps(manifests, indent=2, ensure_ascii=False) + "\n",
@@ -40,7 +39,7 @@ def write(run: Run) -> list[Path]:
     stage_of = card.folders(run.settings.method)
     folders = [run.directory / name for name in stage_of]
     for folder in folders:
-        model_dir = stages[stage_of[folder.name]].model_dir
+        model_dir = run.plans[0][stage_of[folder.name]].model_dir
         own = {**texts, "README.md": card.render(run.settings, sources, folder.name)}
         own |= portable_files.texts(model_dir, sampling)
         files = {file.name: file for file in model_dir.iterdir() if file.name not in own}
