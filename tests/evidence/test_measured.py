@@ -76,9 +76,9 @@ def test_the_summary_has_means_and_the_intervals_of_rewards_and_utility():
     found = summary(measured)
     expected = bootstrap_mean(measured.rewards)
     assert (found["eval/reward"], found["eval/reward_low"], found["eval/reward_high"]) == (
-        expected.mean,
-        expected.low,
-        expected.high,
+        expected["mean"],
+        expected["low"],
+        expected["high"],
     )
     assert measured.judge_rewards is not None
     assert measured.kl_nats is not None

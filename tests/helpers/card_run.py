@@ -174,7 +174,7 @@ def _reward(seed: int) -> dict[str, Any]:
     margins, longer = random.normal(0.8, 1, PAIRS), random.integers(-5, 9, PAIRS)
 
     def share(successes: int, n: int = PAIRS) -> dict[str, Any]:
-        return dataclasses.asdict(wilson(successes, n))
+        return {**wilson(successes, n)}
 
     return {
         "accuracy": share(37 + seed),

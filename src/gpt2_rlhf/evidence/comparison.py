@@ -6,15 +6,15 @@ comparison of two models is paired.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.evidence import intervals
 from gpt2_rlhf.evidence.calibration import reward_model_fault
-from gpt2_rlhf.evidence.intervals import bootstrap_mean, bootstrap_ratio, bootstrap_share, bootstrap_share_difference
+from gpt2_rlhf.evidence.intervals import Estimate
 from gpt2_rlhf.evidence.measured import MEASURES, Measured
 
 BEST_OF_N = "best_of_n"
@@ -125,9 +125,9 @@ def shares(refused: np.ndarray | None, toxic: np.ndarray | None, seed: int) -> d
     return {"refusal_rate": _share(refused, seed), "toxic_rate": _share(toxic, seed)}
 
 
-def estimate(values: np.ndarray | None, seed: int) -> dict[str, Any] | None:
+def estimate(values: np.ndarray | None, seed: int) -> Estimate | None:
     """Return the mean of the values with its interval; None where they are unknown, or not finite after divergence."""
-    return None if values is None or not np.isfinite(values).all() else asdict(bootstrap_mean(values, seed))
+    return None if values is None or not np.isfinite(values).all() else intervals.bootstrap_mean(values, seed)
 
 
 def best_of_kl_bound_nats(n: int) -> float:
@@ -152,12 +152,12 @@ def _win_rates(measured: Mapping[str, Measured], name: str, rival: str, seed: in
     }
 
 
-def _share_difference(later: np.ndarray | None, earlier: np.ndarray | None, seed: int) -> dict[str, Any] | None:
-    return None if later is None or earlier is None else asdict(bootstrap_share_difference(later, earlier, seed))
+def _share_difference(later: np.ndarray | None, earlier: np.ndarray | None, seed: int) -> Estimate | None:
+    return None if later is None or earlier is None else intervals.bootstrap_share_difference(later, earlier, seed)
 
 
-def _share(outcomes: np.ndarray | None, seed: int) -> dict[str, Any] | None:
-    return None if outcomes is None else asdict(bootstrap_share(outcomes, seed))
+def _share(outcomes: np.ndarray | None, seed: int) -> Estimate | None:
+    return None if outcomes is None else intervals.bootstrap_share(outcomes, seed)
 
 
 def _differences(later: Measured, earlier: Measured) -> dict[str, np.ndarray | None]:
@@ -182,9 +182,10 @@ def _length_matched(
     return {**_outcomes(reward[alike], seed), "pairs": int(alike.sum())} if alike.any() else None
 
 
-def _perplexity(nll_nats: np.ndarray | None, tokens: np.ndarray | None, seed: int) -> dict[str, Any] | None:
+def _perplexity(nll_nats: np.ndarray | None, tokens: np.ndarray | None, seed: int) -> Estimate | None:
     """Return exp(sum of nats / sum of tokens); exp of the ends of a percentile interval is the interval of exp."""
     if nll_nats is None or tokens is None:
         return None
-    loss = bootstrap_ratio(nll_nats, tokens, seed)
-    return {"mean": math.exp(loss.mean), "low": math.exp(loss.low), "high": math.exp(loss.high), "n": loss.n}
+    loss = intervals.bootstrap_ratio(nll_nats, tokens, seed)
+    mean, low, high = (math.exp(loss[key]) for key in ("mean", "low", "high"))
+    return Estimate(mean=mean, low=low, high=high, n=loss["n"])

@@ -68,7 +68,7 @@ def summary(measured: Measured) -> dict[str, float]:
         name, values = f"eval/{_LOGGED_AS.get(key, key)}", getattr(measured, field)
         if values is not None and key in MEASURES:
             estimate = bootstrap_mean(values)
-            logged |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            logged |= {name: estimate["mean"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
         elif values is not None:
             logged[name] = float(values.mean())
     return logged

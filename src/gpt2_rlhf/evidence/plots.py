@@ -5,7 +5,7 @@ for those who print or see without colours.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
         values = [getattr(one, MEASURES[metric.key]) for one in history]
         if values[0] is None:
             continue
-        since_sft = [asdict(bootstrap_mean(one - values[0])) for one in values]
+        since_sft = [bootstrap_mean(one - values[0]) for one in values]
         label = reward_label if metric is metrics.REWARD else metric.label
         means, lows, highs = ([one[key] for one in since_sft] for key in ("mean", "low", "high"))
         changes.plot(updates, means, color=COLOURS[place], marker=MARKERS[place], markersize=4, clip_on=False)

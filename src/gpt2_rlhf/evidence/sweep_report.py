@@ -8,7 +8,7 @@ in their method are shown beside what their training took, and beside best-of-n,
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
 from gpt2_rlhf.evidence import summary
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
-from gpt2_rlhf.evidence.intervals import bootstrap_mean
+from gpt2_rlhf.evidence.intervals import Estimate, bootstrap_mean
 from gpt2_rlhf.evidence.tables import WIDTH, Table, plain, text, text_row
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
 from gpt2_rlhf.store.run import Run
@@ -83,7 +83,7 @@ class Best:
     note: str
     by: Metric | None = None
     place: int | None = None
-    behind: Mapping[int, dict[str, Any]] = field(default_factory=dict)  # by place: best minus this, per prompt
+    behind: Mapping[int, Estimate] = field(default_factory=dict)  # by place: best minus this, per prompt
 
 
 def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
@@ -239,11 +239,11 @@ def _of_methods(points: Sequence[Built], best_of_n: Mapping[str, Any]) -> Table:
     return Table("methods", "Method", {"mean": "Mean", "sd": "SD over seeds", "seeds": "Seeds"}, rows)
 
 
-def _difference(best: Mapping[str, float], other: Mapping[str, float], level: float) -> dict[str, Any] | None:
+def _difference(best: Mapping[str, float], other: Mapping[str, float], level: float) -> Estimate | None:
     shared = [prompt for prompt in best if prompt in other]
     if not shared:  # points with other data
         return None
-    return asdict(bootstrap_mean([best[prompt] - other[prompt] for prompt in shared], level=level))
+    return bootstrap_mean([best[prompt] - other[prompt] for prompt in shared], level=level)
 
 
 def _draw(file: Path, points: Mapping[int, Built], shown: Sequence[Metric]) -> None:
