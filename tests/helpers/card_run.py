@@ -83,10 +83,10 @@ def evaluation(method: str = "ppo") -> dict[str, Any]:
 
     def measured(shift: float, is_policy: bool = True) -> Measured:
         return Measured(
-            rewards=random.normal(shift, 1, PROMPTS),
-            judge_rewards=random.normal(shift + 0.3, 1, PROMPTS),
-            utilities=random.normal(shift + 0.7, 1, PROMPTS),
-            answer_tokens=random.integers(10, 16, PROMPTS),
+            reward=random.normal(shift, 1, PROMPTS),
+            judge_reward=random.normal(shift + 0.3, 1, PROMPTS),
+            utility=random.normal(shift + 0.7, 1, PROMPTS),
+            tokens=random.integers(10, 16, PROMPTS),
             ended=random.random(PROMPTS) < 0.8,
             distinct_2=random.uniform(0.7, 1, PROMPTS),
             kl_k1=random.normal(2 + shift, 1, PROMPTS) if is_policy else None,

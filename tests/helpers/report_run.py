@@ -65,10 +65,10 @@ def write(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _measured(draws: np.random.Generator, gain: float) -> Measured:
     tokens = draws.integers(3, 40, PROMPTS)
     return Measured(
-        rewards=draws.normal(gain, 1, PROMPTS),
-        judge_rewards=draws.normal(gain, 1, PROMPTS),
-        utilities=draws.normal(gain, 1, PROMPTS),
-        answer_tokens=tokens,
+        reward=draws.normal(gain, 1, PROMPTS),
+        judge_reward=draws.normal(gain, 1, PROMPTS),
+        utility=draws.normal(gain, 1, PROMPTS),
+        tokens=tokens,
         ended=draws.integers(0, 2, PROMPTS),
         distinct_2=draws.uniform(0.5, 1, PROMPTS),
         kl_k1=draws.normal(gain, 1, PROMPTS),
@@ -195,10 +195,10 @@ def _write_samples(path: Path, measured: dict[str, Any]) -> None:
                 name: {
                     "answer": f" {text}",
                     "ended": bool(one.ended[place]),
-                    "tokens": int(one.answer_tokens[place]),
-                    "reward": float(one.rewards[place]),
-                    "judge_reward": float(one.rewards[place]),
-                    "utility": None if group == "example" else float(one.utilities[place]),
+                    "tokens": int(one.tokens[place]),
+                    "reward": float(one.reward[place]),
+                    "judge_reward": float(one.reward[place]),
+                    "utility": None if group == "example" else float(one.utility[place]),
                     "refused": bool(one.refused[place]),
                     "toxic": bool(one.toxic[place]),
                 }

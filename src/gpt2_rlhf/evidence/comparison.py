@@ -83,8 +83,8 @@ def compare(
 def answer_figures(one: Measured, seed: int) -> dict[str, Any]:
     """Return means over one model's answers; null where unknown."""
     return {
-        **{key: estimate(getattr(one, field), seed) for key, field in MEASURES.items()},
-        "answer_tokens": estimate(one.answer_tokens, seed),
+        **{key: estimate(getattr(one, key), seed) for key in MEASURES},
+        "answer_tokens": estimate(one.tokens, seed),
         "eos_rate": _share(one.ended, seed),
         "distinct_2": estimate(one.distinct_2, seed),
     }
@@ -108,13 +108,13 @@ def paired_figures(later: Measured, earlier: Measured, score_std: float, seed: i
     prompts whose two answers differ in length by at most 2 tokens or 10 % of the longer one; null if there are none.
     """
     differences = _differences(later, earlier)
-    reward, judge_reward = later.rewards - earlier.rewards, differences["judge_reward"]
+    reward, judge_reward = later.reward - earlier.reward, differences["judge_reward"]
     return {
         **{key: estimate(difference, seed) for key, difference in differences.items()},
         "reward_sd": None if score_std == 0 else estimate(reward / score_std, seed),
         "by_reward": _outcomes(reward, seed),
         "by_judge": None if judge_reward is None else _outcomes(judge_reward, seed),
-        "length_matched": _length_matched(reward, later.answer_tokens, earlier.answer_tokens, seed),
+        "length_matched": _length_matched(reward, later.tokens, earlier.tokens, seed),
         "refusal_rate": _share_difference(later.refused, earlier.refused, seed),
         "toxic_rate": _share_difference(later.toxic, earlier.toxic, seed),
     }
@@ -161,7 +161,7 @@ def _share(outcomes: np.ndarray | None, seed: int) -> Estimate | None:
 
 
 def _differences(later: Measured, earlier: Measured) -> dict[str, np.ndarray | None]:
-    pairs = {key: (getattr(later, field), getattr(earlier, field)) for key, field in MEASURES.items()}
+    pairs = {key: (getattr(later, key), getattr(earlier, key)) for key in MEASURES}
     return {key: None if one is None or other is None else one - other for key, (one, other) in pairs.items()}
 
 

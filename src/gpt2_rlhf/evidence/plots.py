@@ -20,7 +20,7 @@ from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.evidence import curves, results
 from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
-from gpt2_rlhf.evidence.measured import MEASURES, Measured, summary
+from gpt2_rlhf.evidence.measured import Measured, summary
 from gpt2_rlhf.evidence.tables import text
 
 Sample = Mapping[str, Any]  # a line of samples.jsonl
@@ -96,7 +96,7 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
     kept = updates.index(kept_update) if kept_update in updates else -1
     ends, found = list[tuple[float, str]](), list[str]()
     for place, metric in enumerate(reversed(metrics.MEASURES), start=1):  # colours as in the panel of all rewards
-        values = [getattr(one, MEASURES[metric.key]) for one in history]
+        values = [getattr(one, metric.key) for one in history]
         if values[0] is None:
             continue
         since_sft = [bootstrap_mean(one - values[0]) for one in values]
@@ -126,10 +126,10 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
     kl.set_xlabel("update of PPO", fontsize=9)
     kl.xaxis.set_major_locator(MaxNLocator(integer=True))
     alt = (
-        f"On {history[0].rewards.size} withheld prompts, from the SFT model to update {updates[kept]} of PPO: "
+        f"On {history[0].reward.size} withheld prompts, from the SFT model to update {updates[kept]} of PPO: "
         f"{'; '.join(found)}. The policy of update {kept_update} was handed on."
     )
-    title = f"What changed while PPO trained, on {history[0].rewards.size} withheld prompts"
+    title = f"What changed while PPO trained, on {history[0].reward.size} withheld prompts"
     return Picture("training.png", title, alt, figure)
 
 
