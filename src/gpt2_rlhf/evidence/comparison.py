@@ -33,10 +33,7 @@ def usable_measures(found: Mapping[str, Any]) -> list[Metric]:
 
 
 def judge_fault(found: Mapping[str, Any]) -> str | None:
-    """Return why the judge is not used, as PPO recorded it or by the judge's report; None if it is, or there is none.
-
-    found: as in `usable_measures`.
-    """
+    """Return why the judge is not used, as PPO recorded it or by the judge's report; None if it is or there is none."""
     policy = found[methods.of(found)]
     if "judge_fault" in policy:
         return policy["judge_fault"]

@@ -152,7 +152,7 @@ def by_seed(sources: Sources) -> Table:
 
 
 def over_seeds(sources: Sources) -> Table:
-    """Return mean, standard deviation and range over the seeds of the policies' means, as `by_seed`."""
+    """Return mean, standard deviation and range over the seeds of the policies' means; no rows without seeds."""
     columns = {"mean": "Mean", "sd": "SD", "min": "Lowest", "max": "Highest", "n": "Seeds"}
     rows = [
         Row(one.title, [cell(sources, f"seeds/over_seeds/{one.key}/{key}", one.unit) for key in columns], one.better)
