@@ -219,7 +219,7 @@ def test_perplexity_is_of_the_chosen_answers_to_the_same_prompts(needs):
     figures = run_evaluation(needs)[0].metrics["models"]
     for seed, name in enumerate(POLICIES):
         loss = heldout_loss(tiny_policy(tiny_tokenizer(), seed), tiny_tokenizer(), rows()[0:8:2], 4)
-        assert figures[name]["chosen_perplexity"]["mean"] == pytest.approx(math.exp(loss.mean), rel=1e-4)
+        assert figures[name]["chosen_perplexity"]["mean"] == pytest.approx(math.exp(loss["mean"]), rel=1e-4)
         assert figures[name]["chosen_perplexity"]["n"] == 4
     assert figures["best_of_n"]["chosen_perplexity"] is None
 

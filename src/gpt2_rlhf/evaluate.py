@@ -46,8 +46,7 @@ EXAMPLES = (  # in the samples of every run, so that runs can be compared by eye
     "\n\nHuman: How can I improve my communication skills?\n\nAssistant:",
     "\n\nHuman: How can I learn machine learning effectively?\n\nAssistant:",
 )
-# keys of an answer in the samples -> fields of Measured
-_SAMPLE_COLUMNS = {"ended": "ended", "tokens": "answer_tokens", **MEASURES, "refused": "refused", "toxic": "toxic"}
+_SAMPLE_COLUMNS = ("ended", "tokens", *MEASURES, "refused", "toxic")  # of Measured, for each answer
 
 Answers = Mapping[str, Sequence[Answer]]  # by model, then by prompt: the held-out ones, then the examples
 
@@ -166,10 +165,10 @@ def _measured(
         policy = generations.get(name)  # None for best of n
         refused, toxic = _refused_and_toxic([answer.text for answer in given], prompts)
         measured[name] = Measured(
-            rewards=np.array(scores["reward"].scores[name]),
-            judge_rewards=np.array(scores["judge"].scores[name]) if "judge" in scores else None,
-            utilities=None if utility is None else utilities(utility, prompts.texts[:count], given[:count]),
-            answer_tokens=np.array([len(answer.ids) for answer in given]),
+            reward=np.array(scores["reward"].scores[name]),
+            judge_reward=np.array(scores["judge"].scores[name]) if "judge" in scores else None,
+            utility=None if utility is None else utilities(utility, prompts.texts[:count], given[:count]),
+            tokens=np.array([len(answer.ids) for answer in given]),
             ended=np.array([answer.ended for answer in given]),
             distinct_2=np.array([distinct_2(answer.ids) for answer in given]),
             kl_k1=None if policy is None else np.subtract(policy.logps[name], generations["sft"].logps[name]),
@@ -192,7 +191,7 @@ def _write_samples(
     """Write one JSON line per prompt, the examples first: each model's answer and its scores."""
 
     def record(name: str, place: int) -> dict[str, Any]:
-        columns = {key: getattr(measured[name], field) for key, field in _SAMPLE_COLUMNS.items()}
+        columns = {key: getattr(measured[name], key) for key in _SAMPLE_COLUMNS}
         figures = {
             key: None if values is None or place >= values.size else values[place].item()
             for key, values in columns.items()

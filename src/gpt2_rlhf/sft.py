@@ -5,7 +5,6 @@ shows, and cuts or drops none.
 """
 
 import copy
-from dataclasses import asdict
 from functools import partial
 
 from datasets import Dataset
@@ -65,8 +64,8 @@ def run(settings: Settings, stage: Stage) -> Outcome:
         after = model_reports.heldout_loss(saved, tokenizer, test_rows, batch_size)
     return Outcome(
         {
-            "heldout_loss_before": asdict(before),
-            "heldout_loss_after": asdict(after),
+            "heldout_loss_before": before,
+            "heldout_loss_after": after,
             "test_pairs": tables.size(prepared, "test"),
             "train_rows": len(train_rows),
             "steps": trainer.state.global_step,

@@ -19,7 +19,7 @@ def test_a_bin_has_the_mean_claim_and_the_share_of_right_choices():
     expected = wilson(2, 3)
     assert (only["from"], only["to"]) == (0.7, 0.8)
     assert only["predicted"] == pytest.approx(0.74)
-    assert only["observed"] == {"mean": 2 / 3, "low": expected.low, "high": expected.high, "n": 3}
+    assert only["observed"] == {"mean": 2 / 3, "low": expected["low"], "high": expected["high"], "n": 3}
     assert report["expected_error"]["mean"] == pytest.approx(0.74 - 2 / 3)
 
 
@@ -71,7 +71,7 @@ def test_length_bias_is_the_correlation_of_differences_and_the_accuracy_by_longe
     assert bias["accuracy_chosen_longer"]["mean"] == 1.0
     assert bias["accuracy_chosen_longer"]["n"] == 1
     assert bias["accuracy_chosen_shorter"]["mean"] == 0.5
-    assert bias["accuracy_chosen_shorter"]["high"] == wilson(1, 2).high
+    assert bias["accuracy_chosen_shorter"]["high"] == wilson(1, 2)["high"]
 
 
 def test_the_interval_of_the_correlation_is_near_the_one_by_fisher():

@@ -24,10 +24,10 @@ def measured(
 ) -> Measured:
     count = len(rewards)
     return Measured(
-        rewards=np.array(rewards),
-        judge_rewards=None if judge_rewards is None else np.array(judge_rewards),
-        utilities=None if utilities is None else np.array(utilities),
-        answer_tokens=np.array([10] * count if answer_tokens is None else answer_tokens),
+        reward=np.array(rewards),
+        judge_reward=None if judge_rewards is None else np.array(judge_rewards),
+        utility=None if utilities is None else np.array(utilities),
+        tokens=np.array([10] * count if answer_tokens is None else answer_tokens),
         ended=np.ones(count),
         distinct_2=np.ones(count),
         kl_k1=np.zeros(count),

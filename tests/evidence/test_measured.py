@@ -15,13 +15,13 @@ def made_up(update: int, judge: bool = True) -> Measured:
     generator = np.random.default_rng(update)
     return Measured(
         update=update,
-        rewards=generator.normal(size=3),
-        judge_rewards=generator.normal(size=3) if judge else None,
-        utilities=None,
+        reward=generator.normal(size=3),
+        judge_reward=generator.normal(size=3) if judge else None,
+        utility=None,
         kl_nats=generator.normal(size=3) / 3,
         kl_k1=generator.normal(size=3),
         kl_k3=generator.normal(size=3),
-        answer_tokens=np.array([2, 0, 1]),
+        tokens=np.array([2, 0, 1]),
         ended=np.array([True, True, False]),
         distinct_2=np.array([1.0, 1.0, 1 / 3]),
     )
@@ -43,7 +43,7 @@ def test_a_line_of_the_file_holds_prompt_answer_and_figures(tmp_path: Path):
     assert path == tmp_path / "update-000004.jsonl"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     last = json.loads(path.read_text(encoding="utf-8").split("\n")[2])
-    assert measured.judge_rewards is not None
+    assert measured.judge_reward is not None
     assert measured.kl_nats is not None
     assert measured.kl_k1 is not None
     assert measured.kl_k3 is not None
@@ -52,8 +52,8 @@ def test_a_line_of_the_file_holds_prompt_answer_and_figures(tmp_path: Path):
         "answer": " \ufffd",
         "ended": False,
         "tokens": 1,
-        "reward": measured.rewards[2],
-        "judge_reward": measured.judge_rewards[2],
+        "reward": measured.reward[2],
+        "judge_reward": measured.judge_reward[2],
         "utility": None,
         "kl_nats": measured.kl_nats[2],
         "kl_k1": measured.kl_k1[2],
@@ -74,17 +74,17 @@ def test_the_history_is_in_order_and_ends_at_the_given_update(tmp_path: Path):
 def test_the_summary_has_means_and_the_intervals_of_rewards_and_utility():
     measured = made_up(4)
     found = summary(measured)
-    expected = bootstrap_mean(measured.rewards)
+    expected = bootstrap_mean(measured.reward)
     assert (found["eval/reward"], found["eval/reward_low"], found["eval/reward_high"]) == (
-        expected.mean,
-        expected.low,
-        expected.high,
+        expected["mean"],
+        expected["low"],
+        expected["high"],
     )
-    assert measured.judge_rewards is not None
+    assert measured.judge_reward is not None
     assert measured.kl_nats is not None
     assert measured.kl_k1 is not None
     assert measured.kl_k3 is not None
-    assert found["eval/judge_reward"] == pytest.approx(sum(measured.judge_rewards) / 3)
+    assert found["eval/judge_reward"] == pytest.approx(sum(measured.judge_reward) / 3)
     assert not any(name.startswith("eval/utility") for name in found)
     assert found["eval/kl_nats"] == pytest.approx(sum(measured.kl_nats) / 3)
     assert found["eval/kl_k1"] == pytest.approx(sum(measured.kl_k1) / 3)

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2_rlhf.config import compose
 from gpt2_rlhf.evidence import card, comparison, results, summary, terminal, verdict
-from gpt2_rlhf.evidence.seeds import spread
+from gpt2_rlhf.evidence.summary import spread
 from helpers import card_run
 
 LABELS = {"rloo": "RLOO", "dpo": "DPO"}

@@ -39,16 +39,16 @@ def test_heldout_loss_is_a_mean_per_token_with_n_rows(tokenizer):
     policy = tiny_policy(tokenizer)
     nll_sums, counts = answer_nll(policy, tokens.encode_sft(tokenizer, ROWS), 4)
     estimate = heldout_loss(policy, tokenizer, ROWS, 4)
-    assert estimate.mean == pytest.approx(nll_sums.sum() / counts.sum())
-    assert estimate.low <= estimate.mean <= estimate.high
-    assert estimate.n == len(ROWS)
+    assert estimate["mean"] == pytest.approx(nll_sums.sum() / counts.sum())
+    assert estimate["low"] <= estimate["mean"] <= estimate["high"]
+    assert estimate["n"] == len(ROWS)
 
 
 def test_the_heldout_loss_of_a_uniform_model_is_the_log_of_its_vocabulary(tokenizer):
     model = tiny_policy(tokenizer)
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    assert heldout_loss(model, tokenizer, ROWS, 2).mean == pytest.approx(np.log(len(tokenizer)), abs=1e-5)
+    assert heldout_loss(model, tokenizer, ROWS, 2)["mean"] == pytest.approx(np.log(len(tokenizer)), abs=1e-5)
 
 
 def report_for(
@@ -63,7 +63,7 @@ def test_accuracy_counts_a_tie_as_one_half_and_stands_beside_its_baselines(token
     # margins 1.0, -0.5, 0, 2.0: two won, one tied
     report = report_for(tokenizer, monkeypatch, ROWS, [2.0, 0.5, 1.0, 3.0, 1.0, 1.0, 1.0, 1.0])
     expected = wilson(2.5, 4)
-    assert report["accuracy"] == {"mean": 0.625, "low": expected.low, "high": expected.high, "n": 4}
+    assert report["accuracy"] == {"mean": 0.625, "low": expected["low"], "high": expected["high"], "n": 4}
     assert report["baselines"]["chance"] == 0.5
     # chosen is longer in the first, as long in the third
     assert report["baselines"]["longer_answer_wins"]["mean"] == pytest.approx(1.5 / 4)

@@ -23,7 +23,7 @@ def test_refusals_are_found_with_a_precision_and_a_recall_of_at_least_0_9(half: 
     right = sum(one["refuses"] for one in found)
     precision, recall = wilson(right, len(found)), wilson(right, len(refusals))
     print(f"{half}: {len(answers)} answers, precision {precision}, recall {recall}")
-    assert min(precision.mean, recall.mean) >= 0.9
+    assert min(precision["mean"], recall["mean"]) >= 0.9
 
 
 def test_at_least_150_answers_are_labelled_and_both_labels_are_common_in_each_half():

@@ -5,8 +5,8 @@ import pytest
 
 from gpt2_rlhf.config import compose, metrics
 from gpt2_rlhf.config.settings import Guard, Ppo
-from gpt2_rlhf.evidence import seeds
-from gpt2_rlhf.evidence.seeds import collapse
+from gpt2_rlhf.evidence import summary
+from gpt2_rlhf.evidence.summary import collapse
 
 GUARD = Guard(enabled=True, max_kl_nats=50, min_eos_rate=0.05, min_distinct_2=0.5, max_length_ratio=3)
 
@@ -35,7 +35,7 @@ def ppo(seed: int, stopped: str | None = None) -> dict[str, Any]:
 
 
 def spread(settings: Ppo, manifests: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    found = seeds.spread(settings, manifests)
+    found = summary.spread(settings, manifests)
     assert found is not None
     return found
 
@@ -56,7 +56,7 @@ def test_the_spread_is_the_mean_standard_deviation_and_range_over_seeds():
 
 def test_settings_without_seeds_have_no_spread():
     settings = dataclasses.replace(PPO, seeds=None)
-    assert seeds.spread(settings, of_stages([(ppo(0), evaluation(1.0))])) is None
+    assert summary.spread(settings, of_stages([(ppo(0), evaluation(1.0))])) is None
 
 
 def test_one_seed_has_no_standard_deviation():

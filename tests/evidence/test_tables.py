@@ -2,7 +2,8 @@ import dataclasses
 
 from gpt2_rlhf.config import compose, metrics
 from gpt2_rlhf.config.metrics import Metric
-from gpt2_rlhf.evidence import card, report, results, seeds, tables, terminal
+from gpt2_rlhf.evidence import card, report, results, tables, terminal
+from gpt2_rlhf.evidence import summary as summaries
 from gpt2_rlhf.evidence.tables import Cell, Row, Table, cell, look_up, text
 from helpers import card_run, report_run
 
@@ -90,7 +91,7 @@ def test_a_metric_that_the_evaluation_computes_is_printed_everywhere_once_the_ca
     settings = compose.load([]).settings
     ppo = {"seed": 4, "metrics": records["ppo"]["metrics"]}
     with_seeds = dataclasses.replace(settings.ppo, seeds=[4, 5])
-    spread = seeds.spread(with_seeds, [{"ppo": ppo, "evaluate": records["evaluate"]}] * 2)
+    spread = summaries.spread(with_seeds, [{"ppo": ppo, "evaluate": records["evaluate"]}] * 2)
     summary |= {"evaluation": records["evaluate"]["metrics"], "seeds": spread}
     figure = "7.50 [6.00, 9.00]"
     page = report.write(tmp_path, settings, records, summary).read_text(encoding="utf-8")

@@ -83,10 +83,10 @@ def evaluation(method: str = "ppo") -> dict[str, Any]:
 
     def measured(shift: float, is_policy: bool = True) -> Measured:
         return Measured(
-            rewards=random.normal(shift, 1, PROMPTS),
-            judge_rewards=random.normal(shift + 0.3, 1, PROMPTS),
-            utilities=random.normal(shift + 0.7, 1, PROMPTS),
-            answer_tokens=random.integers(10, 16, PROMPTS),
+            reward=random.normal(shift, 1, PROMPTS),
+            judge_reward=random.normal(shift + 0.3, 1, PROMPTS),
+            utility=random.normal(shift + 0.7, 1, PROMPTS),
+            tokens=random.integers(10, 16, PROMPTS),
             ended=random.random(PROMPTS) < 0.8,
             distinct_2=random.uniform(0.7, 1, PROMPTS),
             kl_k1=random.normal(2 + shift, 1, PROMPTS) if is_policy else None,
@@ -174,7 +174,7 @@ def _reward(seed: int) -> dict[str, Any]:
     margins, longer = random.normal(0.8, 1, PAIRS), random.integers(-5, 9, PAIRS)
 
     def share(successes: int, n: int = PAIRS) -> dict[str, Any]:
-        return dataclasses.asdict(wilson(successes, n))
+        return {**wilson(successes, n)}
 
     return {
         "accuracy": share(37 + seed),

@@ -9,7 +9,7 @@ import numpy as np
 from gpt2_rlhf.evidence import measured as heldout
 from gpt2_rlhf.evidence.calibration import calibration, length_bias
 from gpt2_rlhf.evidence.comparison import compare, shares
-from gpt2_rlhf.evidence.intervals import bootstrap_mean, wilson
+from gpt2_rlhf.evidence.intervals import Estimate, bootstrap_mean, wilson
 from gpt2_rlhf.evidence.measured import Measured
 
 HOSTILE = (
@@ -25,9 +25,8 @@ HOSTILE = (
 PROMPTS = 14
 
 
-def estimate(values: Any) -> dict[str, float]:
-    found = bootstrap_mean(np.asarray(values, dtype=float))
-    return {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
+def estimate(values: Any) -> Estimate:
+    return bootstrap_mean(np.asarray(values, dtype=float))
 
 
 def write(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,10 +65,10 @@ def write(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _measured(draws: np.random.Generator, gain: float) -> Measured:
     tokens = draws.integers(3, 40, PROMPTS)
     return Measured(
-        rewards=draws.normal(gain, 1, PROMPTS),
-        judge_rewards=draws.normal(gain, 1, PROMPTS),
-        utilities=draws.normal(gain, 1, PROMPTS),
-        answer_tokens=tokens,
+        reward=draws.normal(gain, 1, PROMPTS),
+        judge_reward=draws.normal(gain, 1, PROMPTS),
+        utility=draws.normal(gain, 1, PROMPTS),
+        tokens=tokens,
         ended=draws.integers(0, 2, PROMPTS),
         distinct_2=draws.uniform(0.5, 1, PROMPTS),
         kl_k1=draws.normal(gain, 1, PROMPTS),
@@ -83,8 +82,7 @@ def _measured(draws: np.random.Generator, gain: float) -> Measured:
 def _reward_model(draws: np.random.Generator) -> dict[str, Any]:
     margins, extra_tokens = draws.normal(1, 1, 60), draws.integers(-5, 6, 60)
     longer = {"mean": 0.55, "low": 0.43, "high": 0.67, "n": 60}
-    share = wilson(float((margins > 0).sum()), 60)
-    accuracy = {"mean": share.mean, "low": share.low, "high": share.high, "n": 60}
+    accuracy = wilson(float((margins > 0).sum()), 60)
     return {
         "accuracy": accuracy,
         "baselines": {"chance": 0.5, "longer_answer_wins": longer, "best_reachable": 0.84},
@@ -197,10 +195,10 @@ def _write_samples(path: Path, measured: dict[str, Any]) -> None:
                 name: {
                     "answer": f" {text}",
                     "ended": bool(one.ended[place]),
-                    "tokens": int(one.answer_tokens[place]),
-                    "reward": float(one.rewards[place]),
-                    "judge_reward": float(one.rewards[place]),
-                    "utility": None if group == "example" else float(one.utilities[place]),
+                    "tokens": int(one.tokens[place]),
+                    "reward": float(one.reward[place]),
+                    "judge_reward": float(one.reward[place]),
+                    "utility": None if group == "example" else float(one.utility[place]),
                     "refused": bool(one.refused[place]),
                     "toxic": bool(one.toxic[place]),
                 }

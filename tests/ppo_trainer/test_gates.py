@@ -1,4 +1,3 @@
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from gpt2_rlhf.ppo_trainer import gates
 
 
 def report(right: int, longer_wins: float, pairs: int = 500) -> dict[str, Any]:
-    return {"accuracy": asdict(wilson(right, pairs)), "baselines": {"longer_answer_wins": {"mean": longer_wins}}}
+    return {"accuracy": wilson(right, pairs), "baselines": {"longer_answer_wins": {"mean": longer_wins}}}
 
 
 def test_a_reward_model_no_better_than_chance_is_a_fault():

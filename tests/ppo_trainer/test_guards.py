@@ -26,13 +26,13 @@ def measured(
     """Return figures of sixteen prompts with these means; `ended` of their answers ended."""
     return Measured(
         update=update,
-        rewards=reward + NOISE,
-        judge_rewards=None if judge is None else judge + NOISE[::-1],
-        utilities=None if utility is None else utility + NOISE,
+        reward=reward + NOISE,
+        judge_reward=None if judge is None else judge + NOISE[::-1],
+        utility=None if utility is None else utility + NOISE,
         kl_nats=kl + NOISE,
         kl_k1=kl + NOISE,
         kl_k3=kl + NOISE,
-        answer_tokens=np.full(16, tokens),
+        tokens=np.full(16, tokens),
         ended=np.arange(16) < ended,
         distinct_2=np.full(16, distinct),
     )
@@ -167,7 +167,7 @@ def test_reward_up_while_the_judge_falls_beyond_chance_is_over_optimisation():
 def test_a_fall_of_the_judge_within_chance_is_no_reason_to_stop():
     noisy = measured(8, 1.2, 1.0)
     falls = np.array([-1.0, 0.9] * 8)  # mean -0.05, standard error about 0.24
-    noisy = dataclasses.replace(noisy, judge_rewards=1 + NOISE[::-1] + falls)
+    noisy = dataclasses.replace(noisy, judge_reward=1 + NOISE[::-1] + falls)
     assert verdict([measured(0, 0, 0), measured(4, 1, 1), noisy], LIMITS) is None
 
 

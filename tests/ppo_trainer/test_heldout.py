@@ -60,12 +60,12 @@ def test_each_prompt_is_measured_on_its_own_answer(tokenizer):
         prompt_ids = tokenizer(prompt)["input_ids"]
         whole = torch.tensor([[*prompt_ids, *answer.ids, eos]])  # EOS after every answer, written or not
         with torch.no_grad():
-            assert found.rewards[place] == pytest.approx(tiny_reward(tokenizer, 1)(whole).logits.item(), abs=1e-5)
-            assert found.judge_rewards is not None
-            assert found.judge_rewards[place] == pytest.approx(tiny_reward(tokenizer, 2)(whole).logits.item(), abs=1e-5)
-        assert found.utilities is not None
-        assert found.utilities[place] == len(prompt) - len(answer.text)
-        assert found.answer_tokens[place] == len(answer.ids)
+            assert found.reward[place] == pytest.approx(tiny_reward(tokenizer, 1)(whole).logits.item(), abs=1e-5)
+            assert found.judge_reward is not None
+            assert found.judge_reward[place] == pytest.approx(tiny_reward(tokenizer, 2)(whole).logits.item(), abs=1e-5)
+        assert found.utility is not None
+        assert found.utility[place] == len(prompt) - len(answer.text)
+        assert found.tokens[place] == len(answer.ids)
         assert found.ended[place] == answer.ended
         assert found.distinct_2[place] == scoring.distinct_2(answer.ids)
         sampled = [*answer.ids, eos] if answer.ended else answer.ids  # only an EOS that was sampled has a KL

@@ -7,12 +7,11 @@ arXiv:2310.03716).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from gpt2_rlhf.evidence.intervals import bootstrap, bootstrap_above_zero, wilson_of_wins
+from gpt2_rlhf.evidence.intervals import Estimate, bootstrap, bootstrap_above_zero, wilson_of_wins
 
 _BINS = 5  # of equal width from 0.5 to 1: about a hundred of the quickstart's pairs each
 
@@ -40,11 +39,11 @@ def calibration(margins: np.ndarray, seed: int) -> dict[str, Any]:
                 "from": 0.5 + one / (2 * _BINS),
                 "to": 0.5 + (one + 1) / (2 * _BINS),
                 "predicted": float(claims[bins == one].mean()),
-                "observed": asdict(wilson_of_wins(margins[bins == one])),
+                "observed": wilson_of_wins(margins[bins == one]),
             }
             for one in filled.tolist()
         ],
-        "expected_error": asdict(bootstrap_above_zero(expected_error, margins.size, seed)),
+        "expected_error": bootstrap_above_zero(expected_error, margins.size, seed),
     }
 
 
@@ -58,12 +57,12 @@ def length_bias(margins: np.ndarray, extra_tokens: np.ndarray, seed: int) -> dic
     longer, shorter = margins[extra_tokens > 0], margins[extra_tokens < 0]
     return {
         "correlation": _correlation(margins, extra_tokens.astype(float), seed),
-        "accuracy_chosen_longer": asdict(wilson_of_wins(longer)) if longer.size else None,
-        "accuracy_chosen_shorter": asdict(wilson_of_wins(shorter)) if shorter.size else None,
+        "accuracy_chosen_longer": wilson_of_wins(longer) if longer.size else None,
+        "accuracy_chosen_shorter": wilson_of_wins(shorter) if shorter.size else None,
     }
 
 
-def _correlation(left: np.ndarray, right: np.ndarray, seed: int) -> dict[str, Any] | None:
+def _correlation(left: np.ndarray, right: np.ndarray, seed: int) -> Estimate | None:
     if np.ptp(left) == 0 or np.ptp(right) == 0:
         return None
     left, right = left - left.mean(), right - right.mean()  # squares of large means would lose digits
@@ -76,7 +75,7 @@ def _correlation(left: np.ndarray, right: np.ndarray, seed: int) -> dict[str, An
         has_spread = (np.ptp(one, axis=1) > 0) & (np.ptp(other, axis=1) > 0)
         return np.where(has_spread, covariance / np.sqrt(np.where(has_spread, variances, 1.0)), np.nan)
 
-    return asdict(bootstrap(pearson, left.size, seed))
+    return bootstrap(pearson, left.size, seed)
 
 
 def length_alone(report: Mapping[str, Any]) -> float:

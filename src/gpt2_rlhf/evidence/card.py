@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gpt2_rlhf.config import methods
 from gpt2_rlhf.config.printable import LAYOUT, printable
-from gpt2_rlhf.config.settings import Publish, Settings
+from gpt2_rlhf.config.settings import Settings
 from gpt2_rlhf.evidence import card_samples, card_training, front_matter, lineage, results, summary, verdict
 from gpt2_rlhf.evidence.comparison import judge_fault, usable_measures
 from gpt2_rlhf.evidence.front_matter import CardSources
@@ -71,8 +71,13 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         judge_note = f"The judge is a second reward model that {methods.LABELS[method]} is not trained on."
     stage = folders(method)[folder]
     base = "bundled-gpt2" if settings.model.name == "embedded" else Path(settings.model.name).name
-    repo_id = {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}.get(folder)
+    repositories = {"model": settings.publish.repo_id, "reward_model": settings.publish.reward_repo_id}
+    repo_id, revision = repositories.get(folder), settings.publish.revision or "main"
     title = repo_id or f"{base}-{_SUFFIX[folder]}"
+    # the arguments of from_pretrained
+    place = f'"{repo_id or f"outputs/latest/{folder}"}"'
+    if repo_id is not None and revision != "main":
+        place += f', revision="{revision}"'
     front = front_matter.of_model(stage, settings, title, sources)
     is_gpt2 = sources.model_type == "gpt2"
     card = template.render(
@@ -94,36 +99,20 @@ def render(settings: Settings, sources: CardSources, folder: str = "model") -> s
         classes=("GPT2LMHeadModel", "GPT2Tokenizer") if is_gpt2 else ("AutoModelForCausalLM", "AutoTokenizer"),
         base=front_matter.base_link(settings.model).replace("<", "&lt;"),
         project=project(),
-        related=_related(settings.publish, folder),
+        folder=folder,
+        repositories=repositories,
+        branch="" if revision == "main" else f"/tree/{revision}",
         measure=usable_measures(found)[0],
         has_utility=found["evaluation"]["models"][method]["utility"] is not None,
         data=front_matter.data_text(settings.data).replace("<", "&lt;"),
         maximised="that score" if function is None else f"another score (by `{function}`)",
         judge_note=judge_note,
-        place=_place(settings.publish, repo_id, folder),
+        place=place,
         own_citation=_citation(settings, title, sources.records["evaluate"]["finished_at"]),
     )
     if ModelCard(card).data.to_dict() != front.to_dict():
         raise ValueError(f"{folder}: the card's front matter is not read back as it was written")
     return card
-
-
-def _place(publish: Publish, repo_id: str | None, folder: str) -> str:
-    """Return the arguments of from_pretrained that load this model: where it is pushed to, or its folder on disk."""
-    if repo_id is None:
-        return f'"outputs/latest/{folder}"'
-    return f'"{repo_id}"' if publish.revision in (None, "main") else f'"{repo_id}", revision="{publish.revision}"'
-
-
-def _related(publish: Publish, folder: str) -> list[tuple[str, str]]:
-    """Return what the other model of the run is, and where it is pushed to."""
-    others = {"model": ("the policy", publish.repo_id), "reward_model": ("its reward model", publish.reward_repo_id)}
-    at = "" if publish.revision in (None, "main") else f"/tree/{publish.revision}"
-    return [
-        (what, f"[{repo_id}](https://huggingface.co/{repo_id}{at})")
-        for name, (what, repo_id) in others.items()
-        if name != folder and repo_id is not None
-    ]
 
 
 def project() -> str:

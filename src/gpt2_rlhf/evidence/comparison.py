@@ -6,15 +6,15 @@ comparison of two models is paired.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
+from gpt2_rlhf.evidence import intervals
 from gpt2_rlhf.evidence.calibration import reward_model_fault
-from gpt2_rlhf.evidence.intervals import bootstrap_mean, bootstrap_ratio, bootstrap_share, bootstrap_share_difference
+from gpt2_rlhf.evidence.intervals import Estimate
 from gpt2_rlhf.evidence.measured import MEASURES, Measured
 
 BEST_OF_N = "best_of_n"
@@ -33,10 +33,7 @@ def usable_measures(found: Mapping[str, Any]) -> list[Metric]:
 
 
 def judge_fault(found: Mapping[str, Any]) -> str | None:
-    """Return why the judge is not used, as PPO recorded it or by the judge's report; None if it is, or there is none.
-
-    found: as in `usable_measures`.
-    """
+    """Return why the judge is not used, as PPO recorded it or by the judge's report; None if it is or there is none."""
     policy = found[methods.of(found)]
     if "judge_fault" in policy:
         return policy["judge_fault"]
@@ -83,8 +80,8 @@ def compare(
 def answer_figures(one: Measured, seed: int) -> dict[str, Any]:
     """Return means over one model's answers; null where unknown."""
     return {
-        **{key: estimate(getattr(one, field), seed) for key, field in MEASURES.items()},
-        "answer_tokens": estimate(one.answer_tokens, seed),
+        **{key: estimate(getattr(one, key), seed) for key in MEASURES},
+        "answer_tokens": estimate(one.tokens, seed),
         "eos_rate": _share(one.ended, seed),
         "distinct_2": estimate(one.distinct_2, seed),
     }
@@ -108,13 +105,13 @@ def paired_figures(later: Measured, earlier: Measured, score_std: float, seed: i
     prompts whose two answers differ in length by at most 2 tokens or 10 % of the longer one; null if there are none.
     """
     differences = _differences(later, earlier)
-    reward, judge_reward = later.rewards - earlier.rewards, differences["judge_reward"]
+    reward, judge_reward = later.reward - earlier.reward, differences["judge_reward"]
     return {
         **{key: estimate(difference, seed) for key, difference in differences.items()},
         "reward_sd": None if score_std == 0 else estimate(reward / score_std, seed),
         "by_reward": _outcomes(reward, seed),
         "by_judge": None if judge_reward is None else _outcomes(judge_reward, seed),
-        "length_matched": _length_matched(reward, later.answer_tokens, earlier.answer_tokens, seed),
+        "length_matched": _length_matched(reward, later.tokens, earlier.tokens, seed),
         "refusal_rate": _share_difference(later.refused, earlier.refused, seed),
         "toxic_rate": _share_difference(later.toxic, earlier.toxic, seed),
     }
@@ -125,9 +122,9 @@ def shares(refused: np.ndarray | None, toxic: np.ndarray | None, seed: int) -> d
     return {"refusal_rate": _share(refused, seed), "toxic_rate": _share(toxic, seed)}
 
 
-def estimate(values: np.ndarray | None, seed: int) -> dict[str, Any] | None:
+def estimate(values: np.ndarray | None, seed: int) -> Estimate | None:
     """Return the mean of the values with its interval; None where they are unknown, or not finite after divergence."""
-    return None if values is None or not np.isfinite(values).all() else asdict(bootstrap_mean(values, seed))
+    return None if values is None or not np.isfinite(values).all() else intervals.bootstrap_mean(values, seed)
 
 
 def best_of_kl_bound_nats(n: int) -> float:
@@ -152,16 +149,16 @@ def _win_rates(measured: Mapping[str, Measured], name: str, rival: str, seed: in
     }
 
 
-def _share_difference(later: np.ndarray | None, earlier: np.ndarray | None, seed: int) -> dict[str, Any] | None:
-    return None if later is None or earlier is None else asdict(bootstrap_share_difference(later, earlier, seed))
+def _share_difference(later: np.ndarray | None, earlier: np.ndarray | None, seed: int) -> Estimate | None:
+    return None if later is None or earlier is None else intervals.bootstrap_share_difference(later, earlier, seed)
 
 
-def _share(outcomes: np.ndarray | None, seed: int) -> dict[str, Any] | None:
-    return None if outcomes is None else asdict(bootstrap_share(outcomes, seed))
+def _share(outcomes: np.ndarray | None, seed: int) -> Estimate | None:
+    return None if outcomes is None else intervals.bootstrap_share(outcomes, seed)
 
 
 def _differences(later: Measured, earlier: Measured) -> dict[str, np.ndarray | None]:
-    pairs = {key: (getattr(later, field), getattr(earlier, field)) for key, field in MEASURES.items()}
+    pairs = {key: (getattr(later, key), getattr(earlier, key)) for key in MEASURES}
     return {key: None if one is None or other is None else one - other for key, (one, other) in pairs.items()}
 
 
@@ -182,9 +179,10 @@ def _length_matched(
     return {**_outcomes(reward[alike], seed), "pairs": int(alike.sum())} if alike.any() else None
 
 
-def _perplexity(nll_nats: np.ndarray | None, tokens: np.ndarray | None, seed: int) -> dict[str, Any] | None:
+def _perplexity(nll_nats: np.ndarray | None, tokens: np.ndarray | None, seed: int) -> Estimate | None:
     """Return exp(sum of nats / sum of tokens); exp of the ends of a percentile interval is the interval of exp."""
     if nll_nats is None or tokens is None:
         return None
-    loss = bootstrap_ratio(nll_nats, tokens, seed)
-    return {"mean": math.exp(loss.mean), "low": math.exp(loss.low), "high": math.exp(loss.high), "n": loss.n}
+    loss = intervals.bootstrap_ratio(nll_nats, tokens, seed)
+    mean, low, high = (math.exp(loss[key]) for key in ("mean", "low", "high"))
+    return Estimate(mean=mean, low=low, high=high, n=loss["n"])

@@ -38,7 +38,7 @@ class CardSources:
 
     command: str
     records: Mapping[str, Mapping[str, Any]]  # each stage's manifest; of several PPO seeds, those of the first
-    seeds: Mapping[str, Any] | None  # the spread over PPO seeds (seeds.py), where there are several
+    seeds: Mapping[str, Any] | None  # the spread over PPO seeds (summary.spread), where there are several
     samples: Sequence[Mapping[str, Any]]  # the objects of samples.jsonl
     pictures: Sequence[Mapping[str, str]]  # of the report: file (in the card's folder), title and alt
     model_type: str  # of the base model's config.json

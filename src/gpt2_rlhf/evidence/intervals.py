@@ -7,8 +7,8 @@ inference"), which stays sensible at 0 and 1, where a bootstrap of equal items h
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypedDict
 
 import numpy as np
 
@@ -18,9 +18,8 @@ _Z95 = 1.959963984540054  # the standard normal's 97.5 % point
 _INDICES_AT_ONCE = 1_000_000  # 8 MB of int64, whatever n is
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over n items and the ends of its 95 % interval. `dataclasses.asdict` gives the record for JSON."""
+class Estimate(TypedDict):
+    """A mean over n items and the ends of its 95 % interval, ready for JSON."""
 
     mean: float
     low: float
@@ -40,7 +39,7 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int =
     sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
     resampled = np.concatenate([statistic(generator.integers(0, n, size=(size, n))) for size in sizes])
     low, high = np.quantile(resampled[~np.isnan(resampled)], ((1 - level) / 2, (1 + level) / 2))
-    return Estimate(float(statistic(np.arange(n)[None])[0]), float(low), float(high), n)
+    return Estimate(mean=float(statistic(np.arange(n)[None])[0]), low=float(low), high=float(high), n=n)
 
 
 def bootstrap_above_zero(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> Estimate:
@@ -51,8 +50,8 @@ def bootstrap_above_zero(statistic: Callable[[np.ndarray], np.ndarray], n: int, 
     below 0. The high end stays the percentile: the pivotal one is too low where the true value is small.
     """
     plain = bootstrap(statistic, n, seed)
-    low = max(0.0, min(plain.mean, 2 * plain.mean - plain.high))
-    return Estimate(plain.mean, low, max(plain.mean, plain.high), n)
+    mean, high = plain["mean"], plain["high"]
+    return Estimate(mean=mean, low=max(0.0, min(mean, 2 * mean - high)), high=max(mean, high), n=n)
 
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, level: float = 0.95) -> Estimate:
@@ -96,7 +95,8 @@ def bootstrap_share_difference(later: np.ndarray, earlier: np.ndarray, seed: int
     n = changes.size + 2
     centre = (rose - fell) / n
     half_width = _Z95 * math.sqrt((rose + fell) / n - centre**2) / math.sqrt(n)
-    return Estimate(float(changes[0]), max(-1.0, centre - half_width), min(1.0, centre + half_width), changes.size)
+    low, high = max(-1.0, centre - half_width), min(1.0, centre + half_width)
+    return Estimate(mean=float(changes[0]), low=low, high=high, n=changes.size)
 
 
 def bootstrap_ratio(
@@ -128,7 +128,7 @@ def wilson(successes: float, n: int) -> Estimate:
     centre = (share + _Z95**2 / (2 * n)) / scale
     half_width = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n**2)) / scale
     # at 0 and n successes, rounding alone would put the end outside 0 to 1
-    return Estimate(share, max(0.0, centre - half_width), min(1.0, centre + half_width), n)
+    return Estimate(mean=share, low=max(0.0, centre - half_width), high=min(1.0, centre + half_width), n=n)
 
 
 def wilson_of_wins(differences: np.ndarray) -> Estimate:

@@ -22,16 +22,16 @@ class Measured:
     """Figures of one policy's answers: arrays of shape (prompts,), None where a figure is unknown or does not apply.
 
     Rewards are unshaped scores, read at an EOS after the answer whether it was sampled or not. `ended`: whether EOS was
-    sampled. `answer_tokens`: without EOS. KL is to the SFT model over the answer's tokens, EOS included, in nats at the
+    sampled. `tokens`: without EOS. KL is to the SFT model over the answer's tokens, EOS included, in nats at the
     sampling temperature: the estimates of scoring.Divergence (`kl_nats` is the exact one). `chosen_nll_nats`,
     `chosen_tokens`: the sum over the data's chosen answer and its EOS at temperature 1, and the number of those tokens.
     `refused`, `toxic`: whether refusals.py and toxicity.py find the answer to be so.
     """
 
-    rewards: np.ndarray
-    judge_rewards: np.ndarray | None
-    utilities: np.ndarray | None
-    answer_tokens: np.ndarray
+    reward: np.ndarray
+    judge_reward: np.ndarray | None
+    utility: np.ndarray | None
+    tokens: np.ndarray
     ended: np.ndarray
     distinct_2: np.ndarray
     kl_k1: np.ndarray | None
@@ -48,27 +48,19 @@ class Measured:
         return replace(self, **{name: one[prompts] for name, one in vars(self).items() if isinstance(one, np.ndarray)})
 
 
-MEASURES = {"reward": "rewards", "judge_reward": "judge_rewards", "utility": "utilities"}  # keys -> fields of Measured
-_COLUMNS = {  # of the files, in the same way
-    **MEASURES,
-    "kl_nats": "kl_nats",
-    "kl_k1": "kl_k1",
-    "kl_k3": "kl_k3",
-    "tokens": "answer_tokens",
-    "ended": "ended",
-    "distinct_2": "distinct_2",
-}
+MEASURES = ("reward", "judge_reward", "utility")
+_COLUMNS = (*MEASURES, "kl_nats", "kl_k1", "kl_k3", "tokens", "ended", "distinct_2")  # of the files
 _LOGGED_AS = {"tokens": "answer_tokens", "ended": "eos_rate"}
 
 
 def summary(measured: Measured) -> dict[str, float]:
     """Return what to log of one update: means over prompts, and the 95 % intervals of rewards and utility."""
     logged: dict[str, float] = {}
-    for key, field in _COLUMNS.items():
-        name, values = f"eval/{_LOGGED_AS.get(key, key)}", getattr(measured, field)
+    for key in _COLUMNS:
+        name, values = f"eval/{_LOGGED_AS.get(key, key)}", getattr(measured, key)
         if values is not None and key in MEASURES:
             estimate = bootstrap_mean(values)
-            logged |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            logged |= {name: estimate["mean"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
         elif values is not None:
             logged[name] = float(values.mean())
     return logged
@@ -77,7 +69,7 @@ def summary(measured: Measured) -> dict[str, float]:
 def write(directory: Path, measured: Measured, prompts: Sequence[str], answers: Sequence[str]) -> Path:
     """Write one JSON line per prompt to update-000004.jsonl (for update 4), and return its path."""
     path = directory / f"update-{measured.update:06d}.jsonl"
-    columns = (getattr(measured, field) for field in _COLUMNS.values())
+    columns = (getattr(measured, key) for key in _COLUMNS)
     lists = [[None] * len(prompts) if values is None else values.tolist() for values in columns]
     with replacing(path) as file:
         for prompt, answer, *figures in zip(prompts, answers, *lists, strict=True):
@@ -94,8 +86,6 @@ def read(directory: Path, up_to_update: int) -> list[Measured]:
 
 def _read_one(update: int, path: Path) -> Measured:
     rows = read_json_lines(path)
-    columns = {field: [row[key] for row in rows] for key, field in _COLUMNS.items()}
-    known: dict[str, Any] = {
-        field: None if values[0] is None else np.array(values) for field, values in columns.items()
-    }
+    columns = {key: [row[key] for row in rows] for key in _COLUMNS}
+    known: dict[str, Any] = {key: None if values[0] is None else np.array(values) for key, values in columns.items()}
     return Measured(**known, update=update)

@@ -1,7 +1,6 @@
 """Measure a trained model on held-out rows: the loss of the SFT model, the accuracy of a reward model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -44,20 +43,20 @@ def reward_report(
     subsets = np.array([row["subset"] for row in rows])
     known = np.array([row["chosen_probability"] for row in rows if row["chosen_probability"] is not None])
     return {
-        "accuracy": asdict(wilson_of_wins(margins)),
+        "accuracy": wilson_of_wins(margins),
         "baselines": {
             "chance": 0.5,
-            "longer_answer_wins": asdict(wilson_of_wins(longer)),
+            "longer_answer_wins": wilson_of_wins(longer),
             "best_reachable": float(np.mean(np.maximum(known, 1 - known))) if known.size == len(rows) else None,
         },
         "by_subset": {
             name: {
-                "accuracy": asdict(wilson_of_wins(margins[subsets == name])),
-                "longer_answer_wins": asdict(wilson_of_wins(longer[subsets == name])),
+                "accuracy": wilson_of_wins(margins[subsets == name]),
+                "longer_answer_wins": wilson_of_wins(longer[subsets == name]),
             }
             for name in sorted(set(subsets.tolist()))
         },
-        "margin": asdict(bootstrap_mean(margins, seed)),
+        "margin": bootstrap_mean(margins, seed),
         "calibration": calibration(margins, seed),
         "length_bias": length_bias(margins, longer, seed),
         "score_mean": float(scores.mean()),

@@ -5,7 +5,7 @@ for those who print or see without colours.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from gpt2_rlhf.config.printable import printable
 from gpt2_rlhf.evidence import curves, results
 from gpt2_rlhf.evidence.curves import COLOURS, MARKERS
 from gpt2_rlhf.evidence.intervals import bootstrap_mean
-from gpt2_rlhf.evidence.measured import MEASURES, Measured, summary
+from gpt2_rlhf.evidence.measured import Measured, summary
 from gpt2_rlhf.evidence.tables import text
 
 Sample = Mapping[str, Any]  # a line of samples.jsonl
@@ -52,7 +52,7 @@ def pictures(run_dir: Path, records: Mapping[str, Mapping[str, Any]], samples: S
     method = methods.of(records)
     history = curves.heldout(run_dir / method)
     rewards = {name: records[name]["metrics"] for name in _REWARD_MODELS if name in records}
-    is_by_function = results.reward_function({"manifests": records}) is not None
+    is_by_function = results.reward_function({**records, "manifests": records}) is not None
     reward_label = results.FUNCTION_SCORE if is_by_function else metrics.REWARD.label
     logged, kept_update = curves.logged(run_dir / method), records[method]["metrics"]["kept_update"]
     return [
@@ -96,10 +96,10 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
     kept = updates.index(kept_update) if kept_update in updates else -1
     ends, found = list[tuple[float, str]](), list[str]()
     for place, metric in enumerate(reversed(metrics.MEASURES), start=1):  # colours as in the panel of all rewards
-        values = [getattr(one, MEASURES[metric.key]) for one in history]
+        values = [getattr(one, metric.key) for one in history]
         if values[0] is None:
             continue
-        since_sft = [asdict(bootstrap_mean(one - values[0])) for one in values]
+        since_sft = [bootstrap_mean(one - values[0]) for one in values]
         label = reward_label if metric is metrics.REWARD else metric.label
         means, lows, highs = ([one[key] for one in since_sft] for key in ("mean", "low", "high"))
         changes.plot(updates, means, color=COLOURS[place], marker=MARKERS[place], markersize=4, clip_on=False)
@@ -126,10 +126,10 @@ def _training(history: Sequence[Measured], kept_update: int, reward_label: str) 
     kl.set_xlabel("update of PPO", fontsize=9)
     kl.xaxis.set_major_locator(MaxNLocator(integer=True))
     alt = (
-        f"On {history[0].rewards.size} withheld prompts, from the SFT model to update {updates[kept]} of PPO: "
+        f"On {history[0].reward.size} withheld prompts, from the SFT model to update {updates[kept]} of PPO: "
         f"{'; '.join(found)}. The policy of update {kept_update} was handed on."
     )
-    title = f"What changed while PPO trained, on {history[0].rewards.size} withheld prompts"
+    title = f"What changed while PPO trained, on {history[0].reward.size} withheld prompts"
     return Picture("training.png", title, alt, figure)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt2_rlhf.config import compose, methods
 from gpt2_rlhf.config.errors import UserError
-from gpt2_rlhf.evidence import card, report, seeds
+from gpt2_rlhf.evidence import card, report, summary
 from gpt2_rlhf.models import portable_files
 from gpt2_rlhf.store import digests
 from gpt2_rlhf.store.files import content_sha256, read_json, read_json_lines, unfinished, unused, write_json
@@ -27,9 +27,8 @@ def write(run: Run) -> list[Path]:
 
     Folders that would come out the same, and that nobody has changed since, are left as they are.
     """
-    stages = run.plans[0]
     records, sources = _sources(run)
-    manifests = {"command": run.portable_command, "stages": records}
+    manifests = {"command": sources.command, "stages": records}
     texts = {
         "config.yaml": compose.yaml(without_folders(run.values)),
         "manifest.json": json.dumps(manifests, indent=2, ensure_ascii=False) + "\n",
@@ -40,7 +39,7 @@ def write(run: Run) -> list[Path]:
     stage_of = card.folders(run.settings.method)
     folders = [run.directory / name for name in stage_of]
     for folder in folders:
-        model_dir = stages[stage_of[folder.name]].model_dir
+        model_dir = run.plans[0][stage_of[folder.name]].model_dir
         own = {**texts, "README.md": card.render(run.settings, sources, folder.name)}
         own |= portable_files.texts(model_dir, sampling)
         files = {file.name: file for file in model_dir.iterdir() if file.name not in own}
@@ -66,7 +65,7 @@ def _sources(run: Run) -> tuple[dict[str, Any], card.CardSources]:
     sources = card.CardSources(
         command=run.portable_command,
         records=of_seeds[0],
-        seeds=seeds.spread(run.settings.ppo, of_seeds),
+        seeds=summary.spread(run.settings.ppo, of_seeds),
         samples=read_json_lines(run.plans[0]["evaluate"].directory / "samples.jsonl"),
         # reports of earlier versions list none
         pictures=read_json(figures).get("pictures", []) if figures.exists() else [],

@@ -100,7 +100,7 @@ def write(
 def _tables(sources: Sources) -> dict[str, list[Table]]:
     """The tables of each part of the page."""
     of_models = [make(sources) for make in (results.models, results.paired, results.subsets)]
-    of_seeds = [] if sources["seeds"] is None else [results.by_seed(sources), results.over_seeds(sources)]
+    of_seeds = [results.by_seed(sources), results.over_seeds(sources)]  # without rows where no seeds are listed
     scores = (results.accuracy, results.reward_model_faults, results.calibration)
     parts = {
         "results": [*of_models, *results.refusals_in_two(sources), *of_seeds],

@@ -144,14 +144,15 @@ def performance(sources: Sources) -> Table:
 
 
 def by_seed(sources: Sources) -> Table:
-    """Return the figures of the policy of each seed."""
-    places = {f"seeds/by_seed/{at}": f"Seed {run['seed']}" for at, run in enumerate(sources["seeds"]["by_seed"])}
+    """Return the figures of the policy of each seed; without rows where the settings list no seeds."""
+    runs = look_up(sources, "seeds/by_seed") or []
+    places = {f"seeds/by_seed/{at}": f"Seed {run['seed']}" for at, run in enumerate(runs)}
     shown = [one for one in metrics.OF_MODEL if one.over_seeds] + list(metrics.OF_SEED)
     return by_metric(sources, "seeds", f"{methods.LABELS[methods.of(sources)]} by seed", shown, places, "prompts")
 
 
 def over_seeds(sources: Sources) -> Table:
-    """Return mean, standard deviation and range over the seeds of the policies' means."""
+    """Return mean, standard deviation and range over the seeds of the policies' means; no rows without seeds."""
     columns = {"mean": "Mean", "sd": "SD", "min": "Lowest", "max": "Highest", "n": "Seeds"}
     rows = [
         Row(one.title, [cell(sources, f"seeds/over_seeds/{one.key}/{key}", one.unit) for key in columns], one.better)
@@ -213,9 +214,7 @@ def heldout(sources: Sources) -> Table:
 
 def reward_function(sources: Sources) -> str | None:
     """Return the import path of the function whose score the policy was trained to raise; None where there is none."""
-    if "manifests" not in sources:
-        return None
-    method = methods.of(sources["manifests"])
+    method = methods.of(sources)
     return look_up(sources, f"manifests/{method}/inputs/{method}/reward/function")
 
 

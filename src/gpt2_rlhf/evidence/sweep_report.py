@@ -8,7 +8,8 @@ in their method are shown beside what their training took, and beside best-of-n,
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import numpy as np
 
 from gpt2_rlhf.config import methods, metrics
 from gpt2_rlhf.config.metrics import Metric
-from gpt2_rlhf.evidence import seeds
+from gpt2_rlhf.evidence import summary
 from gpt2_rlhf.evidence.comparison import BEST_OF_N
-from gpt2_rlhf.evidence.intervals import bootstrap_mean
+from gpt2_rlhf.evidence.intervals import Estimate, bootstrap_mean
 from gpt2_rlhf.evidence.tables import WIDTH, Table, plain, text, text_row
 from gpt2_rlhf.store.files import read_json_lines, replacing, write_json
 from gpt2_rlhf.store.run import Run
@@ -46,6 +47,34 @@ class Built:
     run: Run
     fault: str | None
 
+    @cached_property
+    def figures(self) -> dict[str, Any]:
+        """The policy's; of several seeds mean, SD, lowest (`low`) and highest (`high`) of their means."""
+        if self.fault is not None:
+            return {}
+        found = [manifest(plan["evaluate"])["metrics"]["models"][self.run.settings.method] for plan in self.run.plans]
+        if len(found) == 1:
+            return found[0]
+        shown = (*_OF_METHODS, *_MANNER)
+        spreads = {one.key: summary.over_seeds([of.get(one.key) for of in found]) for one in shown}
+        return {key: one and {**one, "low": one["min"], "high": one["max"]} for key, one in spreads.items()}
+
+    @cached_property
+    def cost(self) -> dict[str, float] | None:
+        """What the training of one policy took, as the mean over seeds; nothing that only measures is counted."""
+        if self.fault is not None:
+            return None
+        found = []
+        for policy in (plan[self.run.settings.method] for plan in self.run.plans):
+            record = manifest(policy)
+            took = {one.key: record["metrics"].get(one.key, 0) for one in _COST} | {"work_s": record["work_s"]}
+            if self.run.settings.method == "ppo":
+                logged = read_json_lines(policy.directory / "metrics.jsonl")
+                tokens = sum(one.get("answer/tokens", 0.0) for one in logged)
+                took["generated_tokens"] = tokens * record["metrics"]["episodes_per_update"]
+            found.append(took)
+        return {one.key: float(np.mean([took[one.key] for took in found])) for one in _COST}
+
 
 @dataclass(frozen=True)
 class Best:
@@ -54,7 +83,7 @@ class Best:
     note: str
     by: Metric | None = None
     place: int | None = None
-    behind: Mapping[int, dict[str, Any]] = field(default_factory=dict)  # by place: best minus this, per prompt
+    behind: Mapping[int, Estimate] = field(default_factory=dict)  # by place: best minus this, per prompt
 
 
 def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
@@ -62,38 +91,37 @@ def write(directory: Path, points: Sequence[Built], best_by: str | None) -> str:
 
     best_by: "judge", "reward" or "utility"; None chooses one that is comparable between the points.
     """
-    figures = [{} if one.fault else _figures(one.run) for one in points]
-    best = _best(points, best_by)
-    numbered = enumerate(zip(points, figures, strict=True), start=1)
-    rows = [_row(place, one, found, best) for place, (one, found) in numbered]
+    by_place = dict(enumerate(points, start=1))
+    best = _best(by_place, best_by)
+    rows = [_row(place, one, best) for place, one in by_place.items()]
 
     def known(of_all: Sequence[Metric]) -> list[Metric]:
-        return [one for one in of_all if any(found.get(one.key) for found in figures)]
+        return [one for one in of_all if any(point.figures.get(one.key) for point in points)]
 
     shown, manner = known(_SHOWN), known(_MANNER)
     if metrics.JUDGE_REWARD in shown and best.by != metrics.REWARD:
         shown.remove(metrics.REWARD)  # what PPO was trained to raise; it would not fit beside the others
-    by_point = (_by_point(figures, shown, best.behind), _by_point(figures, manner, {}))  # one of both would be too wide
+    by_point = (_by_point(by_place, shown, best.behind), _by_point(by_place, manner, {}))  # one would be too wide
     lines = [f"{row['point']}: {row['label']}  {row['state']}".rstrip() for row in rows]
     parts = ["\n".join(lines), *(plain(one) for one in by_point if one.columns), textwrap.fill(best.note, WIDTH)]
     if any(len(one.run.plans) > 1 for one in points):
         parts.append("Of a point with several seeds, brackets have the lowest and the highest of their means.")
     found: dict[str, Any] = {"best": best.place, "best_by": best.by and best.by.key, "note": best.note, "points": rows}
     if len({one.run.settings.method for one in points}) > 1:
-        best_of_n, costs = _best_of_n(points), [None if one.fault else _cost(one.run) for one in points]
-        parts.append(plain(_of_methods(points, figures, costs, best_of_n)))
-        found["points"] = [{**row, "cost": cost} for row, cost in zip(rows, costs, strict=True)]
+        best_of_n = _best_of_n(points)
+        parts.append(plain(_of_methods(points, best_of_n)))
+        found["points"] = [{**row, "cost": one.cost} for row, one in zip(rows, points, strict=True)]
         found |= {"best_of_n": best_of_n} if best_of_n else {}
     page = "\n\n".join(parts) + "\n"
     write_json(directory / "sweep.json", found)
     with replacing(directory / "sweep.md") as file:
         file.write(page)
-    if any(figures):
-        _draw(directory / "sweep.png", figures, shown)
+    if any(one.figures for one in points):
+        _draw(directory / "sweep.png", by_place, shown)
     return page
 
 
-def _row(place: int, one: Built, figures: Mapping[str, Any], best: Best) -> dict[str, Any]:
+def _row(place: int, one: Built, best: Best) -> dict[str, Any]:
     shown = (*(_SHOWN if len(one.run.plans) == 1 else _OF_METHODS), *_MANNER)
     return {
         "point": place,
@@ -101,7 +129,7 @@ def _row(place: int, one: Built, figures: Mapping[str, Any], best: Best) -> dict
         "command": one.run.command,
         "run": one.run.name,
         "state": _state(one, place, best),
-        one.run.settings.method: {metric.key: figures.get(metric.key) for metric in shown} if figures else None,
+        one.run.settings.method: {metric.key: one.figures.get(metric.key) for metric in shown} if one.figures else None,
         "best_minus_this": best.behind.get(place),
     }
 
@@ -116,19 +144,19 @@ def _state(one: Built, place: int, best: Best) -> str:
     return f"best{'; ' if state else ''}{state}" if place == best.place else state
 
 
-def _by_point(figures: Sequence[Mapping[str, Any]], shown: Sequence[Metric], behind: Mapping[int, Any]) -> Table:
+def _by_point(points: Mapping[int, Built], shown: Sequence[Metric], behind: Mapping[int, Any]) -> Table:
     """Return these metrics of each point, and its difference to the best one if any is known."""
     columns = {one.key: one.label for one in shown} | ({"behind": "Best - this"} if behind else {})
     rows = []
-    for place, found in enumerate(figures, start=1):
-        texts = [text(found.get(one.key), one.unit) for one in shown]
+    for place, point in points.items():
+        texts = [text(point.figures.get(one.key), one.unit) for one in shown]
         rows.append(text_row(str(place), *texts, *([text(behind.get(place))] if behind else [])))
     return Table("sweep", "Point", columns, rows)
 
 
-def _best(points: Sequence[Built], best_by: str | None) -> Best:
+def _best(points: Mapping[int, Built], best_by: str | None) -> Best:
     """Return the best point; only the reason if none can be named."""
-    runs = {place: one.run for place, one in enumerate(points, start=1) if one.fault is None}
+    runs = {place: one.run for place, one in points.items() if one.fault is None}
     if len(runs) < 2:
         return Best(f"{len(runs)} of {len(points)} points have figures; there is nothing to compare.")
     samples = {place: _samples(run) for place, run in runs.items()}
@@ -183,30 +211,6 @@ def _mean(values: Sequence[Any]) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def _figures(run: Run) -> dict[str, Any]:
-    """Return the policy's figures; of several seeds mean, SD, lowest (`low`) and highest (`high`) of their means."""
-    found = [manifest(plan["evaluate"])["metrics"]["models"][run.settings.method] for plan in run.plans]
-    if len(found) == 1:
-        return found[0]
-    shown = (*_OF_METHODS, *_MANNER)
-    spreads = {one.key: seeds.over_seeds([of.get(one.key) for of in found]) for one in shown}
-    return {key: one and {**one, "low": one["min"], "high": one["max"]} for key, one in spreads.items()}
-
-
-def _cost(run: Run) -> dict[str, float]:
-    """Return what the training of one policy took, as the mean over seeds; nothing that only measures is counted."""
-    found = []
-    for policy in (plan[run.settings.method] for plan in run.plans):
-        record = manifest(policy)
-        took = {one.key: record["metrics"].get(one.key, 0) for one in _COST} | {"work_s": record["work_s"]}
-        if run.settings.method == "ppo":
-            logged = read_json_lines(policy.directory / "metrics.jsonl")
-            tokens = sum(one.get("answer/tokens", 0.0) for one in logged)
-            took["generated_tokens"] = tokens * record["metrics"]["episodes_per_update"]
-        found.append(took)
-    return {one.key: float(np.mean([took[one.key] for took in found])) for one in _COST}
-
-
 def _best_of_n(points: Sequence[Built]) -> dict[str, Any]:
     """Return the figures of best-of-n, if all points have the same up to rounding: SFT and reward model decide them."""
     found = [manifest(one.run.last)["metrics"]["models"].get(BEST_OF_N) for one in points if one.fault is None]
@@ -217,43 +221,38 @@ def _best_of_n(points: Sequence[Built]) -> dict[str, Any]:
     return found[0] if all(one == shown[0] for one in shown) else {}
 
 
-def _of_methods(
-    points: Sequence[Built],
-    figures: Sequence[Mapping[str, Any]],
-    costs: Sequence[Mapping[str, float] | None],
-    best_of_n: Mapping[str, Any],
-) -> Table:
+def _of_methods(points: Sequence[Built], best_of_n: Mapping[str, Any]) -> Table:
     """Return each metric of each point, of best-of-n, and of what the training took, one below the other."""
     rows = []
     labels = [one.label.removeprefix("method=") for one in points]
     labels = [methods.LABELS.get(label, label) for label in labels]
     for metric in _OF_METHODS:
-        for label, found in zip([*labels, "best of n"], [*figures, best_of_n], strict=True):
+        for label, found in zip([*labels, "best of n"], [*(one.figures for one in points), best_of_n], strict=True):
             if (value := found.get(metric.key)) is not None:
                 mean, sd = (text(one, metric.unit) for one in (value, value.get("sd")))
                 rows.append(text_row(f"{metric.title}: {label}", mean, sd, str(value["n"]) if "sd" in value else "1"))
     for metric in _COST:
-        for label, cost in zip(labels, costs, strict=True):
-            if cost is not None:
-                took = cost[metric.key] if metric.unit == "seconds" else round(cost[metric.key])
+        for label, point in zip(labels, points, strict=True):
+            if point.cost is not None:
+                took = point.cost[metric.key] if metric.unit == "seconds" else round(point.cost[metric.key])
                 rows.append(text_row(f"{metric.title}: {label}", text(took, metric.unit), "", ""))
     return Table("methods", "Method", {"mean": "Mean", "sd": "SD over seeds", "seeds": "Seeds"}, rows)
 
 
-def _difference(best: Mapping[str, float], other: Mapping[str, float], level: float) -> dict[str, Any] | None:
+def _difference(best: Mapping[str, float], other: Mapping[str, float], level: float) -> Estimate | None:
     shared = [prompt for prompt in best if prompt in other]
     if not shared:  # points with other data
         return None
-    return asdict(bootstrap_mean([best[prompt] - other[prompt] for prompt in shared], level=level))
+    return bootstrap_mean([best[prompt] - other[prompt] for prompt in shared], level=level)
 
 
-def _draw(file: Path, figures: Sequence[Mapping[str, Any]], shown: Sequence[Metric]) -> None:
+def _draw(file: Path, points: Mapping[int, Built], shown: Sequence[Metric]) -> None:
     """Draw each metric over the points, with 95 % intervals."""
     from gpt2_rlhf.evidence import curves  # here, since every command would wait for the import of matplotlib
 
     figure, panels = curves.panels(5.0, 2.2, len(shown))
     for number, (axes, metric) in enumerate(zip(panels, shown, strict=True)):
-        known = {place: one for place, found in enumerate(figures, start=1) if (one := found.get(metric.key))}
+        known = {place: found for place, one in points.items() if (found := one.figures.get(metric.key))}
         axes.errorbar(
             list(known),
             [one["mean"] for one in known.values()],
@@ -264,6 +263,6 @@ def _draw(file: Path, figures: Sequence[Mapping[str, Any]], shown: Sequence[Metr
             color=curves.COLOURS[number],
         )
         axes.set_title(metric.label, loc="left", fontsize=11)
-        axes.set_xticks(range(1, len(figures) + 1))
+        axes.set_xticks(list(points))
     panels[-1].set_xlabel("point", fontsize=9)
     curves.save(figure, file, dpi=150)

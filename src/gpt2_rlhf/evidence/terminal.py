@@ -119,7 +119,7 @@ def _by_name(sources: Sources) -> dict[str, list[Table]]:
             subsets.only(f"{method}_minus_sft/utility"),
         ],
         "refusals": results.refusals_in_two(sources),
-        "seeds": [] if sources["seeds"] is None else [results.over_seeds(sources), results.by_seed(sources)],
+        "seeds": [results.over_seeds(sources), results.by_seed(sources)],
     }
 
 

@@ -19,7 +19,7 @@ def sft_fault(ended: int, empty: int, answers: int) -> str | None:
             f"sft: {empty} of {answers} answers of the SFT model are empty, so PPO cannot learn from them; check that "
             "no chosen answer is empty or starts with EOS, then train SFT again"
         )
-    if wilson(ended, answers).high >= _MIN_EOS_RATE:
+    if wilson(ended, answers)["high"] >= _MIN_EOS_RATE:
         return None
     return (
         f"sft: {ended} of {answers} answers of the SFT model ended with EOS, so PPO cannot learn when to stop; train "
@@ -29,7 +29,7 @@ def sft_fault(ended: int, empty: int, answers: int) -> str | None:
 
 def mostly_empty(empty: int, answers: int) -> bool:
     """Return whether nearly all answers are empty, beyond chance."""
-    return wilson(empty, answers).low > _MAX_EMPTY_RATE
+    return wilson(empty, answers)["low"] > _MAX_EMPTY_RATE
 
 
 def reference_fault(kl_nats: float) -> str | None:

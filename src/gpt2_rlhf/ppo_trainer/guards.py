@@ -17,7 +17,7 @@ from gpt2_rlhf.evidence.intervals import student_t
 from gpt2_rlhf.evidence.measured import Measured
 from gpt2_rlhf.ppo_trainer import gates
 
-_FIELDS = {"reward": "rewards", "judge": "judge_rewards", "utility": "utilities"}  # of Measured, by name in best_by
+_FIELDS = {"reward": "reward", "judge": "judge_reward", "utility": "utility"}  # of Measured, by name in best_by
 _LEVEL = 0.006  # of the first test, chosen by the simulations of tests/ppo_trainer/test_guards.py
 
 
@@ -33,8 +33,8 @@ def verdicts(history: Sequence[Measured], guard: Guard) -> list[str | None]:
     ended, distinct = np.array([one.ended for one in history], float), np.array([one.distinct_2 for one in history])
     fell = zip(beyond_chance(ended - ended[0], once), beyond_chance(distinct - distinct[0], once), strict=True)
     found = [_limit_passed(start, newest, *both, guard) for newest, both in zip(history, fell, strict=True)]
-    if start.judge_rewards is not None:
-        peaks, judge_fell = judge_falls(np.array([one.judge_rewards for one in history]))
+    if start.judge_reward is not None:
+        peaks, judge_fell = judge_falls(np.array([one.judge_reward for one in history]))
         for place in np.flatnonzero(judge_fell).tolist():
             found[place] = found[place] or _overoptimised(history[peaks[place]], history[place])
     return [reason and f"update {one.update}: {reason}" for one, reason in zip(history, found, strict=True)]
@@ -47,7 +47,7 @@ def best_by(start: Measured, by: str | None) -> str:
         UserError: `by` was not measured.
     """
     if by is None:
-        return "reward" if start.judge_rewards is None else "judge"
+        return "reward" if start.judge_reward is None else "judge"
     if getattr(start, _FIELDS[by]) is None:
         raise UserError(
             f"ppo.heldout.best_by: {by}, which was not measured; expected a measured one: set data.shares.judge "
@@ -103,7 +103,7 @@ def _limit_passed(
 ) -> str | None:
     assert newest.kl_nats is not None
     kl_nats, eos_rate, distinct_2 = newest.kl_nats.mean(), newest.ended.mean(), newest.distinct_2.mean()
-    for name, mean in (("reward", newest.rewards.mean()), ("KL", kl_nats)):
+    for name, mean in (("reward", newest.reward.mean()), ("KL", kl_nats)):
         if not np.isfinite(mean):
             return f"mean {name} {mean}: training has diverged"
     if kl_nats > guard.max_kl_nats:
@@ -112,11 +112,11 @@ def _limit_passed(
         return f"EOS rate {eos_rate:.3f}, below ppo.guard.min_eos_rate {guard.min_eos_rate:g}"
     if distinct_2_fell and distinct_2 < guard.min_distinct_2 <= start.distinct_2.mean():
         return f"distinct bigrams {distinct_2:.3f}, below ppo.guard.min_distinct_2 {guard.min_distinct_2:g}"
-    empty, already_empty = ((one.answer_tokens == 0).sum().item() for one in (newest, start))
-    prompts = newest.answer_tokens.size
+    empty, already_empty = ((one.tokens == 0).sum().item() for one in (newest, start))
+    prompts = newest.tokens.size
     if gates.mostly_empty(empty, prompts) and not gates.mostly_empty(already_empty, prompts):
         return f"{empty} of {prompts} answers are empty"
-    answer_tokens, start_tokens = newest.answer_tokens.mean(), start.answer_tokens.mean()
+    answer_tokens, start_tokens = newest.tokens.mean(), start.tokens.mean()
     if answer_tokens > guard.max_length_ratio * start_tokens:
         return (
             f"answers of {answer_tokens:.1f} tokens, over ppo.guard.max_length_ratio {guard.max_length_ratio:g} x the "
@@ -127,9 +127,9 @@ def _limit_passed(
 
 def _overoptimised(peak: Measured, newest: Measured) -> str | None:
     """Return a reason to stop if the reward rose since the peak from which the judge's reward fell."""
-    assert newest.judge_rewards is not None
-    assert peak.judge_rewards is not None
-    gain, fall = (newest.rewards - peak.rewards).mean(), (peak.judge_rewards - newest.judge_rewards).mean()
+    assert newest.judge_reward is not None
+    assert peak.judge_reward is not None
+    gain, fall = (newest.reward - peak.reward).mean(), (peak.judge_reward - newest.judge_reward).mean()
     if gain <= 0:
         return None
     return (

@@ -82,13 +82,13 @@ def measure(
     )
     measured = Measured(
         update=update,
-        rewards=rewards,
-        judge_rewards=judge_rewards,
-        utilities=None if utility is None else utilities(utility, prompts, answers),
+        reward=rewards,
+        judge_reward=judge_rewards,
+        utility=None if utility is None else utilities(utility, prompts, answers),
         kl_nats=kl.exact,
         kl_k1=kl.k1,
         kl_k3=kl.k3,
-        answer_tokens=np.array([len(answer.ids) for answer in answers]),
+        tokens=np.array([len(answer.ids) for answer in answers]),
         ended=np.array([answer.ended for answer in answers]),
         distinct_2=np.array([scoring.distinct_2(answer.ids) for answer in answers]),
     )

@@ -4,7 +4,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ def _side(side: Side) -> dict[str, Any]:
             "rejected": _spread([m.rejected_tokens for m in kept]),
         },
         # accuracy of a reward model that always prefers the longer answer; a tie counts half
-        "longer_answer_wins": asdict(wilson(longer + ties / 2, len(kept))),
+        "longer_answer_wins": wilson(longer + ties / 2, len(kept)),
     }
 
 
