@@ -118,23 +118,23 @@ def test_the_eta_of_a_part_is_shown_but_is_not_that_of_the_task(
     assert terminal.screen() == ["5 s, in all 205.0", "  sft 1/40  eta 3 min"]
 
 
-def test_a_log_gets_a_line_on_each_task_every_ten_seconds_and_figures_once(
+def test_a_log_gets_a_line_on_each_task_every_five_seconds_and_figures_once(
     now: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     display = Display(lambda running, took: "stages 2 and 5 of 6")
     display.start(SFT, "sft")
     display.start(PPO, "ppo")
-    for second in range(30):
+    for second in range(15):
         if second == 4:
             display.receive(PPO, Doing("3/32", 160.0, ["reward 0.5"]))
         display.refresh()
         now[0] += 1
     assert capsys.readouterr().out.splitlines() == [
         "stages 2 and 5 of 6: sft, ppo",
-        "  sft  10 s so far",
+        "  sft  5 s so far",
         "  ppo 3/32  eta 3 min  reward 0.5",
-        "  sft  20 s so far",
-        "  ppo 3/32  eta 2 min",
+        "  sft  10 s so far",
+        "  ppo 3/32  eta 3 min",
     ]
     assert not display.is_live
 

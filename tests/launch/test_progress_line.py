@@ -46,12 +46,14 @@ def test_only_the_first_process_tells(now: list[float], told: list[Doing], monke
     assert told == []
 
 
-def test_work_outside_of_a_task_prints_a_line_every_ten_seconds(
+def test_work_outside_of_a_task_prints_a_line_every_five_seconds(
     now: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for _ in counted("rows read", [10] * 25, size=int):
+    for _ in counted("rows read", [10] * 12, size=int):
         now[0] += 1
-    assert capsys.readouterr().out == "  rows read 100\n  rows read 200\n"
+    assert capsys.readouterr().out == "  rows read 50
+  rows read 100
+"
 
 
 def test_batches_are_passed_on_in_order_and_counted_when_they_are_done(now: list[float], told: list[Doing]) -> None:

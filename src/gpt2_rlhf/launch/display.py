@@ -1,4 +1,4 @@
-"""Show what the running tasks do: at the end of a terminal, in lines that are rewritten; in a log, every ten seconds.
+"""Show what the running tasks do: at the end of a terminal, in lines that are rewritten; in a log, every five seconds.
 
 On a terminal, all that tasks print goes through here, above the lines that are rewritten. In a log they print it
 themselves, and figures that were printed once are not printed again.

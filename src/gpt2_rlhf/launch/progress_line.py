@@ -17,7 +17,7 @@ from gpt2_rlhf.launch import world
 
 T = TypeVar("T")
 
-LINE_EVERY_S = 10.0  # in a log; the lines of a terminal are rewritten
+LINE_EVERY_S = 5.0  # in a log; the lines of a terminal are rewritten
 _TOLD_EVERY_S = 0.2
 
 
