@@ -4,7 +4,7 @@ What is built is under a lock, each stage in processes of its own. A stage that 
 """
 
 import contextlib
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -33,14 +33,14 @@ class Job:
     settings: Settings
 
 
-def missing_stages(planned: Run) -> list[Stage]:
-    """Return the stages that are not done, as the first process finds them.
+def missing_stages(planned: Sequence[Run]) -> list[Stage]:
+    """Return the stages of one or several runs that are not done, as the first process finds them.
 
     Raises:
         UserError: this process has planned other stages.
     """
-    names = world.agree(lambda: " ".join(stage.directory.name for stage in unfinished(planned.stages))).split()
-    by_name = {stage.directory.name: stage for stage in planned.stages}
+    by_name = {stage.directory.name: stage for one in planned for stage in one.stages}
+    names = world.agree(lambda: " ".join(one.directory.name for one in unfinished(list(by_name.values())))).split()
     if others := [name for name in names if name not in by_name]:
         raise UserError(
             f"{others[0]}: not a stage of the run{world.which()}; expected the same settings, model, data and version "
@@ -49,12 +49,8 @@ def missing_stages(planned: Run) -> list[Stage]:
     return [by_name[name] for name in names]
 
 
-def refuse_forced(planned: Run, missing: Sequence[Stage]) -> None:
-    """Refuse to reuse a policy trained with force=true unless force is set again.
-
-    Raises:
-        UserError: names the gate's fault and the stage.
-    """
+def _refuse_forced(planned: Run, missing: Sequence[Stage]) -> None:
+    """Refuse to reuse a policy trained with force=true unless force is set again."""
     if planned.settings.force:
         return
     for stage in planned.stages:
@@ -72,16 +68,10 @@ def build(planned: Run) -> list[Stage]:
         UserError: another run is building one of them, or one was trained with force=true and is not to be used.
         SystemExit: one failed; it has said why.
     """
-    missing, built = missing_stages(planned), list[Stage]()
-    refuse_forced(planned, missing)
-    while missing:  # again if a damaged stage came out differently, so that others were built on another
-        _refuse_twice(missing, [stage.directory for stage in built])
-        codes = _build([planned], missing, None, keeps_going=False)
-        if (code := next(filter(None, codes.values()), 0)) != 0:
-            raise SystemExit(code)
-        built += [stage for stage in missing if stage.directory in codes]
-        missing = missing_stages(planned)
-    return built
+    codes = _build([planned], None, keeps_going=False)
+    if (code := next(filter(None, codes.values()), 0)) != 0:
+        raise SystemExit(code)
+    return [stage for stage in planned.stages if stage.directory in codes]
 
 
 def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
@@ -96,24 +86,8 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
         UserError: another run is building a stage, or a stage was trained with force=true and is not to be used.
         SystemExit: Ctrl-C or SIGTERM came.
     """
-    codes: dict[Path, int] = {}
-    missing = unfinished([job.stage for job in _jobs(planned).values()])
-    for one in planned:
-        refuse_forced(one, missing)
-    while missing:  # again as in `build`
-        _refuse_twice(missing, codes)
-        codes |= _build(planned, missing, at_once, keeps_going=True)
-        whole = [one for one in planned if not any(map(codes.get, one.directories))]
-        missing = unfinished([job.stage for job in _jobs(whole).values()])
+    codes = _build(planned, at_once, keeps_going=True)
     return {directory: child.reason(directory, code) for directory, code in codes.items() if code != 0}
-
-
-def _refuse_twice(missing: Sequence[Stage], built: Container[Path]) -> None:
-    """Refuse to build a stage again in one command: it was damaged as soon as it was written."""
-    for stage in missing:
-        if stage.directory in built:
-            wrong = fault(stage, read_all=True)
-            raise UserError(f"{stage.directory}: {wrong}, just after it was built; check the disk")
 
 
 def check_before_training(settings: Settings, stages: Sequence[Stage]) -> None:
@@ -182,11 +156,29 @@ def _jobs(planned: Sequence[Run]) -> dict[Path, Job]:
     return jobs
 
 
-def _build(planned: Sequence[Run], missing: Sequence[Stage], at_once: int | None, keeps_going: bool) -> dict[Path, int]:
+def _build(planned: Sequence[Run], at_once: int | None, keeps_going: bool) -> dict[Path, int]:
     """Build what is missing of one or several runs, a shared stage once; return the exit codes by directory.
 
     keeps_going: as `build_all`, with the code of a refused run by its own directory; otherwise as `build`.
     """
+    codes: dict[Path, int] = {}
+    missing = missing_stages(planned)
+    for one in planned:
+        _refuse_forced(one, missing)
+    while missing:  # again if a damaged stage came out differently, so that others were built on another
+        codes |= _build_once(planned, missing, at_once, keeps_going)
+        whole = [one for one in planned if not any(map(codes.get, one.directories))]
+        missing = missing_stages(whole) if whole else []
+        if damaged := next((stage for stage in missing if stage.directory in codes), None):
+            wrong = fault(damaged, read_all=True)
+            raise UserError(f"{damaged.directory}: {wrong}, just after it was built; check the disk")
+    return codes
+
+
+def _build_once(
+    planned: Sequence[Run], missing: Sequence[Stage], at_once: int | None, keeps_going: bool
+) -> dict[Path, int]:
+    """Build the missing stages, but none that needs a finished one which was built on another than now; as `_build`."""
     if planned[0].settings.launch.slurm is not None:
         return _build_by_slurm(planned, missing)
     jobs, is_first = _jobs(planned), world.rank() == 0

@@ -141,7 +141,7 @@ def test_a_node_with_other_settings_is_refused(launcher: list[Any]) -> None:
     (other,) = [stage for stage in pipeline.plan(compose.load(["seed=2"])).stages if stage.name == "sft"]
     as_first(launcher, "0", other.directory.name)
     with pytest.raises(UserError, match=rf"{other.directory.name}: not a stage of the run in process 2 of 2 on n2; "):
-        building.missing_stages(planned)
+        building.missing_stages([planned])
 
 
 def test_an_output_folder_that_the_nodes_do_not_share_is_refused(
