@@ -51,9 +51,7 @@ def test_work_outside_of_a_task_prints_a_line_every_five_seconds(
 ) -> None:
     for _ in counted("rows read", [10] * 12, size=int):
         now[0] += 1
-    assert capsys.readouterr().out == "  rows read 50
-  rows read 100
-"
+    assert capsys.readouterr().out == "  rows read 50\n  rows read 100\n"
 
 
 def test_batches_are_passed_on_in_order_and_counted_when_they_are_done(now: list[float], told: list[Doing]) -> None:
