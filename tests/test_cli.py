@@ -193,7 +193,7 @@ def test_a_pipeline_that_publishes_composes_once_writes_its_products_once_and_le
         stage.checkpoints_dir.mkdir()  # as after a kill just after the manifest
 
     def plan(composed: compose.Composed, last: str) -> Run:
-        return Run(composed.settings, composed.overrides, composed.values, (stages,), 1)
+        return Run(composed.settings, composed.overrides, composed.values, (stages,))
 
     monkeypatch.setattr(compose, "load", counted("compose", compose.load))
     monkeypatch.setattr(product, "write", counted("product", product.write))

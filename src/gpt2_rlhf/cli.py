@@ -124,7 +124,7 @@ def _status(overrides: Sequence[str]) -> None:
     table.add_column("Why", overflow="fold")
     for stage in run.stages:
         if (job := slurm.queued(stage.directory)) is None:
-            state = status.status(stage, run.processes)
+            state = status.status(stage)
         else:
             state = "running" if job.state == "RUNNING" else "queued", str(job)
         table.add_row(*map(printable, (stage.directory.name, *state)))

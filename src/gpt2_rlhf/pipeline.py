@@ -92,9 +92,8 @@ def plan(composed: Composed, last: str = LAST) -> Run:
         reward_function=functions.fingerprint(settings.ppo.reward.function),
         launcher=digests.digest(launcher) if launcher.is_file() else None,
     )
-    processes = world.size(settings.launch.processes)
-    by_seed = plans(settings, inputs, processes, last)
-    return Run(settings, composed.overrides, composed.values, by_seed, processes)
+    by_seed = plans(settings, inputs, world.size(settings.launch.processes), last)
+    return Run(settings, composed.overrides, composed.values, by_seed)
 
 
 def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
@@ -108,7 +107,8 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
     from gpt2_rlhf.models import estimates, tokens  # torch takes a second to import
     from gpt2_rlhf.rows import lengths  # and pyarrow as well
 
-    settings, stages, processes = planned.settings, planned.stages, planned.processes
+    settings, stages = planned.settings, planned.stages
+    processes = world.size(settings.launch.processes)
     data = planned.plans[0]["data"]
     tokenizer = tokens.load_base_tokenizer(settings.model, settings.data.template)
     tables, data_s = (
@@ -116,7 +116,7 @@ def show_plan(planned: Run, shared: Collection[Stage] = ()) -> None:
         if fault(data) is None
         else lengths.expected(settings.data, tokenizer)
     )
-    states = ["shared" if stage in shared else status.status(stage, processes)[0] for stage in stages]
+    states = ["shared" if stage in shared else status.status(stage)[0] for stage in stages]
     missing = [stage for stage, state in zip(stages, states, strict=True) if state not in ("done", "shared")]
     found = estimates.of([name for name in planned.plans[0] if name != "data"], settings, tables, processes)
     seconds = {"data": data_s, **{name: one.seconds for name, one in found.items()}}

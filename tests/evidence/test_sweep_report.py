@@ -36,7 +36,7 @@ def point(
         name: Stage(name, root / (judge if name == "judge" else f"{name}-{label}"), {"seed": 0}, {})
         for name in ("reward", "judge", "ppo", "evaluate")
     }
-    run = Run(COMPOSED.settings, (f"seed={label}",), COMPOSED.values, (stages,), 1)
+    run = Run(COMPOSED.settings, (f"seed={label}",), COMPOSED.values, (stages,))
     if judged is None:
         return Built(label, run, "ppo: out of memory")
     evaluate = stages["evaluate"].directory
@@ -185,7 +185,7 @@ def seeded(root: Path, method: str, judged: Sequence[Sequence[float]], work_s: f
         (stages[method].directory / "metrics.jsonl").write_text(logged)
         plans.append(stages)
     settings = dataclasses.replace(COMPOSED.settings, method=method)
-    return Built(f"method={method}", Run(settings, (), COMPOSED.values, tuple(plans), 1), None)
+    return Built(f"method={method}", Run(settings, (), COMPOSED.values, tuple(plans)), None)
 
 
 def test_methods_are_compared_by_the_mean_over_their_seeds_beside_what_they_took_and_best_of_n(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def write(output_dir: Path, name: str = "0123456789ab") -> Path:
     for stage in stages.values():
         write_manifest(stage, records[stage.name])
     composed = compose.load([f"output_dir={output_dir}"])
-    run = Run(composed.settings, composed.overrides, composed.values, (stages,), 2)
+    run = Run(composed.settings, composed.overrides, composed.values, (stages,))
     runs.link_stages(run)
     (run.directory / "samples.jsonl").symlink_to(Path("evaluate", "samples.jsonl"))
     (run.directory / "summary.json").write_text(json.dumps({"command": "make pipeline"}))

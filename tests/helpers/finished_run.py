@@ -50,7 +50,7 @@ def write_evaluated(output_dir: Path, overrides: list[str]) -> Path:
         record["weights_sha256"] = {"model.safetensors": digest}
     stages = card_run.stages(output_dir, records)
     composed = compose.load([*overrides, f"output_dir={output_dir}"])
-    run = Run(composed.settings, tuple(overrides), composed.values, (stages,), 2)
+    run = Run(composed.settings, tuple(overrides), composed.values, (stages,))
     runs.link_stages(run)
     summary.write(run, [], 0.0)
     product.write(run)

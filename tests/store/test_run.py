@@ -17,7 +17,7 @@ def run_of(root: Path, names: tuple[str, ...], seeds: tuple[int, ...]) -> Run:
         for seed in seeds
     )
     shared = {name: plans[0][name] for name in names if name != "ppo"}
-    return Run(composed.settings, (), composed.values, tuple({**plan, **shared} for plan in plans), 1)
+    return Run(composed.settings, (), composed.values, tuple({**plan, **shared} for plan in plans))
 
 
 @pytest.mark.parametrize(

@@ -324,27 +324,27 @@ def test_a_checkpoint_of_another_number_of_processes_is_not_taken(tmp_path: Path
 
 def test_status_tells_done_partial_and_missing_apart_and_says_why(tmp_path: Path) -> None:
     part = pipeline.plan(compose.load([f"output_dir={tmp_path}"])).plans[0]["sft"]
-    assert status.status(part, 1) == ("missing", "never built")
+    assert status.status(part) == ("missing", "never built")
     checkpoint(part, 20)
-    state, why = status.status(part, 1)
+    state, why = status.status(part)
     assert state == "partial"
     assert "checkpoint-20" in why
     record = {"finished_at": "2026-11-23 10:00:00 UTC", "wall_s": 12.4, "inputs": part.inputs}
     for one in (part.needs["data"], part):
         one.directory.mkdir(exist_ok=True)
         stage.write_manifest(one, record)
-    assert status.status(part, 1) == ("done", "2026-11-23 10:00:00 UTC, 12 s")
+    assert status.status(part) == ("done", "2026-11-23 10:00:00 UTC, 12 s")
     other = pipeline.plan(compose.load([f"output_dir={tmp_path}", "seed=5"])).plans[0]["sft"]
-    state, why = status.status(other, 1)
+    state, why = status.status(other)
     assert state == "missing"
     assert why == f"not built: seed is 5, not 0 as in {part.directory.name}"
     (part.directory / "manifest.json").write_text("{")
-    assert status.status(part, 1) == ("damaged", "manifest.json is damaged; it will be built again")
-    assert status.status(other, 1) == ("missing", "never built")
+    assert status.status(part) == ("damaged", "manifest.json is damaged; it will be built again")
+    assert status.status(other) == ("missing", "never built")
 
 
 def test_status_names_the_models_that_an_evaluation_has_asked(tmp_path: Path) -> None:
     part = Stage("evaluate", tmp_path / "evaluate-0", {}, {})
     for name in ("ppo", "base"):
         files.write_json(part.checkpoints_dir / name / "results.json", {})
-    assert status.status(part, 1) == ("partial", "goes on after base, ppo")
+    assert status.status(part) == ("partial", "goes on after base, ppo")

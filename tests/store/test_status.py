@@ -16,11 +16,11 @@ def test_a_checkpoint_has_the_time_it_was_written_also_with_a_clock_that_was_set
     digests.seal(checkpoint)
     year_2100 = 130 * 365.25 * 24 * 3600 - 12 * 3600  # 32 of the 130 years from 1970 are leap years
     os.utime(checkpoint, (year_2100, year_2100))
-    assert status(stage, 1) == ("partial", "resumes from checkpoint-7, written 2100-01-01 00:00:00 UTC")
+    assert status(stage) == ("partial", "resumes from checkpoint-7, written 2100-01-01 00:00:00 UTC")
 
 
 def test_a_renamed_copy_of_a_missing_stage_is_not_what_it_differs_from(tmp_path: Path) -> None:
     renamed = tmp_path / "sft-kept" / "manifest.json"
     renamed.parent.mkdir()
     renamed.write_text(json.dumps({"inputs": {"seed": 1}}))
-    assert status(Stage("sft", tmp_path / "sft-1", {"seed": 1}, {}), 1) == ("missing", "never built")
+    assert status(Stage("sft", tmp_path / "sft-1", {"seed": 1}, {})) == ("missing", "never built")

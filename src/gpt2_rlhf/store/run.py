@@ -18,7 +18,6 @@ from gpt2_rlhf.store.files import link, read_json, replacing
 from gpt2_rlhf.store.stage import Stage, manifest
 
 _STAGES = ("data", "sft", "reward", "judge", *methods.LABELS, "evaluate")
-_OPTIONAL = ("judge", *methods.LABELS)  # of which a run has one policy, and not always a judge
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class Run(Composed):
     """What a command asks for, and its stages by name for each seed; the first seed's policy is handed on."""
 
     plans: tuple[Mapping[str, Stage], ...]
-    processes: int  # how many train
 
     @property
     def stages(self) -> list[Stage]:
@@ -85,9 +83,9 @@ def read(directory: Path, now: Settings) -> Run:
     try:
         command = read_json(directory / "summary.json")["command"]
         found = {one.name: _read_stage(one) for one in directory.iterdir() if one.name.partition("-")[0] in _STAGES}
-        first = {name: found[name] for name in _STAGES if name in found or name not in _OPTIONAL}
-        processes = found[methods.of(first)].inputs["processes"]
         settings, values = compose.read((directory / "config.yaml").read_text(encoding="utf-8"), now)
+        needed = ("data", "sft", "reward", settings.method, "evaluate")
+        first = {name: found[name] for name in _STAGES if name in found or name in needed}
         others = [
             first | {name: found[f"{name}-seed{seed}"] for name in (settings.method, "evaluate")}
             for seed in (settings.ppo.seeds or [])[1:]
@@ -99,7 +97,7 @@ def read(directory: Path, now: Settings) -> Run:
         ) from error
     except UserError as error:
         raise UserError(f"{directory}: made by another version; run `make pipeline` again first ({error})") from error
-    return Run(settings, tuple(shlex.split(command)[2:]), values, (first, *others), processes)
+    return Run(settings, tuple(shlex.split(command)[2:]), values, (first, *others))
 
 
 def _read_stage(link: Path) -> Stage:

@@ -10,11 +10,8 @@ from gpt2_rlhf.store.files import read_json
 from gpt2_rlhf.store.stage import NOT_BUILT, Stage, fault, manifest, newest_whole_checkpoint
 
 
-def status(stage: Stage, processes: int) -> tuple[str, str]:
-    """Return ("done" | "running" | "damaged" | "partial" | "missing", why).
-
-    processes: how many train; a checkpoint of another number of processes cannot be resumed from.
-    """
+def status(stage: Stage) -> tuple[str, str]:
+    """Return ("done" | "running" | "damaged" | "partial" | "missing", why)."""
     wrong = fault(stage)
     if wrong is None:
         record = manifest(stage)
@@ -23,7 +20,7 @@ def status(stage: Stage, processes: int) -> tuple[str, str]:
         return "running", "another process is building it"
     if wrong != NOT_BUILT:
         return "damaged", f"{wrong}; it will be built again"
-    if (checkpoint := newest_whole_checkpoint(stage, processes)[0]) is not None:
+    if (checkpoint := newest_whole_checkpoint(stage, stage.inputs.get("processes", 1))[0]) is not None:
         written = datetime.fromtimestamp(checkpoint.stat().st_mtime, UTC)  # no age, since a clock may be set back
         return "partial", f"resumes from {checkpoint.name}, written {written:%Y-%m-%d %H:%M:%S} UTC"
     if kept := sorted(part.parent.name for part in stage.checkpoints_dir.glob("*/results.json")):
