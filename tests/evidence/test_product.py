@@ -36,7 +36,7 @@ class RunAt(Run):
 
 def run_of(folder: Path, by_seed: Sequence[Mapping[str, Stage]], overrides: Sequence[str]) -> Run:
     composed = compose.load(overrides)
-    run = RunAt(composed.settings, composed.overrides, composed.values, tuple(by_seed), 1)
+    run = RunAt(composed.settings, composed.overrides, composed.values, tuple(by_seed))
     object.__setattr__(run, "folder", folder)
     folder.mkdir(exist_ok=True)
     return run

@@ -1,3 +1,5 @@
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,8 @@ def test_insults_are_toxic_and_polite_or_empty_answers_are_not():
 
 def test_without_the_classifier_a_run_that_needs_it_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
     chosen = compose.load(["evaluate.toxicity=true"]).settings
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "profanity_check" else find(name))
     with pytest.raises(UserError, match=r"^evaluate.toxicity: true, but .* run pip install 'gpt2-rlhf\[safety\]'"):
         pipeline.check(chosen)
     pipeline.check(compose.load(["evaluate.toxicity=true"]).settings, "ppo")
