@@ -17,6 +17,7 @@ from benchmarks import bench, bench_worker
 from benchmarks.bench import COMPARISONS, Comparison, Result, Side
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.models import model_files, tokens
+from gpt2_rlhf.ppo_trainer import rollouts
 from helpers import families
 
 SHAPE = {"vocab_size": 1600, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
@@ -177,7 +178,9 @@ def test_both_sides_of_ppo_get_the_same_prompts_in_the_same_order(tmp_path: Path
     padding = tokens.pad_id(tokens.padding_copy(tokenizer, "left"))
     batches: Any = stock.dataloader  # type: ignore[attr-defined]
     texts = [[[token for token in row if token != padding] for row in batch["input_ids"].tolist()] for batch in batches]
-    assert texts == [ours.batches.batch(update) for update in range(3)]  # type: ignore[attr-defined]
+    trainer: Any = ours
+    size, seed = trainer.args.batch_size, trainer.args.seed
+    assert texts == [rollouts.prompt_batch(trainer.prompts, update, size, seed) for update in range(3)]
 
 
 def test_both_sides_start_from_the_same_weights_and_only_ours_is_changed(tmp_path: Path) -> None:
