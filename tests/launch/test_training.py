@@ -41,7 +41,8 @@ def ppo_stage(directory: Path) -> Stage:
     """The PPO stage of a run whose data stage has enough prompts."""
     data = Stage("data", directory / "data", {}, {})
     data.directory.mkdir()
-    files.write_json(data.directory / "manifest.json", {"metrics": {"tables": {"ppo": {"pairs": 1000}}}})
+    sizes = {"ppo": {"pairs": 1000, "prompts": 1000}}
+    files.write_json(data.directory / "manifest.json", {"metrics": {"tables": sizes}})
     return Stage("ppo", directory / "ppo", {"seed": 0, "processes": 1}, {"data": data})
 
 
