@@ -184,9 +184,10 @@ def _ppo(
         # stock shuffles with the global generator, so its prompts would have other lengths than ours
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         assert trainer.args.num_total_batches is not None
+        ids_of = prompts["input_ids"]
         trainer.dataloader = [
             trainer.data_collator(
-                [{"input_ids": ids} for ids in rollouts.prompt_batch(prompts["input_ids"], update, rows, args.seed)]
+                [{"input_ids": ids} for ids in rollouts.prompt_batch(ids_of, update, rows, args.seed)]
             )
             for update in range(trainer.args.num_total_batches)
         ]

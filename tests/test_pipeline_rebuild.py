@@ -138,6 +138,31 @@ def test_a_sweep_compares_no_stages_that_were_built_on_others_than_now(
     assert build_points() == []
 
 
+def test_a_point_that_fails_stops_no_other_after_a_stage_came_out_differently(
+    contents: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [compose.load([f"output_dir={tmp_path}", f"ppo.args.kl_coef={value}"]) for value in ("0.1", "0.2")]
+    planned = [pipeline.plan(point) for point in points]
+    building.build_all(planned, 2)
+    (folder(tmp_path, "sft") / "manifest.json").write_text("{")
+    for one in planned:
+        (one.plans[0]["ppo"].directory / "manifest.json").unlink()  # as after a kill
+    contents["sft"] = "other weights"
+    starts_more: list[tuple[bool, bool]] = []
+
+    def second_fails(given: Sequence[Task], at_once: int, on_end: Any = None, *_: Any, **__: Any) -> dict[Path, int]:
+        if not given or given[0].name == "check":
+            return {task.directory: 0 for task in given}
+        given[0].action()
+        starts_more.append((on_end(given[0], 0), on_end(given[1], 1)))
+        return {given[0].directory: 0, given[1].directory: 1}
+
+    monkeypatch.setattr(tasks, "run_all", second_fails)
+    building.build_all(planned, 2)
+    # none is started that needs the reward model, which was built on the weights before; those that run are not stopped
+    assert starts_more[0] == (False, True)
+
+
 def test_a_disk_that_damages_what_was_just_written_is_named(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

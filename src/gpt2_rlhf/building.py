@@ -65,7 +65,8 @@ def build(planned: Run) -> list[Stage]:
     """Build the stages that are not done, each in processes of its own, print what each found, and return them.
 
     Raises:
-        UserError: another run is building one of them, or one was trained with force=true and is not to be used.
+        UserError: another run is building one of them, one was trained with force=true and is not to be used, or one
+            was damaged as soon as it was written.
         SystemExit: one failed; it has said why.
     """
     codes = _build([planned], None, keeps_going=False)
@@ -83,7 +84,7 @@ def build_all(planned: Sequence[Run], at_once: int | None) -> dict[Path, str]:
         Why something was not built, by directory of the stage that failed or of the run that was refused.
 
     Raises:
-        UserError: another run is building a stage, or a stage was trained with force=true and is not to be used.
+        UserError: as `build`.
         SystemExit: Ctrl-C or SIGTERM came.
     """
     codes = _build(planned, at_once, keeps_going=True)
@@ -162,13 +163,13 @@ def _build(planned: Sequence[Run], at_once: int | None, keeps_going: bool) -> di
     keeps_going: as `build_all`, with the code of a refused run by its own directory; otherwise as `build`.
     """
     codes: dict[Path, int] = {}
-    missing = missing_stages(planned)
+    jobs, runs, missing = _jobs(planned), list(planned), missing_stages(planned)
     for one in planned:
         _refuse_forced(one, missing)
     while missing:  # again if a damaged stage came out differently, so that others were built on another
-        codes |= _build_once(planned, missing, at_once, keeps_going)
-        whole = [one for one in planned if not any(map(codes.get, one.directories))]
-        missing = missing_stages(whole) if whole else []
+        codes |= _build_once(runs, jobs, missing, at_once, keeps_going)
+        runs = [one for one in runs if not any(map(codes.get, one.directories))]
+        missing = missing_stages(runs) if runs else []
         if damaged := next((stage for stage in missing if stage.directory in codes), None):
             wrong = fault(damaged, read_all=True)
             raise UserError(f"{damaged.directory}: {wrong}, just after it was built; check the disk")
@@ -176,17 +177,21 @@ def _build(planned: Sequence[Run], at_once: int | None, keeps_going: bool) -> di
 
 
 def _build_once(
-    planned: Sequence[Run], missing: Sequence[Stage], at_once: int | None, keeps_going: bool
+    planned: Sequence[Run], jobs: Mapping[Path, Job], missing: Sequence[Stage], at_once: int | None, keeps_going: bool
 ) -> dict[Path, int]:
-    """Build the missing stages, but none that needs a finished one which was built on another than now; as `_build`."""
+    """Build the missing stages; as `_build`. It ends early if a finished stage, which others need, must be built again.
+
+    jobs: those of all stages, also of runs that are not in `planned` because they failed before.
+    """
     if planned[0].settings.launch.slurm is not None:
-        return _build_by_slurm(planned, missing)
-    jobs, is_first = _jobs(planned), world.rank() == 0
+        return _build_by_slurm(planned, jobs, missing)
+    is_first = world.rank() == 0
     finished = [job.stage for job in jobs.values() if job.stage not in missing and fault(job.stage) is None]
 
     def goes_on(code: int) -> bool:
-        """Whether later stages may start; not if a finished one, which they may need, was built on another than now."""
-        return (keeps_going or code == 0) and not world.agree(lambda: " ".join(filter(None, map(fault, finished))))
+        if code != 0:
+            return keeps_going
+        return not world.agree(lambda: " ".join(filter(None, map(fault, finished))))
 
     run = partial(_run, jobs, at_once or stages_at_once(planned[0].settings.launch), goes_on)
     with locks.held(list(missing) if is_first else []):
@@ -203,7 +208,8 @@ def _build_once(
             rest = [stage for stage in one.stages if stage in missing and stage.name != "data"]
             if not rest or any(codes.get(stage.directory) for stage in one.stages):  # its data failed
                 continue
-            log_dir = one.directory if keeps_going else rest[0].directory  # which several runs may share
+            # one of several runs is refused by its own folder, since runs share stages
+            log_dir = one.directory if keeps_going else rest[0].directory
             if is_first and (code := _check(one.settings, rest, log_dir)) != 0:
                 codes[log_dir] = code
             else:
@@ -263,10 +269,10 @@ def _run_in_order(jobs: Mapping[Path, Job], goes_on: Callable[[int], bool], stag
     return codes
 
 
-def _build_by_slurm(planned: Sequence[Run], missing: Sequence[Stage]) -> dict[Path, int]:
+def _build_by_slurm(planned: Sequence[Run], jobs: Mapping[Path, Job], missing: Sequence[Stage]) -> dict[Path, int]:
     """Build what is missing of one or several runs as jobs, as `_build`."""
     _begin(missing)
-    jobs, submitted = _jobs(planned), list[Task]()
+    submitted = list[Task]()
     trained = [stage for stage in missing if stage.name in TRAINED]
     for stage in missing:
         job = jobs[stage.directory]
@@ -334,10 +340,10 @@ def _task(job: Job, processes: int) -> Task:
 def _import_all(names: Sequence[str]) -> None:
     with contextlib.suppress(Exception):  # it is raised again where it is needed
         for name in names:
-            _step(name)
+            _step(name)  # or another module of this package
 
 
 def _step(name: str) -> ModuleType:
-    """Import the module of a stage, when it is built: torch and TRL take seconds, and each method has its trainer."""
+    """Import the module of a stage when it is built: torch and TRL take seconds, and each method has its trainer."""
     with garbage.without_collections():
         return import_module(f"gpt2_rlhf.{'reward' if name == 'judge' else name}")

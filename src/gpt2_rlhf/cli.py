@@ -126,7 +126,7 @@ def _status(overrides: Sequence[str]) -> None:
         if (job := slurm.queued(stage.directory)) is None:
             state = status.status(stage)
         else:
-            state = "running" if job.state == "RUNNING" else "queued", str(job)
+            state = ("running" if job.state == "RUNNING" else "queued", str(job))
         table.add_row(*map(printable, (stage.directory.name, *state)))
     console = Console(width=_WIDTH, highlight=False, markup=False)
     with console.capture() as text:  # rich itself would exit without a word after a broken pipe

@@ -72,9 +72,9 @@ def findings(records: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, Any] 
     records: each stage's manifest by its name. seeds: their `spread`.
     """
     method = methods.of(records)
-    names = {"sft": "sft", "reward_model": "reward", "judge": "judge", method: method, "evaluation": "evaluate"}
-    found = {key: records[name]["metrics"] if name in records else None for key, name in names.items()}
-    return {**found, "seeds": seeds}
+    judge = records["judge"]["metrics"] if "judge" in records else None
+    names = {"sft": "sft", "reward_model": "reward", method: method, "evaluation": "evaluate"}
+    return {**{key: records[name]["metrics"] for key, name in names.items()}, "judge": judge, "seeds": seeds}
 
 
 def spread(settings: Ppo, runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any] | None:

@@ -142,11 +142,12 @@ def push(api: HfApi, target: Target, folder: Path, paths: Sequence[str], run: st
     found = look(api, target)
     if found is None:
         api.create_repo(target.repo_id, private=target.private, exist_ok=True)  # private from its first moment
-        found = look(api, target)  # the Hub can ignore the wish
+        found = look(api, target)  # the Hub can ignore the wish for a private one
     if target.branch != "main":
         api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
         found = look(api, target)
-    assert found is not None
+    if found is None:
+        raise UserError(f"publish: {target.repo_id} was created, but the Hub does not show it yet; push it again")
     # Not upload_folder: where hf_xet is installed it cuts a folder into several commits (huggingface_hub 2.4.0,
     # _upload_pipeline.py). parent_commit: a commit whose answer was lost, and that lands late, cannot be made twice.
     commit = api.create_commit(

@@ -38,7 +38,9 @@ def build(step: Callable[[Settings, Stage], Outcome], settings: Settings, stage:
 def _manifest(
     settings: Settings, stage: Stage, outcome: Outcome, started: float, started_at: datetime
 ) -> dict[str, Any]:
-    import torch  # with TRL, only where a stage is built
+    finished_at, wall_s = datetime.now(UTC), time.perf_counter() - started
+    peak_rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    import torch  # after what is measured, since a stage that trains nothing has not imported these
 
     from gpt2_rlhf.launch import training
 
@@ -48,10 +50,10 @@ def _manifest(
         "inputs": stage.inputs,
         "seed": stage.inputs.get("seed", settings.seed),
         "started_at": f"{started_at:%Y-%m-%d %H:%M:%S} UTC",
-        "finished_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        "wall_s": time.perf_counter() - started,
+        "finished_at": f"{finished_at:%Y-%m-%d %H:%M:%S} UTC",
+        "wall_s": wall_s,
         "work_s": outcome.work_s,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mib": peak_rss_mib,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "precision": training.precisions(settings).get(stage.name),  # None for a stage that trains nothing
         "report_to": settings.trained_by(stage.name).args["report_to"] if stage.name in TRAINED else None,

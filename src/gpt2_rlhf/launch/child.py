@@ -20,7 +20,10 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Interrupted(BaseException):
-    """A signal to stop arrived; if something was being trained, this checkpoint has been written."""
+    """A signal to stop arrived. checkpoint: the one that was written for it, None if nothing was being trained.
+
+    It is no Exception, which a library may catch.
+    """
 
     def __init__(self, signum: int, checkpoint: str | None = None):
         self.signum, self.checkpoint = signum, checkpoint

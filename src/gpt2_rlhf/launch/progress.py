@@ -1,8 +1,8 @@
 """Tell the progress of a trainer, write its metrics, seal its checkpoints, and stop it with one on a signal.
 
-PPOTrainer seals its own checkpoints; the other callbacks work with each of TRL's trainers. The ETA is from the steps of
-this process alone, so it is right after a resume. metrics.jsonl is the log history of the trainer, which its
-checkpoints restore: each log is in it once, also after a resume.
+SealCheckpoints is not for PPOTrainer, which seals its own; the other callbacks work with each of TRL's trainers. The
+ETA is from the steps of this process alone, so it is right after a resume. metrics.jsonl is the log history of the
+trainer, which its checkpoints restore: each log is in it once, also after a resume.
 """
 
 import json

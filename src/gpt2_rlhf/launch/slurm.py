@@ -153,7 +153,7 @@ def _wait(
                 on_done(task)
             elif (
                 time.monotonic() - seen[directory] > _PATIENCE_S
-                or (found is not None and found.state != "COMPLETED")  # no result may still come
+                or (found is not None and found.state != "COMPLETED")  # else its result may still be on its way
             ):
                 codes[directory] = 1
                 say(f"error: {task.name}: {_why(task, jobs[directory], found)}")

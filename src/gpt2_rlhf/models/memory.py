@@ -8,7 +8,7 @@ Numbers of activations were counted with torch's hooks for saved tensors on ten 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt2_rlhf.config import methods, ppo_sizes
 from gpt2_rlhf.config.settings import Peft, Settings
@@ -21,7 +21,15 @@ _CONTEXT = 800 * 2**20  # on a GPU: CUDA's context, kernels and the workspace of
 _SFT_CHUNK = 256  # answer tokens of which TRL holds the logits at once
 _HALF = 0.6  # of the activations under autocast, which keeps residuals and norms in float32
 
-Phase = tuple[float, ...]  # the first five fields of `Memory`, in numbers of float32
+
+class Phase(NamedTuple):
+    """What is in memory at one time, in numbers of float32; the fields of `Memory` but the process itself."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,13 @@ def _supervised(
     elif is_sft or name == "dpo":
         logits = 3 * texts * rows.longest * shape.vocabulary
     if name == "dpo":
-        yield weights + (0 if chosen.peft.r > 0 else whole), gradients, optimizer, activations, logits
+        yield Phase(weights + (0 if chosen.peft.r > 0 else whole), gradients, optimizer, activations, logits)
         return
-    yield weights, gradients, optimizer, activations, logits
+    yield Phase(weights, gradients, optimizer, activations, logits)
     held_out = min(settings.evaluate.pairs, test.rows) * (1 if is_sft else 2)
     measured = min(settings.evaluate.batch_size, held_out)
     read = min(LOGITS_AT_ONCE, measured * test.longest * shape.vocabulary) if is_sft else 0
-    yield weights + whole, 0, optimizer, _passing(shape) * measured * test.longest, 1.5 * read
+    yield Phase(weights + whole, 0, optimizer, _passing(shape) * measured * test.longest, 1.5 * read)
 
 
 def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu: bool) -> Iterator[Phase]:
@@ -122,16 +130,16 @@ def _ppo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gpu
     with_logits = max(1, LOGITS_AT_ONCE // (answer * shape.vocabulary))
     device_rows = min(fitted.per_device_train_batch_size, with_logits)
     activations = 2 * _saved(shape, args, on_gpu) * learning.tokens(device_rows) + _cast(args, on_gpu, trained)
-    yield weights, gradients, optimizer, activations, 2 * device_rows * answer * shape.vocabulary
+    yield Phase(weights, gradients, optimizer, activations, 2 * device_rows * answer * shape.vocabulary)
     for texts in (
         min(args["local_rollout_forward_batch_size"], fitted.episodes_per_update // processes),
         min(settings.evaluate.batch_size, fitted.withheld_prompts),
     ):
         cache = shape.cache_width * (shape.layers + 1) * texts * (rows.longest + answer)
-        yield sampling_with, 0, optimizer, cache + sampled_with, 4 * texts * shape.vocabulary
+        yield Phase(sampling_with, 0, optimizer, cache + sampled_with, 4 * texts * shape.vocabulary)
         logits = min(LOGITS_AT_ONCE, 2 * texts * answer * shape.vocabulary)
         read = _passing(shape) * learning.tokens(texts) + read_with
-        yield sampling_with, 0, optimizer, read, 2 * logits
+        yield Phase(sampling_with, 0, optimizer, read, 2 * logits)
 
 
 def answers_at_once(args: Mapping[str, Any]) -> int:
@@ -149,11 +157,11 @@ def _rloo(settings: Settings, shape: Shape, rows: Lengths, processes: int, on_gp
     learning = dataclasses.replace(rows, answer=answer)
     tokens = learning.tokens(texts) if shape.packs else texts * (rows.longest + answer)
     activations = _saved(shape, args, on_gpu) * tokens + _cast(args, on_gpu, shape.weights)
-    yield weights, gradients, optimizer, activations, 4 * texts * answer * shape.vocabulary
+    yield Phase(weights, gradients, optimizer, activations, 4 * texts * answer * shape.vocabulary)
     at_once = answers_at_once(args)
     cache = shape.cache_width * (shape.layers + 1) * at_once * (rows.longest + answer)
-    yield weights, 0, optimizer, cache, 4 * at_once * shape.vocabulary
-    yield weights, 0, optimizer, _passing(shape) * learning.tokens(at_once), 0  # the reward model reads all
+    yield Phase(weights, 0, optimizer, cache, 4 * at_once * shape.vocabulary)
+    yield Phase(weights, 0, optimizer, _passing(shape) * learning.tokens(at_once), 0)  # the reward model reads all
 
 
 def _kept(

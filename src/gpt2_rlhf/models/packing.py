@@ -168,7 +168,7 @@ def _states(model: Any, inputs: dict[str, Any], places: Tensor) -> Tensor:
 
 
 def _packed(backbone: PreTrainedModel, inputs: dict[str, Any]) -> ExitStack:
-    """Within the block, packed rows attend to themselves only, and GPT-2 computes only what is read of them."""
+    """Have packed rows attend to themselves only and GPT-2 compute what is read, until the returned stack is closed."""
     if "packed_rows" not in inputs:
         return ExitStack()
     changes, config = _compute_what_is_read(backbone), backbone.config
@@ -178,7 +178,7 @@ def _packed(backbone: PreTrainedModel, inputs: dict[str, Any]) -> ExitStack:
 
 
 def last_column_alone(model: nn.Module) -> ExitStack:
-    """Within the block, GPT-2's last feed-forward layer computes the last column of a batch only, as sampling needs."""
+    """Have GPT-2's last feed-forward layer compute the last column only, until the returned stack is closed."""
     backbone = next((module for module in model.modules() if isinstance(module, GPT2Model)), model)
     return _compute_what_is_read(backbone, reads_last_column=True)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpt2_rlhf.models.model_files import positions, read_json
+from gpt2_rlhf.models.model_files import positions
+from gpt2_rlhf.store.files import read_json
 
 Json = dict[str, Any]
 

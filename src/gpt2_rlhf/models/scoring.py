@@ -206,6 +206,6 @@ def _answer_logits(model: PreTrainedModel, batch: _AnswerBatch, temperature: flo
 
 def _right_padded(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and attention mask, both of shape (sequences, longest)."""
-    rows = [torch.tensor(row) for row in sequences]
+    rows = [torch.tensor(row, dtype=torch.long) for row in sequences]
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return pad_sequence(rows, batch_first=True, padding_value=pad_token_id), mask

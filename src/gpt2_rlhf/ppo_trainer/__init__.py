@@ -10,6 +10,7 @@ It works without the rest of this package. A script written for TRL changes one 
 - `shaping=Shaping(mean, std, clip)`: normalise and clip scores.
 - `kl=PpoKl(target_nats, horizon_episodes)`: adapt the KL coefficient to a target (Ziegler et al. 2019).
 - `watch`: measure the policy on held-out prompts while it trains, keep the best, stop a run that goes wrong (watch.py).
+- `rollout_cache`: how sampling keeps keys and values, "static" or "compiled"; None: as transformers does.
 - `force=False`: stop before the first update if no answer ends with EOS, or the reference is not the starting policy.
 
 `trainer.train(resume_from_checkpoint="OUTPUT_DIR/checkpoint-N")` continues a run, on a CPU to exactly the same weights.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import NamedTuple
 
 from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.settings import Data
@@ -50,6 +51,15 @@ class Measured:
     rejected_tokens: int
 
 
+class _Fit(NamedTuple):
+    """What the limits leave of a row: its prompt, cut where needed, and the numbers of tokens."""
+
+    prompt: str
+    prompt_tokens: int
+    chosen_tokens: int
+    rejected_tokens: int
+
+
 @dataclass(slots=True)
 class _Usable:
     """A usable row, and what `_fit` finds that the limits leave of it, or the reason why it is dropped."""
@@ -57,7 +67,7 @@ class _Usable:
     split: Split
     pair: Pair
     has_other_markers: bool
-    fit: tuple[str, int, int, int] | str = ANSWER_TOO_LONG  # its prompt, maybe cut; tokens of prompt, chosen, rejected
+    fit: _Fit | str = ANSWER_TOO_LONG
     conversation: Conversation = ()  # named once all rows are read
 
 
@@ -180,7 +190,7 @@ def _fit(rows: list[_Usable], data: Data, rules: Rules) -> list[_Usable]:
     rejected = _counted_within(limit, {n: rows[n].pair.rejected for n in chosen}, count)
     prompts = fit_prompts([rows[n].pair.prompt for n in rejected], data.max_prompt_tokens, rules.count_prompts)
     for n, prompt in zip(rejected, prompts, strict=True):
-        rows[n].fit = PROMPT_TOO_LONG if prompt is None else (*prompt, chosen[n], rejected[n])
+        rows[n].fit = PROMPT_TOO_LONG if prompt is None else _Fit(*prompt, chosen[n], rejected[n])
     return rows
 
 
@@ -190,15 +200,17 @@ def _keep(side: Side, rows: Sequence[_Usable], other_prompts: Set[str] = frozens
         row, fit = one.pair, one.fit
         if isinstance(fit, str):
             side.dropped[fit].append(row.row)
-        elif (prompt := fit[0]) in other_prompts:  # it differed from the test prompt only in turns that were cut
+        elif fit.prompt in other_prompts:  # it differed from the test prompt only in turns that were cut
             side.dropped["leaked from train once cut"].append(row.row)
         else:
-            is_cut = prompt != row.prompt
+            is_cut = fit.prompt != row.prompt
             side.turns_cut += is_cut
             if one.has_other_markers:
                 side.other_markers.append(row.row)
-            kept = replace(row, prompt=prompt) if is_cut else row
-            side.kept.append(Measured(kept, one.conversation, *fit[1:]))
+            kept = replace(row, prompt=fit.prompt) if is_cut else row
+            side.kept.append(
+                Measured(kept, one.conversation, fit.prompt_tokens, fit.chosen_tokens, fit.rejected_tokens)
+            )
 
 
 def _counted_within(limit_tokens: int, texts: Mapping[int, str], count_tokens: CountTokens) -> dict[int, int]:

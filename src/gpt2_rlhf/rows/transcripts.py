@@ -106,11 +106,12 @@ def fit_prompts(prompts: Sequence[str], limit_tokens: int, count_tokens: CountTo
 
     A cut prompt starts with a Human turn. None stands for a prompt whose last Human turn alone is over the limit.
     """
-    counts = zip(prompts, count_tokens(list(prompts)), strict=True)
-    return [
-        (prompt, tokens) if tokens <= limit_tokens else _cut(prompt, limit_tokens, count_tokens)
-        for prompt, tokens in counts
-    ]
+    distinct = list(dict.fromkeys(prompts))  # several pairs may share a prompt
+    found = {
+        prompt: (prompt, tokens) if tokens <= limit_tokens else _cut(prompt, limit_tokens, count_tokens)
+        for prompt, tokens in zip(distinct, count_tokens(distinct), strict=True)
+    }
+    return [found[prompt] for prompt in prompts]
 
 
 def _cut(prompt: str, limit_tokens: int, count_tokens: CountTokens) -> tuple[str, int] | None:

@@ -41,7 +41,8 @@ def spread(settings: Ppo, manifests: list[dict[str, dict[str, Any]]]) -> dict[st
 
 
 def of_stages(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, dict[str, Any]]]:
-    return [{"ppo": policy, "evaluate": evaluated} for policy, evaluated in runs]
+    shared: dict[str, dict[str, Any]] = {name: {"metrics": {}} for name in ("sft", "reward")}
+    return [{**shared, "ppo": policy, "evaluate": evaluated} for policy, evaluated in runs]
 
 
 def test_the_spread_is_the_mean_standard_deviation_and_range_over_seeds():
