@@ -91,7 +91,7 @@ def test_a_metric_that_the_evaluation_computes_is_printed_everywhere_once_the_ca
     settings = compose.load([]).settings
     ppo = {"seed": 4, "metrics": records["ppo"]["metrics"]}
     with_seeds = dataclasses.replace(settings.ppo, seeds=[4, 5])
-    spread = summaries.spread(with_seeds, [{"ppo": ppo, "evaluate": records["evaluate"]}] * 2)
+    spread = summaries.spread(with_seeds, [{**records, "ppo": ppo}] * 2)
     summary |= {"evaluation": records["evaluate"]["metrics"], "seeds": spread}
     figure = "7.50 [6.00, 9.00]"
     page = report.write(tmp_path, settings, records, summary).read_text(encoding="utf-8")
