@@ -12,6 +12,7 @@ from gpt2_rlhf.config.errors import UserError
 from gpt2_rlhf.config.hub_errors import require_undamaged
 from gpt2_rlhf.config.settings import Model
 from gpt2_rlhf.models import model_files
+from gpt2_rlhf.store.files import read_json
 
 _ADAPTER = "adapter_config.json"
 
@@ -99,7 +100,7 @@ def _check_weights(model: Model) -> None:
             "format, with AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER), and set model.name=FOLDER"
         )
     try:
-        shard_of: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shard_of: dict[str, str] = read_json(index)["weight_map"]
         shards = sorted(set(shard_of.values()))
         if not shards or not all(isinstance(shard, str) for shard in shards):
             raise ValueError("its weight_map names no files")

@@ -13,6 +13,7 @@ from gpt2_rlhf.evidence.intervals import wilson
 from gpt2_rlhf.rows.cleaning import Cleaned, Measured, Side
 from gpt2_rlhf.rows.sources import describe
 from gpt2_rlhf.rows.transcripts import ASSISTANT, Pair
+from gpt2_rlhf.store.files import read_json
 
 _NAMES_SHOWN = 10
 
@@ -51,7 +52,7 @@ def write(directory: Path, report: Mapping[str, Any]) -> None:
 
 def read(directory: Path) -> dict[str, Any]:
     """Read data.json from the data stage's directory."""
-    return json.loads((directory / "data.json").read_text(encoding="utf-8"))
+    return read_json(directory / "data.json")
 
 
 def counts(report: Mapping[str, Any]) -> dict[str, Any]:
